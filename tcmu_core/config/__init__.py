@@ -1,0 +1,1 @@
+"""Configuration: the cfgstring grammar and tcmu.conf."""

@@ -1,0 +1,295 @@
+"""Exceptions that carry their SCSI meaning, and the one table from errno to sense."""
+
+from __future__ import annotations
+
+import errno
+from typing import ClassVar
+
+
+class TcmuError(Exception):
+    """Base of everything that tcmu raises on purpose."""
+
+
+class ConfigError(TcmuError):
+    """A cfgstring, option or configuration file is wrong; the message says what to write instead."""
+
+
+class HandlerError(TcmuError):
+    """A handler can't be used: not installed, broken at import, or its hooks don't fit."""
+
+
+class NotHandled(TcmuError):
+    """Returned or raised by `handle_cmd` to pass the command on to the engine."""
+
+
+class CommandError(TcmuError):
+    """A command ends with something else than GOOD. Raise one of the subclasses.
+
+    Class attributes give the SCSI meaning: `status` (SAM-5 5.3.1), and for CHECK CONDITION the `sense_key`
+    (SPC-4 4.5.6) and the additional sense code and qualifier `asc`, `ascq` (SPC-4 annex F).
+    An instance may carry `information` (SPC-4 4.5.2.2), `field` (byte, bit of the field pointer; bit None when
+    the whole byte is meant), `in_cdb` (whether the field lies in the CDB or in the parameter list), and
+    `progress` (0..65535).
+    """
+
+    status: ClassVar[int] = 0x02
+    sense_key: int = 0x4
+    asc: int = 0x44
+    ascq: int = 0x00
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        information: int | None = None,
+        field: tuple[int, int | None] | None = None,
+        in_cdb: bool = True,
+        progress: int | None = None,
+    ) -> None:
+        super().__init__(message or (self.__doc__ or "").split(".", maxsplit=1)[0])
+        self.information = information
+        self.field = field
+        self.in_cdb = in_cdb
+        self.progress = progress
+
+
+# -- statuses without sense (SAM-5 5.3.1) ---------------------------------------------------------------------------
+
+
+class Busy(CommandError):
+    """The device is busy: the initiator retries."""
+
+    status = 0x08
+
+
+class ReservationConflict(CommandError):
+    """Another nexus holds a reservation."""
+
+    status = 0x18
+
+
+class TaskSetFull(CommandError):
+    """No resources for one more command: the initiator retries."""
+
+    status = 0x28
+
+
+class TaskAborted(CommandError):
+    """The command was aborted on behalf of another nexus (TAS = 1)."""
+
+    status = 0x40
+
+
+# -- NOT READY -----------------------------------------------------------------------------------------------------
+
+
+class NotReady(CommandError):
+    """The logical unit is not ready."""
+
+    sense_key, asc, ascq = 0x2, 0x04, 0x00
+
+
+class BecomingReady(NotReady):
+    """The logical unit is becoming ready."""
+
+    ascq = 0x01
+
+
+class NotReadyStopped(NotReady):
+    """The logical unit was stopped; START STOP UNIT starts it."""
+
+    ascq = 0x02
+
+
+class FormatInProgress(NotReady):
+    """A format is in progress."""
+
+    ascq = 0x04
+
+
+class SanitizeInProgress(NotReady):
+    """A sanitize operation is in progress."""
+
+    ascq = 0x1B
+
+
+class MediumNotPresent(NotReady):
+    """There is no medium."""
+
+    asc, ascq = 0x3A, 0x00
+
+
+# -- MEDIUM ERROR --------------------------------------------------------------------------------------------------
+
+
+class MediumError(CommandError):
+    """The medium can't be read or written."""
+
+    sense_key, asc, ascq = 0x3, 0x11, 0x00
+
+
+class ReadError(MediumError):
+    """Unrecovered read error."""
+
+
+class WriteError(MediumError):
+    """Write error."""
+
+    asc = 0x0C
+
+
+class FormatCorrupted(MediumError):
+    """The medium's format is corrupted."""
+
+    asc = 0x31
+
+
+# -- HARDWARE ERROR ------------------------------------------------------------------------------------------------
+
+
+class HardwareError(CommandError):
+    """Internal target failure."""
+
+    sense_key = 0x4
+
+
+class StorageTimeout(HardwareError):
+    """The storage behind the device did not answer in time."""
+
+    asc, ascq = 0x3E, 0x02
+
+
+# -- ILLEGAL REQUEST -----------------------------------------------------------------------------------------------
+
+
+class IllegalRequest(CommandError):
+    """The command can't be carried out as it was asked."""
+
+    sense_key, asc, ascq = 0x5, 0x24, 0x00
+
+
+class InvalidOpcode(IllegalRequest):
+    """Invalid command operation code."""
+
+    asc = 0x20
+
+
+class LbaOutOfRange(IllegalRequest):
+    """Logical block address out of range."""
+
+    asc = 0x21
+
+
+class InvalidFieldInCdb(IllegalRequest):
+    """Invalid field in CDB."""
+
+
+class InvalidFieldInParameterList(IllegalRequest):
+    """Invalid field in parameter list."""
+
+    asc = 0x26
+
+
+class ParameterListLengthError(IllegalRequest):
+    """Parameter list length error."""
+
+    asc = 0x1A
+
+
+class LogicalUnitNotSupported(IllegalRequest):
+    """There is no such logical unit."""
+
+    asc = 0x25
+
+
+class SavingNotSupported(IllegalRequest):
+    """Saving parameters is not supported."""
+
+    asc = 0x39
+
+
+class MediumRemovalPrevented(IllegalRequest):
+    """Medium removal is prevented."""
+
+    asc, ascq = 0x53, 0x02
+
+
+# -- the rest ------------------------------------------------------------------------------------------------------
+
+
+class UnitAttention(CommandError):
+    """Something changed that the initiator has to know; `UnitAttention.of(asc, ascq)` makes one."""
+
+    sense_key, asc, ascq = 0x6, 0x29, 0x00
+
+    @classmethod
+    def of(cls, asc: int, ascq: int) -> UnitAttention:
+        """Return the unit attention with this additional sense code and qualifier (SPC-4 annex F)."""
+        attention = cls(f"unit attention {asc:02X}/{ascq:02X}")
+        attention.asc, attention.ascq = asc, ascq
+        return attention
+
+
+class DataProtect(CommandError):
+    """The medium is write-protected."""
+
+    sense_key, asc, ascq = 0x7, 0x27, 0x00
+
+
+class WriteProtected(DataProtect):
+    """The device is read-only or its software write protection is on."""
+
+
+class SpaceAllocationFailed(DataProtect):
+    """No space left on the storage behind the device (permanent until somebody makes room)."""
+
+    ascq = 0x07
+
+
+class CopyAborted(CommandError):
+    """A copy could not be completed."""
+
+    sense_key, asc, ascq = 0xA, 0x0D, 0x01
+
+
+class AbortedCommand(CommandError):
+    """The device aborted the command; the initiator may try again."""
+
+    sense_key, asc, ascq = 0xB, 0x00, 0x00
+
+
+class Miscompare(CommandError):
+    """The data did not match."""
+
+    sense_key, asc, ascq = 0xE, 0x1D, 0x00
+
+
+# One table: what the storage says (errno) becomes what the initiator hears. The write side differs where it must.
+_ERRNO: dict[int, type[CommandError]] = {
+    errno.EAGAIN: Busy,
+    errno.EBUSY: Busy,
+    errno.EINTR: Busy,
+    errno.ENOMEM: TaskSetFull,
+    errno.ENOBUFS: TaskSetFull,
+    errno.ETIMEDOUT: StorageTimeout,
+    errno.EROFS: WriteProtected,
+    errno.EPERM: WriteProtected,
+    errno.EACCES: WriteProtected,
+    errno.ENOSPC: SpaceAllocationFailed,
+    errno.EDQUOT: SpaceAllocationFailed,
+    errno.EFBIG: SpaceAllocationFailed,
+    errno.ENOMEDIUM: MediumNotPresent,
+    errno.ENOTCONN: NotReady,
+    errno.ESHUTDOWN: NotReady,
+    errno.EOPNOTSUPP: InvalidOpcode,
+    errno.EILSEQ: Miscompare,
+    errno.EREMCHG: MediumNotPresent,
+}
+
+
+def from_oserror(error: OSError, *, writing: bool) -> CommandError:
+    """Return the command error that `error` means; `writing` tells a write error from a read error."""
+    kind = _ERRNO.get(error.errno or 0)
+    if kind is None:
+        kind = WriteError if writing else ReadError
+    return kind(str(error))

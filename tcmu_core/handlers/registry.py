@@ -1,0 +1,195 @@
+"""The registry: which handlers there are, where each comes from, and why one is broken."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import importlib_metadata
+
+from tcmu_core.backend import Backend, plugin_manager
+from tcmu_core.backend import check_config as backend_check_config
+from tcmu_core.device import Device
+from tcmu_core.errors import ConfigError, HandlerError
+
+ENTRY_POINT_GROUP = "tcmu.handlers"
+CAPABILITIES = ("write", "flush", "discard", "write_zeroes", "extents", "handle_cmd", "reconfigure", "check_config")
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A handler that was found: usable when `error` is empty."""
+
+    name: str
+    source: str  # the distribution with its version, or the drop-in file
+    version: str = ""
+    factory: object = None  # a class (one instance per device) or a module
+    error: str = ""
+    config_desc: str = ""
+    capabilities: tuple[str, ...] = ()
+
+    def make(self) -> object:
+        """Return the plugin for one device: a new instance of a class, or the module itself."""
+        if isinstance(self.factory, type):
+            return self.factory()
+        return self.factory
+
+    def open(self, device: Device) -> Backend:
+        """Open `device` with this handler and return its backend; raises as `Backend.open` does."""
+        try:
+            plugin = self.make()
+        except Exception as error:
+            raise HandlerError(f"handler {self.name!r} can't be made: {error!r}") from error
+        backend = Backend(plugin, device)
+        backend.open()
+        return backend
+
+    def check_config(self, cfgstring: str) -> None:
+        """Raise `ConfigError` when `cfgstring` can't be right."""
+        backend_check_config(self.make(), self.name, cfgstring)
+
+
+class Registry:
+    """All handlers, loaded and broken ones, by name."""
+
+    def __init__(self, handler_paths: Iterable[str | Path] = ()) -> None:
+        self.handlers: dict[str, Handler] = {}
+        for path in handler_paths:
+            self._add_path(Path(path))
+        self._add_distributions(None)
+
+    def __iter__(self) -> Iterator[Handler]:
+        return iter(sorted(self.handlers.values(), key=lambda handler: handler.name))
+
+    def get(self, name: str) -> Handler:
+        """Return the handler called `name`.
+
+        Raises:
+            HandlerError: there is none, or it is broken; the message names the ones that there are.
+        """
+        handler = self.handlers.get(name)
+        if handler is None:
+            known = sorted(name for name, found in self.handlers.items() if not found.error)
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise HandlerError(
+                f"no handler {name!r}: {hint}installed are {', '.join(known) or 'none'}; "
+                f"`pip install tcmu-{name}` may bring it"
+            )
+        if handler.error:
+            raise HandlerError(f"handler {name!r} of {handler.source} is broken: {handler.error}")
+        return handler
+
+    # -- finding ----------------------------------------------------------------------------------------------------
+
+    def _add_path(self, path: Path) -> None:
+        """Add what `pip install --target` put into `path`, then the drop-in files in it."""
+        if not path.is_dir():
+            raise ConfigError(f"handler path {str(path)!r} is no directory")
+        directory = str(path.resolve())
+        if directory not in sys.path:
+            sys.path.insert(0, directory)
+            importlib.invalidate_caches()
+        self._add_distributions([directory])
+        for file in sorted(path.glob("handler_*.py")):
+            self._add(_from_file(file))
+
+    def _add_distributions(self, paths: list[str] | None) -> None:
+        found = (
+            importlib_metadata.distributions()
+            if paths is None
+            else importlib_metadata.distributions(path=paths)
+        )
+        seen: set[tuple[str, str]] = set()
+        for distribution in found:
+            project = distribution.metadata["Name"] or "?"
+            for entry in distribution.entry_points:
+                # One distribution can be visible twice (an editable install beside its source): the first one counts.
+                if entry.group != ENTRY_POINT_GROUP or (project.lower(), entry.name) in seen:
+                    continue
+                seen.add((project.lower(), entry.name))
+                self._add(_from_entry_point(entry, project, distribution.version))
+
+    def _add(self, handler: Handler) -> None:
+        known = self.handlers.get(handler.name)
+        if known is None:
+            self.handlers[handler.name] = handler
+        elif known.source != handler.source:
+            both = f"{known.source} and {handler.source}"
+            error = f"two handlers have this name: {both}; remove one of them"
+            self.handlers[handler.name] = Handler(handler.name, both, error=error)
+
+
+def _from_entry_point(entry: importlib_metadata.EntryPoint, project: str, version: str) -> Handler:
+    source = f"{project} {version}"
+    try:
+        factory = entry.load()
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return Handler(entry.name, source, version, error=f"{entry.value} can't be imported: {_reason(error)}")
+    return _inspect(entry.name, source, version, factory)
+
+
+def _from_file(file: Path) -> Handler:
+    """Load a drop-in file: it has one class with hooks, or hooks of its own as a module."""
+    name = file.stem.removeprefix("handler_")
+    source = str(file)
+    module_name = f"tcmu_dropin_{name}"
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    if spec is None or spec.loader is None:
+        return Handler(name, source, error="the file can't be loaded")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return Handler(name, source, error=_reason(error))
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and value.__module__ == module_name and _has_hooks(value)
+    ]
+    if len(classes) > 1:
+        names = ", ".join(found.__name__ for found in classes)
+        return Handler(name, source, error=f"more than one class has hooks: {names}; keep one in the file")
+    return _inspect(name, source, "", classes[0] if classes else module)
+
+
+def _has_hooks(owner: object) -> bool:
+    return any(hasattr(member, "tcmu_impl") for _, member in inspect.getmembers(owner))
+
+
+def _inspect(name: str, source: str, version: str, factory: object) -> Handler:
+    """Check the hooks of a loaded handler and note what it can do."""
+    if not isinstance(factory, type | ModuleType):
+        return Handler(name, source, version, error=f"the entry point names {factory!r}: it must be a class or a module")
+    if not name.replace("_", "").replace("-", "").isalnum():
+        return Handler(name, source, version, error=f"the name {name!r} may hold letters, digits, - and _ only")
+    try:
+        manager = plugin_manager(factory() if isinstance(factory, type) else factory, name)
+    except HandlerError as error:
+        return Handler(name, source, version, error=str(error))
+    except Exception as error:
+        return Handler(name, source, version, error=f"it can't be made: {_reason(error)}")
+    able = tuple(hook for hook in CAPABILITIES if getattr(manager.hook, hook).get_hookimpls())
+    desc = getattr(factory, "config_desc", "") or inspect.getdoc(factory) or ""
+    return Handler(name, source, version, factory, config_desc=str(desc), capabilities=able)
+
+
+def _reason(error: BaseException) -> str:
+    """Return one line that says what went wrong and where."""
+    where = ""
+    trace = error.__traceback__
+    while trace is not None:
+        where = f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"
+        trace = trace.tb_next
+    return f"{type(error).__name__}: {error}{where}"

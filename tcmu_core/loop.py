@@ -1,0 +1,186 @@
+"""The event loop of a worker: one thread, epoll, timers, and calls posted from other threads.
+
+Smaller than asyncio because it must be: a command at queue depth 1 passes here twice, and asyncio's handle, context
+and transport cost more than the whole engine does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+log = logging.getLogger("tcmu.loop")
+
+READ = select.EPOLLIN
+WRITE = select.EPOLLOUT
+
+
+class Timer:
+    """A call that is due at `when` (monotonic seconds); `cancel()` forgets it."""
+
+    __slots__ = ("args", "fn", "when")
+
+    def __init__(self, when: float, fn: Callable[..., object] | None, args: tuple[Any, ...]) -> None:
+        self.when = when
+        self.fn = fn
+        self.args = args
+
+    def cancel(self) -> None:
+        """Forget the call; harmless when it was made already."""
+        self.fn = None
+
+
+class Loop:
+    """Runs callbacks on one thread. Only `post` and `stop` may be called from another one.
+
+    A callback that raises is logged and does no harm to the others.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callable[[int], object]] = {}
+        self._posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._count = itertools.count()
+        self._running = False
+        self._asleep = False
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._old_signals: dict[int, Any] = {}
+        self._signal_pair: tuple[socket.socket, socket.socket] | None = None
+        self.register(self._wake, READ, self._woken)
+
+    # -- file descriptors -------------------------------------------------------------------------------------------
+
+    def register(self, fd: int, events: int, callback: Callable[[int], object]) -> None:
+        """Call `callback(events)` whenever `fd` is ready for one of `events`; level-triggered."""
+        self._epoll.register(fd, events)
+        self._callbacks[fd] = callback
+
+    def modify(self, fd: int, events: int) -> None:
+        """Wait for other events of `fd` from now on."""
+        self._epoll.modify(fd, events)
+
+    def unregister(self, fd: int) -> None:
+        """Forget `fd`; call it before the descriptor is closed."""
+        if self._callbacks.pop(fd, None) is not None:
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(fd)
+
+    # -- calls ------------------------------------------------------------------------------------------------------
+
+    def post(self, fn: Callable[..., object], *args: Any) -> None:
+        """Call `fn(*args)` on the loop's thread, soon; safe from any thread."""
+        self._posted.append((fn, args))
+        if self._asleep:
+            os.eventfd_write(self._wake, 1)
+
+    def call_later(self, delay: float, fn: Callable[..., object], *args: Any) -> Timer:
+        """Call `fn(*args)` after `delay` seconds; on the loop's thread only."""
+        timer = Timer(time.monotonic() + delay, fn, args)
+        heapq.heappush(self._timers, (timer.when, next(self._count), timer))
+        return timer
+
+    def on_signal(self, number: int, fn: Callable[[], object]) -> None:
+        """Call `fn()` on the loop when the process gets signal `number`; main thread only."""
+        if self._signal_pair is None:
+            self._signal_pair = socket.socketpair()
+            for end in self._signal_pair:
+                end.setblocking(False)
+            signal.set_wakeup_fd(self._signal_pair[1].fileno(), warn_on_full_buffer=False)
+            self.register(self._signal_pair[0].fileno(), READ, self._drain_signals)
+
+        def handler(_number: int, _frame: FrameType | None) -> None:
+            self._posted.append((fn, ()))
+
+        self._old_signals.setdefault(number, signal.signal(number, handler))
+
+    def _drain_signals(self, _events: int) -> None:
+        assert self._signal_pair is not None
+        with contextlib.suppress(BlockingIOError):
+            self._signal_pair[0].recv(4096)
+
+    def _woken(self, _events: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run until `stop`."""
+        self._running = True
+        poll = self._epoll.poll
+        callbacks = self._callbacks
+        posted = self._posted
+        while self._running:
+            # Announce sleep first, then look at the queue: a post in between writes the eventfd, none is missed.
+            self._asleep = True
+            events = poll(self._timeout())
+            self._asleep = False
+            for fd, mask in events:
+                callback = callbacks.get(fd)
+                if callback is not None:
+                    try:
+                        callback(mask)
+                    except Exception:
+                        log.exception("the callback of file descriptor %d failed", fd)
+            if self._timers:
+                self._run_timers()
+            for _ in range(len(posted)):
+                fn, args = posted.popleft()
+                self._call(fn, args)
+
+    def stop(self) -> None:
+        """Make `run` return; safe from any thread."""
+        self.post(self._stop)
+
+    def _stop(self) -> None:
+        self._running = False
+
+    def close(self) -> None:
+        """Restore signal handlers and release the descriptors."""
+        for number, old in self._old_signals.items():
+            signal.signal(number, old)
+        self._old_signals.clear()
+        if self._signal_pair is not None:
+            signal.set_wakeup_fd(-1)
+            self.unregister(self._signal_pair[0].fileno())
+            for end in self._signal_pair:
+                end.close()
+            self._signal_pair = None
+        self.unregister(self._wake)
+        self._epoll.close()
+        os.close(self._wake)
+
+    def _timeout(self) -> float:
+        if self._posted:
+            return 0
+        while self._timers and self._timers[0][2].fn is None:
+            heapq.heappop(self._timers)
+        if not self._timers:
+            return -1
+        return max(0.0, self._timers[0][0] - time.monotonic())
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            timer = heapq.heappop(self._timers)[2]
+            fn, timer.fn = timer.fn, None
+            if fn is not None:
+                self._call(fn, timer.args)
+
+    def _call(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
+        try:
+            fn(*args)
+        except Exception:
+            log.exception("a call on the loop failed: %r", fn)
