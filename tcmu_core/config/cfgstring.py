@@ -31,7 +31,8 @@ def size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ConfigError(f"{text!r} is no size: write a number with K, M, G or T, such as 64M")
-    return int(float(match[1]) * (1 << _UNITS[match[2].lower()])) if "." in match[1] else int(match[1]) << _UNITS[match[2].lower()]
+    unit = 1 << _UNITS[match[2].lower()]
+    return int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
 
 
 def boolean(text: str) -> bool:

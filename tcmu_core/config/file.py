@@ -1,0 +1,375 @@
+"""tcmu.conf: parsing and validation; every problem is reported with its line and what was probably meant."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import errno
+import os
+import re
+import stat
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from configobj import ConfigObj, ConfigObjError, flatten_errors, get_extra_values
+from configobj.validate import ValidateError, Validator, VdtTypeError
+
+from tcmu_core.config import cfgstring
+from tcmu_core.config.lines import Place, places, plain
+from tcmu_core.config.settings import (
+    DEFAULT_PORT,
+    Config,
+    ForeignDevices,
+    LunConfig,
+    PortalConfig,
+    TargetConfig,
+)
+from tcmu_core.errors import ConfigError
+from tcmu_core.log import Level
+
+MAX_SIZE = 2 << 20  # bytes; as the C runner
+MAX_LUN = 16383  # SAM-5 4.7.4: flat space addressing
+_IQN = re.compile(
+    r"iqn\.\d{4}-\d{2}\.[^\s:]+(:\S+)?|eui\.[0-9A-Fa-f]{16}|naa\.[0-9A-Fa-f]{16}([0-9A-Fa-f]{16})?"
+)  # RFC 7143 4.2.7
+_LUN = re.compile(r"(?:lun[ _-]?)?(\d+)", re.IGNORECASE)
+
+
+def load(path: str | Path, *, must_exist: bool = False) -> Config:
+    """Return what the file says; one that is missing says nothing.
+
+    Raises:
+        ConfigError: with every problem that the file has, one a line.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_SIZE + 1)
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    except OSError as error:
+        if error.errno == errno.ENOENT and not must_exist:
+            return Config()
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    if len(data) > MAX_SIZE:
+        raise ConfigError(f"{path}: larger than {MAX_SIZE >> 20} MiB: this is no configuration file")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8 text") from error
+    return parse(text, str(path), mode)
+
+
+def parse(text: str, name: str = "tcmu.conf", mode: int = 0o600) -> Config:
+    """Return what `text` says; `name` and `mode` (permission bits) are those of the file that it came from.
+
+    Raises:
+        ConfigError: with every problem, one a line.
+    """
+    return _Reader(text.splitlines(), name, mode).config()
+
+
+class _Reader:
+    """One pass over a file: the parsed values, the places of keys, and the problems found so far."""
+
+    def __init__(self, lines: list[str], name: str, mode: int) -> None:
+        self.name = name
+        self.mode = mode
+        self.places = places(plain(lines))
+        self.problems: list[tuple[int, str]] = []
+        self.warnings: list[str] = []
+        spec = resources.files("tcmu_core.config").joinpath("tcmu.spec").read_text("utf-8").splitlines()
+        try:
+            self.values = ConfigObj(
+                plain(lines),
+                configspec=ConfigObj(spec, list_values=False, interpolation=False, _inspec=True),
+                interpolation=False,
+            )
+        except ConfigObjError as error:
+            for one in getattr(error, "errors", None) or [error]:
+                self._problem(getattr(one, "line_number", None) or 0, _syntax(one))
+            self._raise()
+
+    def config(self) -> Config:
+        self._validate()
+        self._raise()
+        values = self.values
+        config = Config(
+            log_level=self._level(),
+            log_dir=Path(values["log_dir"]),
+            syslog=values["syslog"],
+            log_levels=MappingProxyType({name: _clamped(level) for name, level in values["log_levels"].items()}),
+            foreign_devices=ForeignDevices(values["foreign_devices"]),
+            handlers=MappingProxyType({name: MappingProxyType(dict(own)) for name, own in values["handlers"].items()}),
+            portal=self._portal(values["portal"]),
+            targets=tuple(self._target(name, own) for name, own in values["targets"].items()),
+            given=frozenset(key for key in values.scalars if key not in values.defaults),
+        )
+        self._raise()
+        return dataclasses.replace(config, warnings=tuple(self.warnings))
+
+    # -- problems ---------------------------------------------------------------------------------------------------
+
+    def _at(self, place: Place) -> int:
+        """Return the line of `place`, or of the nearest section around it."""
+        while place:
+            if place in self.places:
+                return self.places[place]
+            place = place[:-1]
+        return 0
+
+    def _problem(self, line: int, text: str) -> None:
+        self.problems.append((line, text))
+
+    def _raise(self) -> None:
+        if self.problems:
+            said = [
+                f"{self.name}:{line}: {text}" if line else f"{self.name}: {text}"
+                for line, text in sorted(self.problems)
+            ]
+            raise ConfigError("\n".join(said))
+
+    # -- the schema -------------------------------------------------------------------------------------------------
+
+    def _validate(self) -> None:
+        result = self.values.validate(Validator(_CHECKS), preserve_errors=True)
+        for sections, key, error in flatten_errors(self.values, result):
+            if key is None:
+                place = tuple(sections)
+                self._problem(self._at(place), f"[{sections[-1]}] must be a section, not a key")
+            elif error is False:
+                self._problem(self._at((*sections, key)), f"[{sections[-1]}] needs {key!r}")
+            else:
+                self._problem(self._at((*sections, key)), f"{key}: {_meaning(error, key, self._value(sections, key))}")
+        for sections, key in get_extra_values(self.values):
+            self._unknown(tuple(sections), key)
+
+    def _value(self, sections: list[str], key: str) -> Any:
+        owner: Any = self.values
+        for section in sections:
+            owner = owner[section]
+        return owner[key]
+
+    def _unknown(self, sections: Place, key: str) -> None:
+        owner: Any = self.values
+        for section in sections:
+            owner = owner[section]
+        spec = owner.configspec or {}
+        is_section = isinstance(owner[key], dict)
+        known = [name for name in spec if name != "__many__" and isinstance(spec[name], dict) == is_section]
+        close = difflib.get_close_matches(key, known, 1)
+        what = "section" if is_section else "key"
+        where = f" in [{sections[-1]}]" if sections else ""
+        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known) or 'none'}"
+        elsewhere = [name for name, part in self.values.configspec.items() if isinstance(part, dict) and key in part]
+        if not close and elsewhere and not sections:
+            hint = f"it belongs into [{elsewhere[0]}]"
+        self._problem(self._at((*sections, key)), f"unknown {what} {key!r}{where}: {hint}")
+
+    # -- what the schema can't say ----------------------------------------------------------------------------------
+
+    def _level(self) -> Level:
+        number: int = self.values["log_level"]
+        level = _clamped(number)
+        if level != number:
+            self.warnings.append(f"{self.name}:{self._at(('log_level',))}: log_level {number}: {level.value} is taken")
+        return level
+
+    def _portal(self, values: Mapping[str, Any]) -> PortalConfig:
+        for user, password in values["chap"].items():
+            self._secret(("portal", "chap", user), password)
+        mutual = None
+        if values["mutual_user"] or values["mutual_password"]:
+            if not (values["mutual_user"] and values["mutual_password"]):
+                self._problem(self._at(("portal",)), "mutual_user and mutual_password go together")
+            if not values["chap"]:
+                self._problem(self._at(("portal", "mutual_user")), "mutual CHAP needs users in [[chap]] too")
+            self._secret(("portal", "mutual_password"), values["mutual_password"])
+            if values["mutual_password"] in values["chap"].values():  # RFC 7143 12.1.3
+                line = self._at(("portal", "mutual_password"))
+                self._problem(line, "mutual_password must differ from the users' passwords")
+            mutual = (values["mutual_user"], values["mutual_password"])
+        if (values["chap"] or mutual) and self.mode & 0o077:
+            self.warnings.append(f"{self.name}: holds passwords and others may read it: chmod 600 {self.name}")
+        return PortalConfig(
+            listen=tuple(values["listen"]),
+            insecure=values["insecure"],
+            acl=tuple(values["acl"]),
+            chap=MappingProxyType(dict(values["chap"])),
+            mutual=mutual,
+            header_digest=tuple(values["header_digest"]),
+            data_digest=tuple(values["data_digest"]),
+            max_connections=values["max_connections"],
+        )
+
+    def _secret(self, place: Place, password: str) -> None:
+        if not password:
+            self._problem(self._at(place), f"{place[-1]}: the password is empty")
+
+    def _target(self, name: str, values: Mapping[str, Any]) -> TargetConfig:
+        place = ("targets", name)
+        if not _IQN.fullmatch(name):
+            self._problem(self._at(place), f"{name!r} is no iSCSI name: write one such as iqn.2025-01.local.tcmu:disk")
+        luns: dict[int, LunConfig] = {}
+        for section, own in values.items():
+            if not isinstance(own, dict):
+                continue
+            line = self._at((*place, section))
+            match = _LUN.fullmatch(section)
+            if match is None or int(match[1]) > MAX_LUN:
+                self._problem(line, f"[[[{section}]]] is no logical unit: write [[[lun 0]]], up to {MAX_LUN}")
+                continue
+            lun = int(match[1])
+            if lun in luns:
+                self._problem(line, f"logical unit {lun} is there twice")
+            if not own["handler"]:
+                self._problem(line, "handler: the name is empty")
+            luns[lun] = LunConfig(
+                lun=lun,
+                handler=own["handler"],
+                cfgstring=own["cfgstring"],
+                name=own["name"] or f"{name.rpartition(':')[2]}-{lun}",
+                size=own["size"],
+                block_size=own["block_size"],
+                read_only=own["read_only"],
+            )
+        if not luns:
+            self._problem(self._at(place), f"target {name!r} has no logical unit: add a section [[[lun 0]]]")
+        return TargetConfig(name, tuple(luns[lun] for lun in sorted(luns)), tuple(values["acl"]))
+
+
+def _clamped(number: int) -> Level:
+    """Return the level of this number, or the nearest one: the C runner clamps."""
+    return Level(max(Level.CRIT, min(Level.DEBUG_SCSI_CMD, number)))
+
+
+class _WrongError(ValidateError):
+    """A value is wrong; the message says what to write instead."""
+
+
+# -- values ---------------------------------------------------------------------------------------------------------
+
+
+def _as_level(value: Any) -> int:
+    """Convert a number, or a level's name."""
+    text = _scalar(value).strip()
+    name = text.upper().replace(" ", "_")
+    if name in Level.__members__:
+        return Level[name].value
+    try:
+        return int(text)
+    except ValueError:
+        known = ", ".join(f"{level.value} {level.name}" for level in Level)
+        raise _WrongError(f"{text!r} is no level; levels are {known}") from None
+
+
+def _as_boolean(value: Any) -> bool:
+    try:
+        return value if isinstance(value, bool) else cfgstring.boolean(_scalar(value))
+    except ConfigError as error:
+        raise _WrongError(str(error)) from None
+
+
+def _as_size(value: Any) -> int | None:
+    if value is None:
+        return None
+    try:
+        return cfgstring.size(_scalar(value))
+    except ConfigError as error:
+        raise _WrongError(str(error)) from None
+
+
+def _as_block_size(value: Any) -> int:
+    number = _as_size(value) or 0
+    if number < 512 or number > 65536 or number & (number - 1):
+        raise _WrongError(f"{_scalar(value)!r} is no block size: a power of two from 512 to 65536")
+    return number
+
+
+def _as_portals(value: Any) -> list[tuple[str, int]]:
+    try:
+        return [address(part) for part in ([value] if isinstance(value, str) else value)]
+    except ConfigError as error:
+        raise _WrongError(str(error)) from None
+
+
+def _as_digests(value: Any) -> list[str]:
+    names = [name.lower() for name in ([value] if isinstance(value, str) else value)]
+    if not names or any(name not in {"none", "crc32c"} for name in names):
+        raise _WrongError("write none, crc32c, or both in the order of preference")
+    return names
+
+
+def address(text: str) -> tuple[str, int]:
+    """Return host and port of `host`, `host:port`, `[v6]` or `[v6]:port`; raises `ConfigError`."""
+    text = text.strip()
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\s\[\]:]+))(?::(\d{1,5}))?", text)
+    if match is None and text.count(":") > 1 and "[" not in text:
+        raise ConfigError(f"{text!r} is no address: write an IPv6 one in brackets, such as [::1]:3260")
+    if match is None or int(match[3] or 0) > 65535:
+        raise ConfigError(f"{text!r} is no address: write host:port, such as 127.0.0.1:3260")
+    return match[1] or match[2], int(match[3]) if match[3] else DEFAULT_PORT
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, list):
+        raise VdtTypeError(value)
+    return str(value)
+
+
+_CHECKS = {
+    "level": _as_level,
+    "yes_or_no": _as_boolean,
+    "size": _as_size,
+    "block_size": _as_block_size,
+    "portals": _as_portals,
+    "digests": _as_digests,
+}
+
+
+# -- messages -------------------------------------------------------------------------------------------------------
+
+
+def _syntax(error: Exception) -> str:
+    """Return configobj's syntax error in plain words."""
+    text = str(error)
+    for part, meaning in _SYNTAX.items():
+        if part in text:
+            return meaning
+    return re.sub(r" at line \d+\.?$", "", text)
+
+
+_SYNTAX = {
+    "Duplicate section name": "this section is there twice",
+    "Duplicate keyword name": "this key is there twice in its section",
+    "Section too nested": "a section needs the one with one bracket less above it",
+    "Cannot compute the section depth": "the section's brackets don't match",
+    "Invalid line": "neither 'key = value' nor a [section]",
+    "Parse error in value": "the value's quotes don't match",
+    "Parse error in multiline value": "the value's triple quotes are never closed",
+}
+
+
+def _meaning(error: ValidateError, key: str, value: Any) -> str:
+    """Return what is wrong with a value, in plain words."""
+    if isinstance(value, dict):
+        return "must be a key, not a section"
+    if isinstance(value, list) and key != "listen" and not isinstance(error, _WrongError):
+        return "a value that holds a comma must be quoted"
+    text = str(error)
+    for part, meaning in _MEANINGS.items():
+        if part in text:
+            return meaning.format(value=value)
+    return text
+
+
+_MEANINGS = {
+    "is too small": "{value} is too small",
+    "is too big": "{value} is too large",
+    "is unacceptable": "{value!r} is neither reject nor ignore",
+    "was provided as a single value": "must be a section, not a key",
+    "is of the wrong type": "{value!r} is no number",
+}

@@ -1,0 +1,82 @@
+"""What tcmu.conf says, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from tcmu_core.log import Level
+
+DEFAULT_PATH = Path("/etc/tcmu/tcmu.conf")
+DEFAULT_PORT = 3260  # RFC 7143 4.1
+
+
+def _nothing() -> Mapping[str, Any]:
+    return MappingProxyType({})
+
+
+class ForeignDevices(Enum):
+    """What to tell the kernel about a device whose handler nobody has."""
+
+    REJECT = "reject"
+    IGNORE = "ignore"
+
+
+@dataclass(frozen=True, slots=True)
+class PortalConfig:
+    """The section `[portal]`. `listen` holds (host, port); `chap` maps a user to its password."""
+
+    listen: tuple[tuple[str, int], ...] = (("127.0.0.1", DEFAULT_PORT),)
+    insecure: bool = False
+    acl: tuple[str, ...] = ()
+    chap: Mapping[str, str] = field(default_factory=_nothing, repr=False)
+    mutual: tuple[str, str] | None = field(default=None, repr=False)
+    header_digest: tuple[str, ...] = ("none", "crc32c")
+    data_digest: tuple[str, ...] = ("none", "crc32c")
+    max_connections: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class LunConfig:
+    """A section `[[[lun N]]]`: the device behind one logical unit. `size` in bytes, None to ask the handler."""
+
+    lun: int
+    handler: str
+    cfgstring: str = ""
+    name: str = ""
+    size: int | None = None
+    block_size: int = 512
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TargetConfig:
+    """A section `[[iqn…]]` of `[targets]`; `acl` holds patterns of initiator names, empty for everyone's."""
+
+    name: str
+    luns: tuple[LunConfig, ...]
+    acl: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole tcmu.conf; `Config()` is one that says nothing.
+
+    `log_levels` maps `subtype/name` to that device's level, `handlers` a handler's name to its defaults.
+    `warnings` are for the log.
+    """
+
+    log_level: Level = Level.INFO
+    log_dir: Path = Path("/var/log")
+    syslog: bool = False
+    log_levels: Mapping[str, Level] = field(default_factory=_nothing)
+    foreign_devices: ForeignDevices = ForeignDevices.REJECT
+    handlers: Mapping[str, Mapping[str, str]] = field(default_factory=_nothing)
+    portal: PortalConfig = field(default_factory=PortalConfig)
+    targets: tuple[TargetConfig, ...] = ()
+    given: frozenset[str] = frozenset()  # the top-level keys that the file has: they outrank the command line
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,68 @@
+"""State that outlives the process: a device's persistent reservations (APTPL) in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import tempfile
+from pathlib import Path
+
+
+class AptplFile:
+    """Keeps the bytes that the engine hands it, replaced as a whole: after a crash there is the old or the new."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def load(self) -> bytes | None:
+        """Return what was saved last, None when nothing was; raises `OSError`."""
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def save(self, data: bytes) -> None:
+        """Save `data` and return when it is on stable storage; empty `data` removes the file. Raises `OSError`."""
+        if not data:
+            with contextlib.suppress(FileNotFoundError):
+                self.path.unlink()
+                _sync_directory(self.path.parent)
+            return
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(self.path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        _sync_directory(self.path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def default_directory() -> Path:
+    """Return where state is kept: /var/lib/tcmu for root, else below $XDG_STATE_HOME (XDG base directories 0.8)."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/tcmu")
+    home = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(home) if home.startswith("/") else Path.home() / ".local" / "state"
+    return base / "tcmu"
+
+
+def aptpl_file(directory: Path, name: str, *identity: str) -> AptplFile:
+    """Return the store of the logical unit that `identity` (handler, cfgstring, target …) tells from all others."""
+    digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
+    readable = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:64]
+    return AptplFile(directory / f"{readable}-{digest}.aptpl")
