@@ -19,22 +19,18 @@ from configobj.validate import ValidateError, Validator, VdtTypeError
 
 from tcmu_core.config import cfgstring
 from tcmu_core.config.lines import Place, places, plain
-from tcmu_core.config.settings import (
-    DEFAULT_PORT,
-    Config,
-    ForeignDevices,
-    LunConfig,
-    PortalConfig,
-    TargetConfig,
-)
+from tcmu_core.config.settings import Config, ForeignDevices, LunConfig, TargetConfig
 from tcmu_core.errors import ConfigError
+from tcmu_core.iscsi.settings import DIGESTS, Access, ChapUser, Limits, PortalSettings, parse_address
 from tcmu_core.log import Level
 
 MAX_SIZE = 2 << 20  # bytes; as the C runner
 MAX_LUN = 16383  # SAM-5 4.7.4: flat space addressing
-_IQN = re.compile(
-    r"iqn\.\d{4}-\d{2}\.[^\s:]+(:\S+)?|eui\.[0-9A-Fa-f]{16}|naa\.[0-9A-Fa-f]{16}([0-9A-Fa-f]{16})?"
-)  # RFC 7143 4.2.7
+# RFC 7143 4.2.7.2: lower case after the preparation of 4.2.7.1, so upper case is refused rather than folded
+_NAME = re.compile(
+    r"iqn\.\d{4}-\d{2}\.[a-z0-9][a-z0-9.-]*(:[a-z0-9.:_-]+)?|eui\.[0-9A-F]{16}|naa\.[0-9A-F]{16}([0-9A-F]{16})?"
+)
+MAX_NAME = 223  # bytes; RFC 7143 4.2.7.1
 _LUN = re.compile(r"(?:lun[ _-]?)?(\d+)", re.IGNORECASE)
 
 
@@ -104,7 +100,7 @@ class _Reader:
             log_levels=MappingProxyType({name: _clamped(level) for name, level in values["log_levels"].items()}),
             foreign_devices=ForeignDevices(values["foreign_devices"]),
             handlers=MappingProxyType({name: MappingProxyType(dict(own)) for name, own in values["handlers"].items()}),
-            portal=self._portal(values["portal"]),
+            portal=self._portal(values["portal"], values["targets"]),
             targets=tuple(self._target(name, own) for name, own in values["targets"].items()),
             given=frozenset(key for key in values.scalars if key not in values.defaults),
         )
@@ -178,44 +174,64 @@ class _Reader:
             self.warnings.append(f"{self.name}:{self._at(('log_level',))}: log_level {number}: {level.value} is taken")
         return level
 
-    def _portal(self, values: Mapping[str, Any]) -> PortalConfig:
-        for user, password in values["chap"].items():
-            self._secret(("portal", "chap", user), password)
-        mutual = None
+    def _portal(self, values: Mapping[str, Any], targets: Mapping[str, Any]) -> PortalSettings:
+        """Return the portal's settings, with what `targets` say of who may log in to each."""
+        outgoing = None
         if values["mutual_user"] or values["mutual_password"]:
-            if not (values["mutual_user"] and values["mutual_password"]):
-                self._problem(self._at(("portal",)), "mutual_user and mutual_password go together")
-            if not values["chap"]:
-                self._problem(self._at(("portal", "mutual_user")), "mutual CHAP needs users in [[chap]] too")
-            self._secret(("portal", "mutual_password"), values["mutual_password"])
-            if values["mutual_password"] in values["chap"].values():  # RFC 7143 12.1.3
-                line = self._at(("portal", "mutual_password"))
-                self._problem(line, "mutual_password must differ from the users' passwords")
-            mutual = (values["mutual_user"], values["mutual_password"])
-        if (values["chap"] or mutual) and self.mode & 0o077:
+            outgoing = ChapUser(values["mutual_user"], values["mutual_password"].encode())
+        if (outgoing or any(part["chap"] for part in (values, *targets.values()))) and self.mode & 0o077:
             self.warnings.append(f"{self.name}: holds passwords and others may read it: chmod 600 {self.name}")
-        return PortalConfig(
-            listen=tuple(values["listen"]),
-            insecure=values["insecure"],
-            acl=tuple(values["acl"]),
-            chap=MappingProxyType(dict(values["chap"])),
-            mutual=mutual,
-            header_digest=tuple(values["header_digest"]),
-            data_digest=tuple(values["data_digest"]),
-            max_connections=values["max_connections"],
-        )
+        try:
+            general = self._access(("portal",), values, outgoing)
+            return PortalSettings(
+                addresses=tuple(values["listen"]),
+                access=general,
+                targets=MappingProxyType(
+                    {
+                        name: self._access(("targets", name), own, outgoing if own["chap"] else None, general)
+                        for name, own in targets.items()
+                        if own["chap"] or own["acl"]
+                    }
+                ),
+                header_digests=tuple(values["header_digest"]),
+                data_digests=tuple(values["data_digest"]),
+                limits=Limits(
+                    connections=values["max_connections"],
+                    queue_depth=values["queue_depth"],
+                    login_timeout=values["login_timeout"],
+                    nop_interval=values["nop_interval"],
+                    nop_timeout=values["nop_timeout"],
+                ),
+                insecure=values["insecure"],
+            )
+        except ConfigError as error:
+            self._problem(self._at(("portal", "listen")), str(error))
+            return PortalSettings()
 
-    def _secret(self, place: Place, password: str) -> None:
-        if not password:
-            self._problem(self._at(place), f"{place[-1]}: the password is empty")
+    def _access(
+        self, place: Place, values: Mapping[str, Any], outgoing: ChapUser | None, general: Access | None = None
+    ) -> Access:
+        """Return who may log in; what a target doesn't say is as `general` has it."""
+        users = tuple(ChapUser(name, password.encode()) for name, password in values["chap"].items())
+        acl = tuple(values["acl"])
+        if general is not None:
+            users, acl = users or general.users, acl or general.initiators
+            outgoing = outgoing or general.outgoing
+        try:
+            return Access(users, outgoing, acl)
+        except ConfigError as error:
+            self._problem(self._at((*place, "chap")), str(error))
+            return Access()
 
     def _target(self, name: str, values: Mapping[str, Any]) -> TargetConfig:
         place = ("targets", name)
-        if not _IQN.fullmatch(name):
-            self._problem(self._at(place), f"{name!r} is no iSCSI name: write one such as iqn.2025-01.local.tcmu:disk")
+        try:
+            iscsi_name(name)
+        except ConfigError as error:
+            self._problem(self._at(place), str(error))
         luns: dict[int, LunConfig] = {}
         for section, own in values.items():
-            if not isinstance(own, dict):
+            if not isinstance(own, dict) or section == "chap":
                 continue
             line = self._at((*place, section))
             match = _LUN.fullmatch(section)
@@ -238,7 +254,7 @@ class _Reader:
             )
         if not luns:
             self._problem(self._at(place), f"target {name!r} has no logical unit: add a section [[[lun 0]]]")
-        return TargetConfig(name, tuple(luns[lun] for lun in sorted(luns)), tuple(values["acl"]))
+        return TargetConfig(name, tuple(luns[lun] for lun in sorted(luns)))
 
 
 def _clamped(number: int) -> Level:
@@ -246,7 +262,7 @@ def _clamped(number: int) -> Level:
     return Level(max(Level.CRIT, min(Level.DEBUG_SCSI_CMD, number)))
 
 
-class _WrongError(ValidateError):
+class _WrongError(ValidateError):  # type: ignore[misc]  # configobj has no types
     """A value is wrong; the message says what to write instead."""
 
 
@@ -289,29 +305,29 @@ def _as_block_size(value: Any) -> int:
     return number
 
 
-def _as_portals(value: Any) -> list[tuple[str, int]]:
+def _as_addresses(value: Any) -> list[str]:
+    addresses = [value] if isinstance(value, str) else value
     try:
-        return [address(part) for part in ([value] if isinstance(value, str) else value)]
+        for text in addresses:
+            parse_address(text)
     except ConfigError as error:
         raise _WrongError(str(error)) from None
+    return list(addresses)
 
 
 def _as_digests(value: Any) -> list[str]:
+    known = {name.lower(): name for name in DIGESTS}
     names = [name.lower() for name in ([value] if isinstance(value, str) else value)]
-    if not names or any(name not in {"none", "crc32c"} for name in names):
-        raise _WrongError("write none, crc32c, or both in the order of preference")
-    return names
+    if not names or not known.keys() >= set(names):
+        raise _WrongError(f"write {', '.join(DIGESTS)}, or both in the order of preference")
+    return [known[name] for name in names]
 
 
-def address(text: str) -> tuple[str, int]:
-    """Return host and port of `host`, `host:port`, `[v6]` or `[v6]:port`; raises `ConfigError`."""
-    text = text.strip()
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\s\[\]:]+))(?::(\d{1,5}))?", text)
-    if match is None and text.count(":") > 1 and "[" not in text:
-        raise ConfigError(f"{text!r} is no address: write an IPv6 one in brackets, such as [::1]:3260")
-    if match is None or int(match[3] or 0) > 65535:
-        raise ConfigError(f"{text!r} is no address: write host:port, such as 127.0.0.1:3260")
-    return match[1] or match[2], int(match[3]) if match[3] else DEFAULT_PORT
+def iscsi_name(text: str) -> str:
+    """Return `text` if it is an iSCSI name (RFC 7143 4.2.7); raises `ConfigError`."""
+    if not _NAME.fullmatch(text) or len(text.encode()) > MAX_NAME:
+        raise ConfigError(f"{text!r} is no iSCSI name: write one such as iqn.2025-01.local.tcmu:disk")
+    return text
 
 
 def _scalar(value: Any) -> str:
@@ -325,7 +341,7 @@ _CHECKS = {
     "yes_or_no": _as_boolean,
     "size": _as_size,
     "block_size": _as_block_size,
-    "portals": _as_portals,
+    "addresses": _as_addresses,
     "digests": _as_digests,
 }
 

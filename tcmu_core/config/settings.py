@@ -9,10 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from tcmu_core.iscsi.settings import PortalSettings
 from tcmu_core.log import Level
 
 DEFAULT_PATH = Path("/etc/tcmu/tcmu.conf")
-DEFAULT_PORT = 3260  # RFC 7143 4.1
 
 
 def _nothing() -> Mapping[str, Any]:
@@ -24,20 +24,6 @@ class ForeignDevices(Enum):
 
     REJECT = "reject"
     IGNORE = "ignore"
-
-
-@dataclass(frozen=True, slots=True)
-class PortalConfig:
-    """The section `[portal]`. `listen` holds (host, port); `chap` maps a user to its password."""
-
-    listen: tuple[tuple[str, int], ...] = (("127.0.0.1", DEFAULT_PORT),)
-    insecure: bool = False
-    acl: tuple[str, ...] = ()
-    chap: Mapping[str, str] = field(default_factory=_nothing, repr=False)
-    mutual: tuple[str, str] | None = field(default=None, repr=False)
-    header_digest: tuple[str, ...] = ("none", "crc32c")
-    data_digest: tuple[str, ...] = ("none", "crc32c")
-    max_connections: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +41,10 @@ class LunConfig:
 
 @dataclass(frozen=True, slots=True)
 class TargetConfig:
-    """A section `[[iqn…]]` of `[targets]`; `acl` holds patterns of initiator names, empty for everyone's."""
+    """A section `[[iqn…]]` of `[targets]`; who may log in to it is in the portal's settings."""
 
     name: str
     luns: tuple[LunConfig, ...]
-    acl: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +61,7 @@ class Config:
     log_levels: Mapping[str, Level] = field(default_factory=_nothing)
     foreign_devices: ForeignDevices = ForeignDevices.REJECT
     handlers: Mapping[str, Mapping[str, str]] = field(default_factory=_nothing)
-    portal: PortalConfig = field(default_factory=PortalConfig)
+    portal: PortalSettings = field(default_factory=PortalSettings)
     targets: tuple[TargetConfig, ...] = ()
     given: frozenset[str] = frozenset()  # the top-level keys that the file has: they outrank the command line
     warnings: tuple[str, ...] = ()
