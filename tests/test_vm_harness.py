@@ -217,7 +217,7 @@ def test_machine_without_a_kernel_says_what_to_install(tmp_path: Path) -> None:
 
 def test_command_line_relays_output_and_status(tmp_path: Path) -> None:
     console = tmp_path / "console"
-    command = [sys.executable, "-m", "tests.vm", "--cpus", "1", "--keep-console", console, "--"]
+    command = [sys.executable, "-m", "tests.vm", "--cpus", "1", "--keep-console", str(console), "--"]
     ran = subprocess.run(
         [*command, "sh", "-c", "pwd; echo err >&2; echo seen >/dev/kmsg; exit 7"],
         cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from .kernel import Kernel
 
-MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "configfs")
+# What reaches the host, then what udev would load for the SCSI disks that tests make.
+MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "configfs", "sd_mod", "sr_mod", "sg")
 GUEST = Path(__file__).parent / "guest"
 TRAILER = "TRAILER!!!"
 
