@@ -1,0 +1,228 @@
+"""FileHandler: the hooks. What the page cache can answer is done at once, the rest on the device's threads."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future
+from time import monotonic
+
+from tcmu_core import Change, ConfigError, Device, Extent, hookimpl
+from tcmu_file import storage, syscalls, transfer
+
+STALL = 0.010  # a write into the page cache that took longer (seconds) was held back by the kernel
+BACK_OFF = 1.0  # for so long the writes after it go to the threads
+NEVER = float("inf")
+UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
+FREE = syscalls.PUNCH_HOLE | syscalls.KEEP_SIZE
+ZERO = syscalls.ZERO_RANGE
+PAGE_MASK = storage.PAGE - 1
+
+
+class FileHandler:
+    """The path to the file or block device to use as a backstore; options: ro, direct, sync, size, block_size."""
+
+    config_desc = (
+        "The path to the file or block device to use as a backstore, then options: "
+        "/path[;ro=1][;direct=1][;sync=1][;size=10G][;block_size=4096]"
+    )
+
+    # -- opening and closing ----------------------------------------------------------------------------------------
+
+    @hookimpl
+    def check_config(self, cfgstring: str) -> None:
+        """Say what is wrong with the cfgstring itself."""
+        storage.parse(cfgstring)
+
+    @hookimpl
+    def open(self, device: Device) -> None:
+        """Open or create the file, lock it, and tell what is known about it."""
+        config = storage.parse(device.cfgstring, device.options)
+        if config.size and device.size not in (None, config.size):
+            raise ConfigError(
+                f"the device has {device.size} bytes, the cfgstring says size={config.size}: leave that out"
+            )
+        device.size = device.size or config.size or None
+        device.block_size = config.block_size or device.block_size
+        device.read_only = device.read_only or config.ro
+        opened = storage.open_storage(
+            config, wanted=device.size, read_only=device.read_only, block_size=device.block_size
+        )
+        self._storage = opened
+        self._fd = opened.fd
+        try:
+            self._size_up(device)
+        except BaseException:
+            os.close(opened.fd)
+            raise
+        if config.sync:
+            device.write_cache = False
+        device.solid_state = opened.solid_state
+        device.physical_block_size = max(device.block_size, opened.granularity)
+        device.discard_granularity = max(device.block_size, opened.granularity)
+        device.thin = opened.punches
+
+        # How to transfer. Direct I/O always waits for the disk, so it is never done on the loop's thread; neither is
+        # anything on a file system that does not know RWF_NOWAIT, unless it is memory.
+        self._alignment = opened.alignment
+        self._read_flags = 0 if opened.in_memory else os.RWF_NOWAIT
+        self._write_flags = self._read_flags
+        self._inline_reads = opened.in_memory or (not config.direct and self._knows_nowait())
+        self._threads_until = 0.0 if self._inline_reads else NEVER  # writes go to the threads until then (monotonic)
+        self._partial_pages = opened.in_memory  # whether writing part of a page never has to read the rest first
+        self._probe = [memoryview(bytearray(1))]
+
+    @hookimpl
+    def close(self, device: Device) -> None:
+        """Bring everything to the disk and let go of the file."""
+        try:
+            if not device.read_only:
+                os.fdatasync(self._fd)
+        finally:
+            os.close(self._fd)
+
+    @hookimpl
+    def reconfigure(self, device: Device, change: Change) -> None:
+        """Take a new size or write-cache mode."""
+        if change.cfgstring not in (None, device.cfgstring):
+            raise ConfigError("the cfgstring of an open device can't change: delete the device and create it again")
+        if change.write_cache is not None:
+            device.write_cache = change.write_cache
+        if change.size is not None and change.size != device.size:
+            before, device.size = device.size, change.size
+            try:
+                self._size_up(device)
+                if not self._storage.block_device and not device.read_only:
+                    # A smaller disk keeps its file as it is: nothing is lost by a slip of the hand.
+                    os.ftruncate(self._fd, max(change.size, os.fstat(self._fd).st_size))
+            except BaseException:
+                device.size = before
+                raise
+
+    def _size_up(self, device: Device) -> None:
+        """Settle the device's size: as asked, else as the storage has it."""
+        path = self._storage.path
+        size = os.lseek(self._fd, 0, os.SEEK_END)
+        if device.size is None:
+            if not size:
+                raise ConfigError(f"{path} is empty: give a size, such as size=1G")
+            # A file that does not end on a block boundary is seen whole; what lies behind its end reads as zeros.
+            device.size = -(-size // device.block_size) * device.block_size
+        elif self._storage.block_device and device.size > size:
+            raise ConfigError(f"{path} has {size} bytes: it can't be a device of {device.size} bytes")
+
+    def _knows_nowait(self) -> bool:
+        try:
+            os.preadv(self._fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    # -- data -------------------------------------------------------------------------------------------------------
+
+    @hookimpl
+    def read(self, device: Device, offset: int, buffers: list[memoryview]) -> Future[None] | None:
+        """Read from the page cache if all of it is there."""
+        if self._inline_reads:
+            try:
+                done = os.preadv(self._fd, buffers, offset, self._read_flags)
+            except OSError:  # not in the page cache (EAGAIN); or a true error, which comes again on the thread
+                done = 0
+            if done == (len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))):
+                return None
+            buffers = transfer.skip(buffers, done)
+        else:
+            done = 0
+        return device.offload(transfer.read_full, self._fd, offset + done, buffers, self._alignment)
+
+    @hookimpl
+    def write(self, device: Device, offset: int, buffers: list[memoryview]) -> Future[None] | None:
+        """Write into the page cache as long as it takes data without delay."""
+        total = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+        done = 0
+        started = monotonic()
+        if started >= self._threads_until and (
+            not (offset | total) & PAGE_MASK or self._partial_pages or self._edges_cached(offset, total)
+        ):
+            try:
+                done = os.pwritev(self._fd, buffers, offset, self._write_flags)
+            except OSError as error:  # EAGAIN: it would wait; a true error comes again on the thread
+                if error.errno == errno.EOPNOTSUPP:
+                    self._write_flags = 0  # most file systems know RWF_NOWAIT for reads only
+            if not self._write_flags and monotonic() - started > STALL:
+                self._threads_until = started + BACK_OFF
+            if done == total:
+                return None
+        if done:
+            buffers = transfer.skip(buffers, done)
+        return device.offload(transfer.write_full, self._fd, offset + done, buffers, self._alignment)
+
+    def _edges_cached(self, offset: int, total: int) -> bool:
+        """Say whether the pages of which only a part is written are in the page cache: else the kernel reads them."""
+        try:
+            os.preadv(self._fd, self._probe, offset, os.RWF_NOWAIT)
+            os.preadv(self._fd, self._probe, offset + total - 1, os.RWF_NOWAIT)
+        except OSError:
+            return False
+        return True
+
+    @hookimpl
+    def flush(self, device: Device) -> Future[None] | None:
+        """Bring what was written to the disk."""
+        if self._storage.in_memory or device.read_only:
+            return None
+        return device.offload(os.fdatasync, self._fd)
+
+    # -- space ------------------------------------------------------------------------------------------------------
+
+    @hookimpl
+    def discard(self, device: Device, offset: int, length: int) -> Future[None] | None:
+        """Punch a hole; where the storage has none, write zeros."""
+        return self._change_space(device, (FREE, ZERO), offset, length)
+
+    @hookimpl
+    def write_zeroes(self, device: Device, offset: int, length: int) -> Future[None] | None:
+        """Make zeros that stay allocated; where the storage can't, a hole; else write them."""
+        return self._change_space(device, (ZERO, FREE), offset, length)
+
+    def _change_space(self, device: Device, modes: tuple[int, ...], offset: int, length: int) -> Future[None] | None:
+        if not self._storage.in_memory:
+            return device.offload(self._make_zeros, modes, offset, length)
+        self._make_zeros(modes, offset, length)
+        return None
+
+    def _make_zeros(self, modes: tuple[int, ...], offset: int, length: int) -> None:
+        for mode in modes:
+            try:
+                syscalls.fallocate(self._fd, mode, offset, length)
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
+            else:
+                return
+        write = functools.partial(transfer.write_full, alignment=self._alignment)
+        transfer.write_zeroes(self._fd, offset, length, write)
+
+    @hookimpl
+    def extents(self, device: Device, offset: int, length: int) -> Iterator[Extent]:
+        """Say where the file has data and where holes; all of a block device counts as data."""
+        end = offset + length
+        while offset < end:
+            data = hole = offset
+            try:
+                data = min(os.lseek(self._fd, offset, os.SEEK_DATA), end)
+                hole = min(os.lseek(self._fd, data, os.SEEK_HOLE), end) if data < end else end
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    yield Extent(offset, end - offset, True)
+                    return
+                data = end  # no more data up to the end of the file
+            if data > offset:
+                yield Extent(offset, data - offset, False)
+            if data < end:
+                yield Extent(data, hole - data, True)
+            offset = max(data, hole)

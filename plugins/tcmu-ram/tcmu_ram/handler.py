@@ -1,0 +1,154 @@
+"""RamHandler: the hooks. Nothing here waits, so everything is done at once on the loop's thread."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tcmu_core import Change, ConfigError, Device, Extent, hookimpl, parse_cfgstring, size
+from tcmu_ram import image
+from tcmu_ram.memory import CHUNK, Memory
+
+OPTIONS: Mapping[str, Callable[[str], Any]] = {"load": str, "save": str, "size": size}
+MAX_DISCARD = 256 << 20  # bytes; freeing more at a time would hold up other commands
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A cfgstring, parsed."""
+
+    size: int = 0
+    load: str = ""
+    save: str = ""
+    must_exist: bool = True  # the file to load
+
+
+def parse(cfgstring: str, defaults: Mapping[str, str] | None = None) -> Config:
+    """Return the configuration that `cfgstring` means, `defaults` being its options from tcmu.conf."""
+    parsed = parse_cfgstring(cfgstring, OPTIONS)
+    common = parse_cfgstring("".join(f";{name}={value}" for name, value in (defaults or {}).items()), OPTIONS)
+    options = {**common.options, **parsed.options}
+    if not parsed.body:
+        return Config(**options)
+    if "load" in parsed.options or "save" in parsed.options:
+        raise ConfigError(f"{parsed.body!r} is loaded and saved already: leave out load= and save=, or the path")
+    return Config(options.get("size", 0), parsed.body, parsed.body, must_exist=False)
+
+
+class RamHandler:
+    """Memory as a disk. Options: size=64M, load=/file to begin with, save=/file to write when closed; or one path."""
+
+    config_desc = "Nothing, or [/path of an image to load and to save][;size=64M][;load=/path][;save=/path]"
+
+    @hookimpl
+    def check_config(self, cfgstring: str) -> None:
+        """Say what is wrong with the cfgstring itself."""
+        parse(cfgstring)
+
+    @hookimpl
+    def open(self, device: Device) -> None:
+        """Make the memory and fill it from the image."""
+        config = parse(device.cfgstring, device.options)
+        stored = _stored_size(config)
+        if config.size and device.size not in (None, config.size):
+            raise ConfigError(
+                f"the device has {device.size} bytes, the cfgstring says size={config.size}: leave that out"
+            )
+        device.size = device.size or config.size or -(-(stored or 0) // device.block_size) * device.block_size
+        if not device.size:
+            raise ConfigError("no size: add size=64M (or what you need) to the cfgstring, or give an image to load")
+        if stored is not None and stored > device.size:
+            raise ConfigError(f"{config.load} has {stored} bytes, more than the device's {device.size}")
+        if config.save and not device.read_only and not os.access(Path(config.save).absolute().parent, os.W_OK):
+            raise ConfigError(f"{config.save} can't be saved: its directory does not exist or can't be written")
+        try:
+            self._memory = Memory(device.size)
+        except (OSError, OverflowError, MemoryError) as error:
+            raise ConfigError(f"there is no memory for {device.size} bytes: {error}") from error
+        if stored is not None:
+            try:
+                image.load(config.load, self._memory)
+            except OSError as error:
+                self._memory.close()
+                raise ConfigError(f"{config.load} can't be loaded: {error.strerror}") from error
+        self._save = config.save
+        device.thin = True
+        device.solid_state = True
+        device.physical_block_size = max(device.block_size, 4096)
+        device.discard_granularity = CHUNK
+        device.max_discard_length = MAX_DISCARD
+
+    @hookimpl
+    def close(self, device: Device) -> None:
+        """Save the image and give the memory back."""
+        try:
+            if self._save and not device.read_only:
+                image.save(self._save, self._memory)
+        finally:
+            self._memory.close()
+
+    @hookimpl
+    def read(self, offset: int, buffers: list[memoryview]) -> None:
+        """Copy out of the memory."""
+        view = self._memory.view
+        for buffer in buffers:
+            end = offset + len(buffer)
+            buffer[:] = view[offset:end]
+            offset = end
+
+    @hookimpl
+    def write(self, offset: int, buffers: list[memoryview]) -> None:
+        """Copy into the memory."""
+        start = offset
+        view = self._memory.view
+        for buffer in buffers:
+            end = offset + len(buffer)
+            view[offset:end] = buffer
+            offset = end
+        self._memory.touched(start, offset)
+
+    @hookimpl
+    def flush(self) -> None:
+        """Memory has no more stable place to go to; an image is saved when the device closes."""
+
+    @hookimpl
+    def discard(self, offset: int, length: int) -> None:
+        """Give the memory back."""
+        self._memory.clear(offset, offset + length)
+
+    @hookimpl
+    def write_zeroes(self, offset: int, length: int) -> None:
+        """Make zeros, which need no memory."""
+        self._memory.clear(offset, offset + length)
+
+    @hookimpl
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """Say where something was written."""
+        for start, end, written in self._memory.runs(offset, offset + length):
+            yield Extent(start, end - start, written)
+
+    @hookimpl
+    def reconfigure(self, device: Device, change: Change) -> None:
+        """Take a new size; a write cache makes no difference here."""
+        if change.cfgstring not in (None, device.cfgstring):
+            raise ConfigError("the cfgstring of an open device can't change: delete the device and create it again")
+        if change.write_cache is not None:
+            device.write_cache = change.write_cache
+        if change.size is not None:
+            self._memory.resize(change.size)
+            device.size = change.size
+
+
+def _stored_size(config: Config) -> int | None:
+    """Return the size of the image to load, or None when there is none."""
+    if not config.load:
+        return None
+    path = Path(config.load)
+    if not path.exists() and not config.must_exist:
+        return None
+    if not path.is_file():
+        raise ConfigError(f"{path} {'is no file' if path.exists() else 'does not exist'}: load= needs an image")
+    return path.stat().st_size

@@ -1,0 +1,20 @@
+"""The conformance kit: run a handler's hooks outside the SCSI engine, and hold them to their promises.
+
+A handler author needs three lines:
+
+    from tcmu_core.testing import check_handler, open_device
+
+    def test_it_keeps_the_promises(tmp_path):
+        check_handler(lambda: open_device(MyHandler, f"{tmp_path}/disk", size=4 << 20), persistent=True)
+
+`check_handler` takes a *maker*: a callable that opens a device each time it is called. With `persistent=True` what was
+written must be there again at the next call. Each promise is a function of its own, `check_…(make)`, in
+`tcmu_core.testing.promises`; an AssertionError says which one was broken, and how.
+
+`open_device` alone serves for tests of one's own: it gives a device with blocking `read` and `write`.
+"""
+
+from tcmu_core.testing.harness import OpenDevice, open_device
+from tcmu_core.testing.promises import PROMISES, check_handler
+
+__all__ = ["PROMISES", "OpenDevice", "check_handler", "open_device"]
