@@ -51,6 +51,7 @@ class Nexus:
 
     initiator: Initiator
     attentions: deque[tuple[int, int]] = field(default_factory=deque)  # (asc, ascq), oldest first
+    on_clear: Callable[[], None] | None = None  # a transport drops the commands it has not handed over yet
 
 
 def _ignore(command: Command) -> None:

@@ -1,0 +1,268 @@
+"""EXTENDED COPY (LID1) and RECEIVE COPY RESULTS between the units of one target (SPC-4 6.4, 6.17 to 6.20)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tcmu_core.errors import (
+    CopyAborted,
+    InvalidFieldInCdb,
+    InvalidFieldInParameterList,
+    LbaOutOfRange,
+    ParameterListLengthError,
+    WriteProtected,
+)
+from tcmu_core.scsi.command import Command, Nexus
+from tcmu_core.scsi.medium import CHUNK, flushed, parameter_list, put_blocks
+from tcmu_core.scsi.opcodes import Access, Op
+
+if TYPE_CHECKING:
+    from tcmu_core.scsi.unit import LogicalUnit, Steps
+
+MAX_TARGETS, MAX_SEGMENTS = 16, 16
+MAX_LIST_LENGTH = 4096  # bytes of all descriptors
+MAX_SEGMENT_BYTES = 64 << 20
+BLOCK_TO_BLOCK, IDENTIFICATION = 0x02, 0xE4  # descriptor type codes (SPC-4 tables 129, 115)
+_TARGET_LENGTH, _SEGMENT_LENGTH, _HEADER_LENGTH = 32, 28, 16
+_SINGLE_UNIT, _NAA = 0x00, 0x03
+_KEPT_RESULTS = 16
+
+
+class TooManyTargets(InvalidFieldInParameterList):
+    """Too many target descriptors."""
+
+    ascq = 0x06
+
+
+class UnsupportedTarget(InvalidFieldInParameterList):
+    """Unsupported target descriptor type code."""
+
+    ascq = 0x07
+
+
+class TooManySegments(InvalidFieldInParameterList):
+    """Too many segment descriptors."""
+
+    ascq = 0x08
+
+
+class UnsupportedSegment(InvalidFieldInParameterList):
+    """Unsupported segment descriptor type code."""
+
+    ascq = 0x09
+
+
+class TargetNotReachable(CopyAborted):
+    """Copy target device not reachable: no unit of this target has that name."""
+
+    ascq = 0x02
+
+
+class WrongDeviceType(CopyAborted):
+    """Incorrect copy target device type."""
+
+    ascq = 0x03
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A block to block segment: whole blocks of the source, as bytes, to an offset (bytes) of the destination."""
+
+    source: LogicalUnit
+    destination: LogicalUnit
+    source_offset: int
+    destination_offset: int
+    length: int
+
+
+@dataclass(slots=True)
+class CopyResult:
+    """What RECEIVE COPY RESULTS tells of a finished copy."""
+
+    status: int
+    segments: int
+    transferred: int  # bytes
+
+
+class CopyResults:
+    """The results of the last copies by nexus and list identifier."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[Nexus, int], CopyResult] = OrderedDict()
+
+    def keep(self, nexus: Nexus, identifier: int, result: CopyResult) -> None:
+        """Keep a result until it is fetched, or newer ones push it out."""
+        self._kept[nexus, identifier] = result
+        while len(self._kept) > _KEPT_RESULTS:
+            self._kept.popitem(last=False)
+
+    def take(self, nexus: Nexus, identifier: int) -> CopyResult | None:
+        """Return a result and forget it."""
+        return self._kept.pop((nexus, identifier), None)
+
+
+def extended_copy(unit: LogicalUnit, command: Command) -> Steps:
+    """EXTENDED COPY (LID1): SPC-4 6.4. Everything is checked before the first block moves."""
+    length = int.from_bytes(command.cdb[10:14], "big")
+    if not length:
+        return
+    if length < _HEADER_LENGTH:
+        raise ParameterListLengthError
+    data = parameter_list(command, min(length, command.length))
+    if len(data) < length:
+        raise ParameterListLengthError
+    identifier, usage = data[0], data[1] >> 3 & 3
+    targets_length = int.from_bytes(data[2:4], "big")
+    segments_length, inline = int.from_bytes(data[8:12], "big"), int.from_bytes(data[12:16], "big")
+    if usage == 1:
+        raise InvalidFieldInParameterList("LIST ID USAGE 01b is reserved", field=(1, 4), in_cdb=False)
+    if usage == 3 and identifier:
+        raise InvalidFieldInParameterList("LIST IDENTIFIER must be zero", field=(0, 7), in_cdb=False)
+    if inline:
+        raise InvalidFieldInParameterList("INLINE DATA is not supported", field=(12, 7), in_cdb=False)
+    if targets_length > MAX_TARGETS * _TARGET_LENGTH:
+        raise TooManyTargets(field=(2, 7), in_cdb=False)
+    if _HEADER_LENGTH + targets_length + segments_length > length:
+        raise ParameterListLengthError
+    targets = _targets(unit, data[_HEADER_LENGTH : _HEADER_LENGTH + targets_length])
+    start = _HEADER_LENGTH + targets_length
+    segments = _segments(targets, data[start : start + segments_length], start)
+    for segment in segments:
+        _may(segment, command.nexus)
+    moved = count = 0
+    try:
+        for segment in segments:
+            yield from _copy(segment)
+            moved += segment.length
+            count += 1
+    finally:
+        if usage != 3:
+            status = 0x01 if count == len(segments) else 0x02  # completed without, with errors
+            unit.copies.keep(command.nexus, identifier, CopyResult(status, count, moved))
+
+
+def _targets(unit: LogicalUnit, data: bytes) -> list[LogicalUnit]:
+    """Return the units that the CSCD descriptors name (SPC-4 6.4.5)."""
+    if len(data) % _TARGET_LENGTH:
+        raise ParameterListLengthError
+    known = [unit] if unit.target is None else list(unit.target.units.values())
+    found = []
+    for at in range(0, len(data), _TARGET_LENGTH):
+        one = data[at : at + _TARGET_LENGTH]
+        if one[0] != IDENTIFICATION:
+            raise UnsupportedTarget(field=(_HEADER_LENGTH + at, 7), in_cdb=False)
+        if one[1] & 0xC0:  # LU ID TYPE
+            raise InvalidFieldInParameterList("LU ID TYPE", field=(_HEADER_LENGTH + at + 1, 7), in_cdb=False)
+        if one[1] & 0x20:  # NUL: no device
+            raise UnsupportedTarget(field=(_HEADER_LENGTH + at + 1, 5), in_cdb=False)
+        if one[1] & 0x1F:
+            raise WrongDeviceType
+        wanted = one[8 : 8 + one[7]]
+        match = [other for other in known if one[5] & 0x3F == _NAA and other.identity.naa == wanted]
+        if not match:
+            raise TargetNotReachable
+        found.append(match[0])
+    return found
+
+
+def _segments(targets: list[LogicalUnit], data: bytes, base: int) -> list[Segment]:
+    """Return the block to block segments (SPC-4 6.4.6.3)."""
+    segments: list[Segment] = []
+    at = 0
+    while at < len(data):
+        one = data[at : at + _SEGMENT_LENGTH]
+        if one[0] != BLOCK_TO_BLOCK:
+            raise UnsupportedSegment(field=(base + at, 7), in_cdb=False)
+        if len(one) < _SEGMENT_LENGTH or int.from_bytes(one[2:4], "big") != _SEGMENT_LENGTH - 4:
+            raise InvalidFieldInParameterList("DESCRIPTOR LENGTH", field=(base + at + 2, 7), in_cdb=False)
+        if len(segments) == MAX_SEGMENTS:
+            raise TooManySegments(field=(8, 7), in_cdb=False)
+        source, destination = (int.from_bytes(one[first : first + 2], "big") for first in (4, 6))
+        if max(source, destination) >= len(targets):
+            raise InvalidFieldInParameterList("a target descriptor index", field=(base + at + 4, 7), in_cdb=False)
+        one_source, one_destination = targets[source], targets[destination]
+        count = int.from_bytes(one[10:12], "big")
+        counted = one_destination if one[1] & 0x02 else one_source  # DC: the count is of destination blocks
+        length = count * counted.block_size
+        source_lba, destination_lba = int.from_bytes(one[12:20], "big"), int.from_bytes(one[20:28], "big")
+        if length % one_source.block_size or length % one_destination.block_size:
+            raise InvalidFieldInParameterList("the block sizes do not agree", field=(base + at + 10, 7), in_cdb=False)
+        segments.append(
+            Segment(
+                one_source,
+                one_destination,
+                source_lba * one_source.block_size,
+                destination_lba * one_destination.block_size,
+                length,
+            )
+        )
+        at += _SEGMENT_LENGTH
+    return segments
+
+
+def _may(segment: Segment, nexus: Nexus) -> None:
+    """Check ranges, write protection and reservations of both units, as a READ and a WRITE would be."""
+    for unit, offset in ((segment.source, segment.source_offset), (segment.destination, segment.destination_offset)):
+        if offset + segment.length > unit.blocks * unit.block_size:
+            raise LbaOutOfRange
+        if unit.background is not None:
+            raise unit.background.not_ready()
+    if segment.length > MAX_SEGMENT_BYTES:
+        raise InvalidFieldInParameterList("more than MAXIMUM SEGMENT LENGTH", in_cdb=False)
+    if segment.destination.write_protected or segment.destination.backend.write is None:
+        raise WriteProtected
+    segment.source.reservations.check(segment.source.twin(nexus), Access.READ, bytes([Op.READ_10]))
+    segment.destination.reservations.check(segment.destination.twin(nexus), Access.WRITE, bytes([Op.WRITE_10]))
+
+
+def _copy(segment: Segment) -> Steps:
+    """Move the bytes a chunk at a time, backwards where the ranges overlap that way."""
+    source, destination = segment.source, segment.destination
+    step = CHUNK
+    starts = list(range(0, segment.length, step))
+    if source is destination and segment.source_offset < segment.destination_offset:
+        starts.reverse()
+    buffer = memoryview(bytearray(min(step, segment.length)))
+    for first in starts:
+        part = buffer[: min(step, segment.length - first)]
+        yield source.backend.read(segment.source_offset + first, [part])
+        yield put_blocks(destination, (segment.destination_offset + first) // destination.block_size, [part])
+    if not destination.write_cache:
+        yield flushed(destination)
+
+
+# -- RECEIVE COPY RESULTS ---------------------------------------------------------------------------------------------
+
+COPY_STATUS, RECEIVE_DATA, OPERATING_PARAMETERS, FAILED_DETAILS = 0x00, 0x01, 0x03, 0x04
+
+
+def receive_copy_status(unit: LogicalUnit, command: Command) -> None:
+    """RECEIVE COPY RESULTS, COPY STATUS (LID1): SPC-4 6.18."""
+    result = unit.copies.take(command.nexus, command.cdb[2])
+    if result is None:
+        raise InvalidFieldInCdb("LIST IDENTIFIER: no copy with it is known", field=(2, 7))
+    units, count = 0, result.transferred  # TRANSFER COUNT UNITS: bytes, or kibibytes where those do not fit
+    if count >= 1 << 32:
+        units, count = 1, count >> 10
+    data = (8).to_bytes(4, "big") + bytes([result.status]) + result.segments.to_bytes(2, "big") + bytes([units])
+    command.put((data + count.to_bytes(4, "big"))[: int.from_bytes(command.cdb[10:14], "big")])
+
+
+def operating_parameters(unit: LogicalUnit, command: Command) -> None:
+    """RECEIVE COPY RESULTS, OPERATING PARAMETERS: SPC-4 6.19."""
+    data = bytearray(44)
+    data[4] = 0x01  # SNLID
+    data[8:10] = MAX_TARGETS.to_bytes(2, "big")
+    data[10:12] = MAX_SEGMENTS.to_bytes(2, "big")
+    data[12:16] = MAX_LIST_LENGTH.to_bytes(4, "big")
+    data[16:20] = MAX_SEGMENT_BYTES.to_bytes(4, "big")
+    data[34:36] = (1).to_bytes(2, "big")  # TOTAL CONCURRENT COPIES
+    data[36] = 1  # MAXIMUM CONCURRENT COPIES
+    data[37] = unit.block_size.bit_length() - 1  # DATA SEGMENT GRANULARITY, log 2
+    codes = bytes([BLOCK_TO_BLOCK, IDENTIFICATION])
+    data[43] = len(codes)
+    data += codes
+    data[0:4] = (len(data) - 4).to_bytes(4, "big")
+    command.put(bytes(data[: int.from_bytes(command.cdb[10:14], "big")]))

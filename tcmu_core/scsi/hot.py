@@ -1,0 +1,75 @@
+"""The hot path: READ and WRITE of 10 and 16 bytes as closures with everything that they need in locals.
+
+Whatever is out of the ordinary (a reserved bit, FUA, a range past the end, a buffer of another length) is left to the
+general path, which tells the initiator what is wrong. `unit.refresh()` makes the closures anew when the device
+changes, and `unit.gate()` takes them out of the way while a reservation, a lock or a handler wants to see each command.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tcmu_core.scsi.command import Command
+from tcmu_core.scsi.opcodes import Op
+
+if TYPE_CHECKING:
+    from tcmu_core.scsi.unit import LogicalUnit
+
+Fast = Callable[[Command], Any]
+
+DEFAULT_MAX_TRANSFER = 16 << 20  # bytes of one command, where the device sets no limit
+_CDB_10 = struct.Struct(">xBIBHB")  # flags, LBA, group number, transfer length, control (SBC-4 5.11)
+_CDB_16 = struct.Struct(">xBQIBB")  # flags, LBA, transfer length, group number, control (SBC-4 5.13)
+
+
+def fast_paths(unit: LogicalUnit) -> dict[int, Fast]:
+    """Return the closures by operation code; none for a device type that is no disk."""
+    if unit.device.device_type != 0:
+        return {}
+    paths: dict[int, Fast] = {}
+    paths[Op.READ_10] = _transfer_10(unit, unit.backend.read)
+    paths[Op.READ_16] = _transfer_16(unit, unit.backend.read)
+    write = unit.backend.write
+    # Without a write cache each write is followed by a flush, which is more than one step.
+    if write is not None and not unit.write_protected and (unit.write_cache or unit.backend.flush is None):
+        paths[Op.WRITE_10] = _transfer_10(unit, write)
+        paths[Op.WRITE_16] = _transfer_16(unit, write)
+    return paths
+
+
+def _transfer_10(unit: LogicalUnit, hook: Callable[[int, list[memoryview]], Any]) -> Fast:
+    unpack = _CDB_10.unpack_from
+    shift = unit.block_size.bit_length() - 1
+    blocks = unit.blocks
+    most = unit.max_blocks
+    general = unit._dispatch
+
+    def transfer(command: Command) -> Any:
+        flags, lba, group, count, control = unpack(command.cdb)
+        length = count << shift
+        if flags or group or control or lba + count > blocks or length != command.length or not 0 < count <= most:
+            return general(command)
+        command.transferred = command.wanted = length
+        return hook(lba << shift, command.buffers)
+
+    return transfer
+
+
+def _transfer_16(unit: LogicalUnit, hook: Callable[[int, list[memoryview]], Any]) -> Fast:
+    unpack = _CDB_16.unpack_from
+    shift = unit.block_size.bit_length() - 1
+    blocks = unit.blocks
+    most = unit.max_blocks
+    general = unit._dispatch
+
+    def transfer(command: Command) -> Any:
+        flags, lba, count, group, control = unpack(command.cdb)
+        length = count << shift
+        if flags or group or control or lba + count > blocks or length != command.length or not 0 < count <= most:
+            return general(command)
+        command.transferred = command.wanted = length
+        return hook(lba << shift, command.buffers)
+
+    return transfer

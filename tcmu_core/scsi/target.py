@@ -1,0 +1,141 @@
+"""Target: logical units by LUN, and the I_T nexuses that reach them (SAM-5 4.6 to 4.8)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from tcmu_core.errors import CommandError, InvalidFieldInCdb, LogicalUnitNotSupported
+from tcmu_core.scsi import sense
+from tcmu_core.scsi.command import Command, Initiator, Nexus
+from tcmu_core.scsi.identity import (
+    ASSOCIATION_PORT,
+    ASSOCIATION_TARGET,
+    CODE_SET_BINARY,
+    CODE_SET_UTF8,
+    designator,
+    name_string,
+)
+from tcmu_core.scsi.opcodes import Op
+from tcmu_core.scsi.unit import LogicalUnit
+
+RELATIVE_PORT = 1
+_FLAT_SPACE = 0x4000  # SAM-5 4.7.4
+_NOT_CAPABLE = 0x7F  # peripheral qualifier 011b, device type 1Fh (SPC-4 6.6.2)
+
+
+def parse_lun(data: bytes | memoryview) -> int | None:
+    """Return the number in an eight-byte LUN with peripheral or flat space addressing; None for any other."""
+    first = int.from_bytes(data[:2], "big")
+    if any(data[2:8]):
+        return None
+    method = first >> 14
+    if method == 0:
+        return first if first < 256 else None
+    return first & 0x3FFF if method == 1 else None
+
+
+def format_lun(lun: int) -> bytes:
+    """Return the eight bytes of a LUN: peripheral device addressing below 256, flat space above."""
+    return (lun if lun < 256 else _FLAT_SPACE | lun).to_bytes(2, "big") + bytes(6)
+
+
+def report_luns_data(cdb: bytes, luns: list[int]) -> bytes:
+    """Return the parameter data of REPORT LUNS (SPC-4 6.33.2); there are no well known logical units."""
+    room = int.from_bytes(cdb[6:10], "big")
+    if cdb[2] > 0x02 and cdb[2] not in (0x10, 0x11, 0x12):
+        raise InvalidFieldInCdb("SELECT REPORT", field=(2, 7))
+    if room < 16:
+        raise InvalidFieldInCdb("ALLOCATION LENGTH must be at least 16", field=(6, 7))
+    listed = b"".join(format_lun(lun) for lun in luns) if cdb[2] in (0x00, 0x02) else b""
+    return (len(listed).to_bytes(4, "big") + bytes(4) + listed)[:room]
+
+
+class ITNexus:
+    """One initiator's connection to a target: for each LUN the unit's `execute` and the I_T_L nexus."""
+
+    def __init__(self, target: Target, initiator: Initiator) -> None:
+        self.initiator = initiator
+        self._target = target
+        self.luns: dict[int, tuple[Callable[[Command], bool], Nexus]] = {
+            lun: (unit.execute, unit.attach(initiator)) for lun, unit in target.units.items()
+        }
+        self.nowhere = Nexus(initiator)  # stands in where there is no unit
+
+    def execute(self, lun: int | None, command: Command) -> bool:
+        """Run a command on a LUN, one that there is or not; as `LogicalUnit.execute`."""
+        found = self.luns.get(lun) if lun is not None else None
+        if found is not None:
+            command.nexus = found[1]
+            return found[0](command)
+        command.nexus = self.nowhere
+        try:
+            self._target.answer_nowhere(command)
+        except CommandError as error:
+            command.status = error.status
+            command.sense = sense.encode(error)
+        return True
+
+
+class Target:
+    """A SCSI target device with one port: the units of one iSCSI target name."""
+
+    def __init__(self, name: str, units: Mapping[int, LogicalUnit]) -> None:
+        self.name = name
+        self.units = dict(units)
+        self.connections: list[ITNexus] = []
+        port = RELATIVE_PORT.to_bytes(4, "big")
+        self.designators = (
+            designator(CODE_SET_BINARY, 0x04 | ASSOCIATION_PORT, port)
+            + designator(CODE_SET_BINARY, 0x05 | ASSOCIATION_PORT, port)
+            + designator(CODE_SET_UTF8, 0x08 | ASSOCIATION_PORT, name_string(f"{name},t,0x{RELATIVE_PORT:04x}"))
+            + designator(CODE_SET_UTF8, 0x08 | ASSOCIATION_TARGET, name_string(name))
+        )
+        for lun, unit in self.units.items():
+            unit.target = self
+            unit.lun = lun
+
+    def connect(self, initiator: Initiator) -> ITNexus:
+        """Make the I_T nexus of an initiator port."""
+        nexus = ITNexus(self, initiator)
+        self.connections.append(nexus)
+        return nexus
+
+    def disconnect(self, it: ITNexus) -> None:
+        """End an I_T nexus on every unit."""
+        if it in self.connections:
+            self.connections.remove(it)
+        for lun, (_, nexus) in it.luns.items():
+            self.units[lun].detach(nexus)
+
+    def reset(self, it: ITNexus | None, then: Callable[[], object]) -> None:
+        """TARGET RESET: reset every unit; `then()` when all has ended."""
+        left = len(self.units)
+        if not left:
+            then()
+            return
+
+        def one_ended() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                then()
+
+        for lun, unit in self.units.items():
+            unit.reset(it.luns[lun][1] if it is not None else None, one_ended)
+
+    def answer_nowhere(self, command: Command) -> None:
+        """Answer a command to a LUN that does not exist (SAM-5 4.8.3, SPC-4 6.6.1)."""
+        cdb = command.cdb
+        if cdb[0] == Op.INQUIRY:
+            if cdb[1] & 0x01 or cdb[2]:
+                raise InvalidFieldInCdb
+            data = bytearray(36)
+            data[0], data[2], data[3], data[4] = _NOT_CAPABLE, 0x06, 0x02, 31
+            command.put(data[: int.from_bytes(cdb[3:5], "big")])
+        elif cdb[0] == Op.REPORT_LUNS:
+            command.put(report_luns_data(cdb, sorted(self.units)))
+        elif cdb[0] == Op.REQUEST_SENSE:
+            command.put(sense.encode(LogicalUnitNotSupported(), descriptor=bool(cdb[1] & 1))[: cdb[4]])
+        else:
+            raise LogicalUnitNotSupported
+
