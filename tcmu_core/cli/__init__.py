@@ -1,0 +1,1 @@
+"""The commands: `tcmu`, the person's tool, and `tcmu-runner`, the daemon."""

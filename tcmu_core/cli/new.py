@@ -1,0 +1,79 @@
+"""`tcmu new`: write a handler distribution to start from, which works and whose tests pass."""
+
+from __future__ import annotations
+
+import argparse
+import keyword
+import re
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+import tcmu_core
+from tcmu_core.cli.output import Exit, Output
+from tcmu_core.errors import ConfigError
+
+DESCRIPTION = """\
+Write a handler distribution to start from: tcmu-NAME with its pyproject.toml,
+README.md, package and tests. It is a working disk already; change what it does.
+
+  tcmu new shout
+  pip install -e ./tcmu-shout[test] && pytest ./tcmu-shout
+  tcmu serve shout /tmp/shout.img --size 64M
+"""
+# What is written, by its template: $name is NAME, $module the package tcmu_name, $cls the class.
+FILES = {
+    "pyproject.toml.in": "pyproject.toml",
+    "README.md.in": "README.md",
+    "package.py.in": "$module/__init__.py",
+    "tests.py.in": "tests/test_$name.py",
+}
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `tcmu new`."""
+    parser.add_argument("name", metavar="NAME", help="the handler's name: lower-case letters, digits and _")
+    parser.add_argument(
+        "--directory", metavar="DIR", type=Path, help="write it there instead of ./tcmu-NAME; must not exist yet"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `tcmu new`."""
+    name = args.name.removeprefix("tcmu-")
+    if not _NAME.fullmatch(name) or keyword.iskeyword(name):
+        raise ConfigError(f"{args.name!r} can't be a handler's name: write lower-case letters, digits and _")
+    directory = args.directory or Path(f"tcmu-{name}")
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(f"{directory} is there already: choose another name, or --directory")
+    files = write(name, directory)
+    out = Output()
+    out.line(f"Written to {directory}:")
+    for file in files:
+        out.line(f"  {file.relative_to(directory)}")
+    out.line()
+    out.line("Try it:")
+    out.line(f"  pip install -e '{directory}[test]' && pytest {directory}")
+    out.line(f"  tcmu serve {name} ./{name}.img --size 64M")
+    return Exit.OK
+
+
+def write(name: str, directory: Path) -> list[Path]:
+    """Write the distribution of handler `name` and return its files."""
+    values = {
+        "name": name,
+        "module": f"tcmu_{name}",
+        "cls": "".join(part.capitalize() for part in name.split("_")) + "Handler",
+        "core": ".".join(tcmu_core.__version__.split(".")[:2]),
+    }
+    templates = resources.files("tcmu_core.cli").joinpath("template")
+    written = []
+    for source, goal in FILES.items():
+        path = directory / Template(goal).substitute(values)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(Template(templates.joinpath(source).read_text("utf-8")).substitute(values), "utf-8")
+        written.append(path)
+    typed = directory / values["module"] / "py.typed"
+    typed.touch()
+    return [*written, typed]

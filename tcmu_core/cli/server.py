@@ -1,0 +1,140 @@
+"""One device behind the portal, and the command of `--run`: from start to a clean stop."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import functools
+import ipaddress
+import os
+import signal
+from typing import Any
+
+from tcmu_core.backend import Backend
+from tcmu_core.cli.child import Child
+from tcmu_core.cli.clients import Reach
+from tcmu_core.cli.output import Exit, Output, human
+from tcmu_core.errors import ConfigError
+from tcmu_core.handlers import Handler
+from tcmu_core.iscsi.portal import Portal
+from tcmu_core.iscsi.settings import PORT, Access, ChapUser, PortalSettings, format_address
+from tcmu_core.loop import Loop
+from tcmu_core.scsi.target import Target
+from tcmu_core.scsi.unit import LogicalUnit
+from tcmu_core.state import aptpl_file, default_directory
+
+STOP_PATIENCE = 0.8  # seconds; a stop takes no longer than a second, whatever a client does
+
+
+class Server:
+    """The device, the portal in front of it, and the command of `--run`, from start to a clean stop."""
+
+    def __init__(
+        self, args: argparse.Namespace, loop: Loop, backend: Backend, target: str, users: dict[str, str]
+    ) -> None:
+        self.args = args
+        self.loop = loop
+        self.target = target
+        self.users = users
+        self.status: int = Exit.OK
+        self.child: Child | None = None
+        self.portal: Portal | None = None
+        self._stopping = False
+        device = backend.device
+        directory = args.state_dir or default_directory()
+        store = aptpl_file(directory, device.name, device.handler, device.cfgstring, target)
+        self.unit = LogicalUnit(backend, post=loop.post, aptpl=store)
+        self.unit.trace = args.debug
+
+    def start(self, handler: Handler) -> None:
+        """Listen, say what is served, and start the command."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self.loop.on_signal(number, functools.partial(self.stop, number))
+        reach = self._listen(*self.args.portal or ("127.0.0.1", 0 if self.args.shell_command else PORT))
+        if self.args.json:
+            Output().json(self._as_json(reach), indent=None)
+        elif not self.args.shell_command:
+            self._announce(reach, handler)
+        if self.args.shell_command:
+            self.child = Child(self.args.shell_command, reach.environment(), self.loop, self._child_ended)
+
+    def _listen(self, host: str, port: int) -> Reach:
+        """Open the portal; returns how a client on this host reaches the disk."""
+        access = Access(
+            users=tuple(ChapUser(name, password.encode()) for name, password in self.users.items()),
+            initiators=tuple(self.args.acl),
+        )
+        settings = PortalSettings((format_address(host, port),), access, insecure=self.args.insecure)
+        try:
+            self.portal = Portal(self.loop, settings, {self.target: Target(self.target, {0: self.unit})})
+        except OSError as error:
+            hint = ": --portal 127.0.0.1:0 takes a free port" if error.errno == errno.EADDRINUSE else ""
+            raise ConfigError(f"can't listen on {format_address(host, port)}: {error.strerror}{hint}") from error
+        host, port = self.portal.addresses[0]
+        if ipaddress.ip_address(host).is_unspecified:
+            host = "::1" if ":" in host else "127.0.0.1"
+        user, password = next(iter(self.users.items()), ("", ""))
+        return Reach(host, port, self.target, user=user, password=password, secret_file=self.args.chap_file)
+
+    def stop(self, number: int) -> None:
+        """Stop because of a signal: first the command, which may need the disk to end well, then the portal."""
+        if self._stopping:
+            return
+        self._stopping = True
+        if self.child is None:
+            self._close_portal()
+            return
+        self.status = Exit.SIGNAL + number
+        self.child.stop()
+
+    def _child_ended(self, status: int) -> None:
+        if not self._stopping:
+            self.status = status
+        self._stopping = True
+        self._close_portal()
+
+    def close(self) -> None:
+        """Leave nothing behind: end the command, close the portal, flush and close the device."""
+        if self.child is not None:
+            self.child.close()
+        if self.portal is not None:
+            self.portal.close()
+        self.unit.close()
+
+    # -- what is printed --------------------------------------------------------------------------------------------
+
+    def _announce(self, reach: Reach, handler: Handler) -> None:
+        out = Output()
+        device = self.unit.device
+        writable = ", read-only" if device.read_only else ""
+        shape = f"{human(device.size or 0)}, blocks of {device.block_size} bytes{writable}"
+        out.line(f"{out.style(device.name, 'bold')}: {shape}, by handler {handler.name} of {handler.source}")
+        out.line(f"  {out.style(reach.uri, 'cyan')}")
+        out.line()
+        out.line("In a second terminal:")
+        for line in reach.commands():
+            out.line(f"  {line}")
+        out.line()
+        out.line("As root, to have it as /dev/sdX, and to let it go again:")
+        for line in reach.root_commands():
+            out.line(f"  {line}")
+        out.line()
+        out.line("Ctrl-C stops it.")
+
+    def _as_json(self, reach: Reach) -> dict[str, Any]:
+        device = self.unit.device
+        return {
+            "uri": reach.uri,
+            "portal": reach.portal,
+            "target": reach.target,
+            "lun": reach.lun,
+            "device": device.name,
+            "handler": device.handler,
+            "cfgstring": device.cfgstring,
+            "size": device.size,
+            "block_size": device.block_size,
+            "read_only": device.read_only,
+            "pid": os.getpid(),
+            "commands": reach.commands(),
+            "root_commands": reach.root_commands(),
+        }

@@ -1,0 +1,118 @@
+"""`tcmu`: the person's tool; a table of subcommands."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import tcmu_core
+from tcmu_core.cli import handlers, new, serve
+from tcmu_core.cli.options import Parser
+from tcmu_core.cli.output import Exit, error
+from tcmu_core.errors import TcmuError
+from tcmu_core.log import Level, Log
+
+DESCRIPTION = """\
+Turn files, memory, images, and whatever a handler can read, into SCSI disks.
+
+  tcmu serve file ./disk.img --size 1G     a disk that any iSCSI client can log in to
+  tcmu handlers                            what can stand behind a disk here
+  tcmu COMMAND --help                      everything about one command
+"""
+EPILOG = """\
+exit status:
+  0  done                          3  the handler is not installed, or is broken
+  1  it failed; stderr says why    4  a cfgstring or configuration is wrong
+  2  wrong usage                   128+N  ended by signal N
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Subcommand:
+    """One row of the table: what it is called, what help says, its arguments, and the function behind it."""
+
+    name: str
+    help: str
+    description: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+SUBCOMMANDS = (
+    Subcommand("serve", "serve a disk over iSCSI, by this process", serve.DESCRIPTION, serve.arguments, serve.run),
+    Subcommand(
+        "handlers",
+        "list the handlers, loaded and broken ones",
+        handlers.LIST_DESCRIPTION,
+        handlers.list_arguments,
+        handlers.list_run,
+    ),
+    Subcommand(
+        "check",
+        "say whether a cfgstring can be right",
+        handlers.CHECK_DESCRIPTION,
+        handlers.check_arguments,
+        handlers.check_run,
+    ),
+    Subcommand("new", "write a tested handler distribution to start from", new.DESCRIPTION, new.arguments, new.run),
+)
+
+
+def common() -> argparse.ArgumentParser:
+    """Return the options that every subcommand has."""
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("messages")
+    group.add_argument("-v", "--verbose", action="count", default=0, help="log more on stderr; twice for more still")
+    group.add_argument(
+        "-d", "--debug", action="store_true", help="log all, each SCSI command by name too, and show tracebacks"
+    )
+    return parser
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; each subcommand's function is its default `func`."""
+    top = argparse.ArgumentParser(
+        "tcmu", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    top.add_argument("-V", "--version", action="version", version=f"tcmu {tcmu_core.__version__}")
+    subparsers = top.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+    for command in SUBCOMMANDS:
+        sub = subparsers.add_parser(
+            command.name,
+            help=command.help,
+            description=command.description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=[common()],
+        )
+        command.arguments(sub)
+        sub.set_defaults(func=command.run)
+    if importlib.util.find_spec("tcmu_core.cli.lio"):
+        importlib.import_module("tcmu_core.cli.lio").add_commands(subparsers)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    args = parser().parse_args(argv)
+    debug = getattr(args, "debug", False)
+    level = Level.DEBUG_SCSI_CMD if debug else Level(min(Level.DEBUG, Level.WARN + getattr(args, "verbose", 0)))
+    try:
+        with Log(level):
+            return int(args.func(args))
+    except (TcmuError, OSError) as problem:
+        if isinstance(problem, BrokenPipeError):  # the reader of our output (head, less) has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return Exit.FAILED
+        return error(problem, debug=debug)
+    except KeyboardInterrupt:
+        return Exit.SIGNAL + signal.SIGINT
+
+
+if __name__ == "__main__":
+    sys.exit(main())
