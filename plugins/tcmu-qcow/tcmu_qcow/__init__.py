@@ -1,0 +1,1 @@
+"""tcmu-qcow: QEMU's qcow and qcow2 images as disks."""

@@ -1,0 +1,146 @@
+"""Making a new image."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+
+from . import layout as q
+from .chain import Node
+from .errors import ImageError
+from .files import ZEROS, HostFile
+from .header import Header, encode_header, parse_header
+from .opening import Format, OpenOptions, open_image, resolve
+from .repair import rebuild_refcounts
+from .write import WritableQcow2
+
+
+class Preallocation(StrEnum):
+    """QEMU's names for how much is allocated from the start."""
+
+    OFF = "off"
+    METADATA = "metadata"
+    FALLOC = "falloc"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class CreateOptions:
+    """What a new image is to be. Sizes in bytes; a size of None is the backing file's."""
+
+    size: int | None = None
+    cluster_size: int = 65536
+    backing: str | None = None
+    backing_format: Format | None = None
+    version: int = 3
+    extended_l2: bool = False
+    lazy_refcounts: bool = False
+    refcount_bits: int = 16
+    preallocation: Preallocation = Preallocation.OFF
+
+
+def create_image(path: str, options: CreateOptions) -> None:
+    """Create `path`, which may not exist yet. On failure nothing is left behind."""
+    _check(options)
+    size, kind = options.size, options.backing_format
+    if options.backing is not None:
+        below = _open_below(path, options)
+        size = below.size if size is None else size
+        kind = kind or _format_of(below)
+        for layer in list(below.layers()):
+            layer.close()
+    if size is None or size <= 0:
+        raise ImageError(f"{path}: a new image needs a size")
+    header = Header(
+        version=options.version,
+        cluster_bits=options.cluster_size.bit_length() - 1,
+        size=size,
+        l1_size=0,
+        l1_table_offset=options.cluster_size,
+        refcount_table_offset=0,
+        refcount_table_clusters=0,
+        incompatible_features=int(q.Incompatible.EXTENDED_L2) if options.extended_l2 else 0,
+        compatible_features=int(q.Compatible.LAZY_REFCOUNTS) if options.lazy_refcounts else 0,
+        refcount_order=options.refcount_bits.bit_length() - 1,
+        backing_name=options.backing,
+        backing_format=kind.value if kind is not None else None,
+    )
+    header.l1_size = max(1, header.l1_entries_for(size))
+    if header.l1_size * 8 > q.MAX_L1_BYTES:
+        raise ImageError(f"{path}: {size} bytes are too many for clusters of {options.cluster_size}")
+    cluster = encode_header(header)
+    file = HostFile.open(path, read_only=False, create=True)
+    try:
+        file.pwrite(cluster, 0)
+        file.truncate(header.l1_table_offset + -(-header.l1_size * 8 // header.cluster_size) * header.cluster_size)
+        rebuild_refcounts(file, header)
+        parse_header(file)
+        file.close()
+        if options.preallocation is not Preallocation.OFF:
+            _preallocate(path, options.preallocation)
+    except BaseException:
+        file.close()
+        os.unlink(path)
+        raise
+
+
+def _check(options: CreateOptions) -> None:
+    size = options.cluster_size
+    if size & (size - 1) or not 1 << q.MIN_CLUSTER_BITS <= size <= 1 << q.MAX_CLUSTER_BITS:
+        raise ImageError(f"cluster_size {size} is no power of two from 512 to 2M")
+    bits = options.refcount_bits
+    if bits not in (1, 2, 4, 8, 16, 32, 64):
+        raise ImageError(f"refcount_bits {bits} is no power of two from 1 to 64")
+    if options.version == 2 and (options.extended_l2 or options.lazy_refcounts or bits != 16):
+        raise ImageError("extended_l2, lazy_refcounts and refcount_bits need compat=1.1")
+    if options.extended_l2 and size < 1 << q.MIN_EXTENDED_CLUSTER_BITS:
+        raise ImageError(f"extended_l2 needs a cluster_size of 16384 or more, not {size}")
+    if options.backing is not None and options.preallocation is not Preallocation.OFF:
+        raise ImageError("preallocation would hide the backing file")
+
+
+def _open_below(path: str, options: CreateOptions) -> Node:
+    assert options.backing is not None
+    try:
+        return open_image(resolve(options.backing, path), OpenOptions(options.backing_format, read_only=True))
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: its backing file {options.backing} does not exist") from error
+
+
+def _format_of(node: Node) -> Format:
+    if isinstance(node, WritableQcow2):
+        return Format.QCOW2
+    return Format.RAW if node.file is node.data_file and node.cluster_size == 1 else Format.QCOW
+
+
+def _preallocate(path: str, how: Preallocation) -> None:
+    image = open_image(path, OpenOptions(Format.QCOW2))
+    assert isinstance(image, WritableQcow2)
+    start = image.file.size
+    try:
+        image.preallocate()
+        image.flush()
+        end = image.meta.refcounts.end_of_use() << image.header.cluster_bits
+        image.file.truncate(end)
+        if how is Preallocation.FALLOC:
+            image.file.reserve(start, end - start)
+        elif how is Preallocation.FULL:
+            _write_holes(image.file, start, end)
+    finally:
+        image.close()
+
+
+def _write_holes(file: HostFile, offset: int, end: int) -> None:
+    """Write zeros where the file has nothing yet."""
+    while offset < end:
+        hole = min(end, os.lseek(file.fd, offset, os.SEEK_HOLE))
+        try:
+            stop = min(end, os.lseek(file.fd, hole, os.SEEK_DATA))
+        except OSError:
+            stop = end
+        offset = hole
+        while offset < stop:
+            n = min(stop - offset, len(ZEROS))
+            file.pwrite(memoryview(ZEROS)[:n], offset)
+            offset += n

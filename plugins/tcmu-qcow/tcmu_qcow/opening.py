@@ -1,0 +1,184 @@
+"""Opening images: format by magic or by word, locks, data file, backing chain, repair of a dirty one."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from . import layout as q
+from .chain import Node
+from .errors import CorruptImage, ImageError, UnsupportedImage
+from .files import HostFile
+from .header import Header, parse_header
+from .locking import lock_image
+from .qcow1 import Qcow1Image
+from .qcow2 import DEFAULT_CACHE
+from .raw import RawImage
+from .repair import rebuild_refcounts
+from .snapshots import find_snapshot, read_snapshots
+from .write import WritableQcow2
+
+Image = WritableQcow2 | RawImage | Qcow1Image
+
+
+class Format(StrEnum):
+    """The formats by QEMU's names."""
+
+    RAW = "raw"
+    QCOW = "qcow"
+    QCOW2 = "qcow2"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """How to open the top of a chain."""
+
+    format: Format | None = None  # None: by magic
+    read_only: bool = False
+    snapshot: str | None = None
+    cache_bytes: int = DEFAULT_CACHE
+    lock: bool = True
+    repair: bool = False  # rebuild the refcounts even if they claim to be right
+
+
+def probe(file: HostFile) -> Format:
+    """The format by its magic and version; a file without one is raw."""
+    start = file.pread(q.PREFIX.size, 0)
+    if len(start) < q.PREFIX.size or start[:4] != q.MAGIC:
+        return Format.RAW
+    return Format.QCOW if q.PREFIX.unpack(start)[1] == 1 else Format.QCOW2
+
+
+def open_image(path: str, options: OpenOptions = OpenOptions()) -> Image:  # noqa: B008 - a frozen value
+    """Open `path` and all that it stands on."""
+    top = _open_node(path, options)
+    try:
+        _open_backing(top, options)
+    except BaseException:
+        for layer in list(top.layers()):
+            _abandon(layer)
+        raise
+    return top
+
+
+def _abandon(layer: Node) -> None:
+    """Close the files of a layer without a last word to them."""
+    layer.data_file.close()
+    layer.file.close()
+
+
+def _open_node(path: str, options: OpenOptions) -> Image:
+    writing = not options.read_only and options.snapshot is None
+    file = HostFile.open(path, read_only=not writing)
+    try:
+        kind = options.format or probe(file)
+        if options.lock:
+            lock_image(file, write=writing and kind is not Format.QCOW)
+        if kind is Format.RAW:
+            if options.snapshot is not None:
+                raise ImageError(f"{path}: a raw image has no snapshots")
+            return RawImage(file, read_only=not writing, probed=options.format is None)
+        if kind is Format.QCOW:
+            if options.snapshot is not None:
+                raise ImageError(f"{path}: a version 1 image has no snapshots that can be read")
+            return Qcow1Image(file)
+        return _open_qcow2(file, options, writing)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _open_qcow2(file: HostFile, options: OpenOptions, writing: bool) -> WritableQcow2:
+    header = parse_header(file)
+    if header.nb_snapshots:
+        read_snapshots(file, header)  # a table that can't be read is no image to write to
+    data_file = _open_data_file(file, header, options, writing) if header.has_data_file else None
+    try:
+        if writing and (header.dirty or options.repair):
+            rebuild_refcounts(file, header)
+        snapshot = find_snapshot(file, header, options.snapshot) if options.snapshot is not None else None
+        return WritableQcow2(
+            file,
+            header,
+            data_file,
+            read_only=not writing,
+            cache_bytes=options.cache_bytes,
+            snapshot=snapshot,
+        )
+    except BaseException:
+        if data_file is not None:
+            data_file.close()
+        raise
+
+
+def _open_data_file(file: HostFile, header: Header, options: OpenOptions, writing: bool) -> HostFile:
+    if header.data_file_name is None:
+        raise ImageError(f"{file.path}: the image does not name its external data file")
+    if header.nb_snapshots:
+        raise CorruptImage(f"{file.path}: internal snapshots together with an external data file")
+    data_file = HostFile.open(resolve(header.data_file_name, file.path), read_only=not writing)
+    try:
+        if data_file.identity == file.identity:
+            raise CorruptImage(f"{file.path}: the image is its own data file")
+        if options.lock:
+            lock_image(data_file, write=writing)
+    except BaseException:
+        data_file.close()
+        raise
+    return data_file
+
+
+def resolve(name: str, overlay: str) -> str:
+    """The path of a file that an image names: relative names start where the image is."""
+    if name.startswith("json:"):
+        raise UnsupportedImage(f"{overlay}: a json: file name is not supported: {name}")
+    if name.startswith("file:"):
+        name = name.removeprefix("file:")
+        name = name[2:] if name.startswith("///") else name
+    elif re.match(r"[A-Za-z0-9+.-]+:", name):
+        raise UnsupportedImage(f"{overlay}: only files can back an image, not {name}")
+    return os.path.join(os.path.dirname(overlay), name)
+
+
+def _open_backing(top: Node, options: OpenOptions) -> None:
+    """Open what the chain names, one below the other, all of it read-only."""
+    seen = {top.file.identity}
+    node: Node = top
+    while True:
+        name, kind = _backing_of(node)
+        if name is None:
+            return
+        if isinstance(node, WritableQcow2) and node.header.data_file_raw:
+            raise CorruptImage(f"{node.file.path}: a backing file together with “raw external data”")
+        path = resolve(name, node.file.path)
+        try:
+            below = _open_node(
+                path, OpenOptions(kind, read_only=True, cache_bytes=options.cache_bytes, lock=options.lock)
+            )
+        except OSError as error:
+            if isinstance(error, ImageError):
+                raise
+            raise ImageError(f"{node.file.path}: its backing file {path} can't be opened: {error.strerror}") from error
+        if below.file.identity in seen:
+            _abandon(below)
+            raise CorruptImage(f"{path}: the image is a backing file of itself")
+        seen.add(below.file.identity)
+        node.backing = below
+        node = below
+
+
+def _backing_of(node: Node) -> tuple[str | None, Format | None]:
+    if isinstance(node, Qcow1Image):
+        return node.backing_name, None
+    if not isinstance(node, WritableQcow2) or node.header.backing_name is None:
+        return None, None
+    kind = node.header.backing_format
+    if kind is None:
+        return node.header.backing_name, None
+    if kind in ("file", "host_device"):  # QEMU took these for raw
+        return node.header.backing_name, Format.RAW
+    if kind not in list(Format):
+        raise UnsupportedImage(f"{node.file.path}: a backing file of format “{kind}” is not supported")
+    return node.header.backing_name, Format(kind)

@@ -1,0 +1,112 @@
+"""A raw file as a disk or as the bottom of a chain: the guest's bytes are the file's."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+
+from . import layout as q
+from .chain import DATA, Node, Run
+from .errors import ReadOnlyImage
+from .files import ZEROS, HostFile
+
+
+class RawImage(Node):
+    """One raw file or block device. `probed` when nobody said that it is raw."""
+
+    def __init__(self, file: HostFile, *, read_only: bool, probed: bool) -> None:
+        super().__init__(file, file.size)
+        self.read_only = read_only
+        self._guarded = probed
+
+    def map_range(self, offset: int, length: int, load: bool = True) -> list[Run] | None:  # noqa: ARG002
+        return [(DATA, offset, length)]
+
+    def read(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill the buffers; what lies past the end reads as zeros."""
+        self.file.preadv(buffers, offset)
+
+    def read_nowait(self, offset: int, buffers: Sequence[memoryview], length: int) -> bool:
+        """The same if it takes no wait, else False."""
+        return self.file.preadv_nowait(buffers, offset, length)
+
+    def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Write every buffer. The range lies within the disk."""
+        self._check_writable()
+        if self._guarded and offset < len(q.MAGIC):
+            self._check_magic(offset, buffers)
+        self.file.pwritev(buffers, offset)
+
+    def write_nowait(self, offset: int, buffers: Sequence[memoryview], length: int) -> bool:  # noqa: ARG002
+        """The same: a write goes to the page cache."""
+        self.write(offset, buffers)
+        return True
+
+    def _check_writable(self) -> None:
+        if self.read_only:
+            raise ReadOnlyImage(f"{self.file.path}: the image is open read-only")
+
+    def _check_magic(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """A guest may not turn a disk whose format was guessed into an image that names other files of the host."""
+        start = b"".join(bytes(buffer[:4]) for buffer in buffers[:4])[:4]
+        if offset == 0 and start == q.MAGIC:
+            raise OSError(
+                errno.EPERM,
+                "the guest may not write a qcow header to a disk of guessed format; say format=raw",
+                self.file.path,
+            )
+
+    def flush(self) -> None:
+        """Everything written before is on stable storage when this returns."""
+        if not self.read_only:
+            self.file.flush()
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        """The range reads as zeros."""
+        self._check_writable()
+        end = offset + length
+        while offset < end:
+            n = min(end - offset, len(ZEROS))
+            self.file.pwrite(memoryview(ZEROS)[:n], offset)
+            offset += n
+
+    def discard(self, offset: int, length: int) -> None:
+        """The range reads as zeros, and is given back to the file system where that can be done."""
+        self._check_writable()
+        if not self.file.punch(offset, length):
+            self.write_zeroes(offset, length)
+
+    def extents(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
+        """(offset, length, whether there is data) for all of the range, in order."""
+        found: list[tuple[int, int, bool]] = []
+        end = offset + length
+        while offset < end:
+            try:
+                data = min(end, os.lseek(self.file.fd, offset, os.SEEK_DATA))
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    return [*found, (offset, end - offset, True)]
+                data = end
+            if data > offset:
+                found.append((offset, data - offset, False))
+                offset = data
+            if offset < end:
+                hole = min(end, os.lseek(self.file.fd, offset, os.SEEK_HOLE))
+                found.append((offset, hole - offset, True))
+                offset = hole
+        return found
+
+    def resize(self, size: int) -> None:
+        """Set the size of the file."""
+        self._check_writable()
+        if size > self.size or self.file.can_grow:
+            self.file.truncate(size)
+        self.size = size
+
+    def close(self) -> None:
+        try:
+            if not self.read_only and self.file.fd >= 0:
+                self.file.flush()
+        finally:
+            self.file.close()

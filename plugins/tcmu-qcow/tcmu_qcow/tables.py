@@ -1,0 +1,106 @@
+"""Metadata tables in memory: big-endian on disk, native arrays here, bounded, and written back in dirty slices."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+
+from .files import HostFile
+
+SLICE = 4096  # the least that is written back; a smaller cluster is written whole
+_TYPECODES = {8: "B", 16: "H", 32: "I", 64: "Q"}
+_SWAP = sys.byteorder == "little"
+
+# For widths under a byte: byte -> its entries, the least significant bits first (Refcount block entry).
+_UNPACKED = {
+    bits: [bytes(byte >> shift & ((1 << bits) - 1) for shift in range(0, 8, bits)) for byte in range(256)]
+    for bits in (1, 2, 4)
+}
+
+
+def decode(raw: bytes, bits: int) -> array[int]:
+    """The entries of a table of `bits` wide numbers."""
+    if bits < 8:
+        return array("B", b"".join(map(_UNPACKED[bits].__getitem__, raw)))
+    entries = array(_TYPECODES[bits])
+    entries.frombytes(raw)
+    if _SWAP and bits > 8:
+        entries.byteswap()
+    return entries
+
+
+def encode(entries: array[int], bits: int) -> bytes:
+    """The bytes of a table; the inverse of decode."""
+    if bits < 8:
+        per_byte = 8 // bits
+        columns = [entries[shift::per_byte] for shift in range(per_byte)]
+        return bytes(sum(n << (i * bits) for i, n in enumerate(row)) for row in zip(*columns, strict=True))
+    if _SWAP and bits > 8:
+        entries = entries[:]
+        entries.byteswap()
+    return entries.tobytes()
+
+
+class Table:
+    """One cluster of metadata: an L2 table or a refcount block."""
+
+    __slots__ = ("_pending", "bits", "dirty", "entries", "offset", "used")
+
+    def __init__(self, offset: int, entries: array[int], bits: int, pending: set[Table]) -> None:
+        self.offset = offset  # in the image file
+        self.entries = entries
+        self.bits = bits  # of an entry
+        self.dirty: set[int] = set()  # slices that differ from the file
+        self.used = True  # since the cache last looked
+        self._pending = pending  # the cache's tables that differ from the file
+
+    def touch(self, index: int, count: int = 1) -> None:
+        """Entries from `index` on were changed."""
+        first = index * self.bits // 8 // SLICE
+        last = (index + count - 1) * self.bits // 8 // SLICE
+        if first == last:
+            self.dirty.add(first)
+        else:
+            self.dirty.update(range(first, last + 1))
+        self._pending.add(self)
+
+    def write_back(self, file: HostFile) -> None:
+        """Write the dirty slices, adjoining ones together."""
+        per_slice = SLICE * 8 // self.bits
+        pending = sorted(self.dirty)
+        while pending:
+            first = last = pending.pop(0)
+            while pending and pending[0] == last + 1:
+                last = pending.pop(0)
+            part = self.entries[first * per_slice : (last + 1) * per_slice]
+            file.pwrite(encode(part, self.bits), self.offset + first * SLICE)
+        self.dirty.clear()
+        self._pending.discard(self)
+
+    def write_whole(self, file: HostFile) -> None:
+        """Write all of it."""
+        file.pwrite(encode(self.entries, self.bits), self.offset)
+        self.dirty.clear()
+        self._pending.discard(self)
+
+
+class TableCache(dict[int, Table]):
+    """Tables by their index. The one that was not used since the last round leaves first (second chance)."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = max(2, capacity)
+        self.pending: set[Table] = set()  # those that differ from the file
+
+    def victim(self) -> int | None:
+        """The index of the table that has to leave before another comes; None while there is room."""
+        if len(self) < self.capacity:
+            return None
+        while True:
+            index = next(iter(self))
+            table = self[index]
+            if not table.used:
+                return index
+            table.used = False
+            del self[index]
+            self[index] = table
