@@ -64,9 +64,9 @@ SUBCOMMANDS = (
 )
 
 
-def common() -> argparse.ArgumentParser:
+def common() -> Parser:
     """Return the options that every subcommand has."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = Parser(add_help=False)
     group = parser.add_argument_group("messages")
     group.add_argument("-v", "--verbose", action="count", default=0, help="log more on stderr; twice for more still")
     group.add_argument(

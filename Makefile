@@ -1,0 +1,61 @@
+# run: serve a disk. test, soak, lint, bench: each sets up what it needs. Python 3.11 or later and make are enough
+# for `run`; `test` installs system packages when it is root, and names them when it is not.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+DISTRIBUTIONS := . $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+PROJECTS      := $(DISTRIBUTIONS:%=%/pyproject.toml)
+EDITABLE      := $(DISTRIBUTIONS:%=-e %)
+PACKAGES      := tcmu_core $(patsubst plugins/%/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+PIP           := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+space := $(subst ,, )
+
+.PHONY: run test soak lint bench tools clean
+
+run: $(VENV)/.run
+	$(BIN)/tcmu serve file ./disk.img --size 1G
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not soak"
+
+soak: $(VENV)/.test
+	$(BIN)/python -m pytest -m soak
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=$(subst $(space),:,$(filter plugins/%,$(DISTRIBUTIONS))) \
+	    $(BIN)/mypy --strict $(addprefix -p ,$(subst -,_,$(PACKAGES)))
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks
+
+tools:
+	tools/install-test-tools
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+
+# Each stamp is what was installed for one purpose; it is made anew when a pyproject.toml changes.
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/.run: $(BIN)/python $(PROJECTS)
+	$(PIP) $(EDITABLE)
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.run
+	$(PIP) -e '.[lint]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.run | tools
+	$(PIP) -e '.[test,kernel,dbus]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	$(PIP) -e '.[bench]'
+	touch $@
