@@ -13,7 +13,7 @@ from tcmu_core import Change, ConfigError, Device, Extent, hookimpl
 from tcmu_file import storage, syscalls, transfer
 
 STALL = 0.010  # a write into the page cache that took longer (seconds) was held back by the kernel
-BACK_OFF = 1.0  # for so long the writes after it go to the threads
+BACK_OFF = 10  # the writes after it go to the threads for so many times as long
 NEVER = float("inf")
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
 FREE = syscalls.PUNCH_HOLE | syscalls.KEEP_SIZE
@@ -153,8 +153,8 @@ class FileHandler:
             except OSError as error:  # EAGAIN: it would wait; a true error comes again on the thread
                 if error.errno == errno.EOPNOTSUPP:
                     self._write_flags = 0  # most file systems know RWF_NOWAIT for reads only
-            if not self._write_flags and monotonic() - started > STALL:
-                self._threads_until = started + BACK_OFF
+            if (ended := monotonic()) - started > STALL:
+                self._threads_until = ended + (ended - started) * BACK_OFF
             if done == total:
                 return None
         if done:
