@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import layout as q
-from .errors import CorruptImage
-from .files import HostFile
-from .header import Header, check_region
+from tcmu_qcow import layout as q
+from tcmu_qcow.errors import CorruptImage
+from tcmu_qcow.files import HostFile
+from tcmu_qcow.header import Header, check_region
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ def read_bitmaps(file: HostFile, header: Header) -> Iterator[Bitmap]:
 def invalidate_bitmaps(file: HostFile, header: Header) -> bool:
     """Set in_use in every bitmap that promises to reflect all writes. True if the file was changed.
 
-    QEMU then calls these bitmaps inconsistent and lets the user remove them; the image stays valid, nothing leaks. A bitmap without
-    the auto flag is a frozen one, which writes don't concern.
+    QEMU then calls these bitmaps inconsistent and lets the user remove them; the image stays valid, nothing leaks.
+    A bitmap without the auto flag is a frozen one, which writes don't concern.
     """
     stale = [
         bitmap

@@ -6,7 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
-from .files import Cursor, HostFile, fill_zero
+from tcmu_qcow.files import Cursor, HostFile, fill_zero
 
 # What a run of guest bytes is. Plain integers: they are compared once for every cluster of a command.
 ZERO = 0  # reads as zeros, in this layer
@@ -35,7 +35,7 @@ class Node(ABC):
         """The cluster that a COMPRESSED run stands for."""
         raise NotImplementedError(type(self).__name__)
 
-    def cached_compressed(self, descriptor: int) -> bytes | None:  # noqa: ARG002
+    def cached_compressed(self, descriptor: int) -> bytes | None:
         """The same if it takes no I/O, else None."""
         return None
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 import zlib
 from collections import OrderedDict
 
-from . import layout as q
-from .errors import CorruptImage, UnsupportedImage
+from tcmu_qcow import layout as q
+from tcmu_qcow.errors import CorruptImage, UnsupportedImage
 
 CACHE_BYTES = 4 << 20
 
@@ -26,16 +27,20 @@ def locate_v1(descriptor: int, cluster_bits: int) -> tuple[int, int]:
     return descriptor & ((1 << shift) - 1), (descriptor >> shift) & ((1 << cluster_bits) - 1)
 
 
+def require_zstd(path: str) -> None:
+    """UnsupportedImage unless zstd clusters can be read."""
+    if importlib.util.find_spec("zstandard") is None:
+        raise UnsupportedImage(f"{path}: its “compression type” is zstd: pip install zstandard")
+
+
 def decompress(data: bytes, cluster_size: int, kind: q.Compression) -> bytes:
     """Exactly a cluster; never more memory than that, whatever the data claims. CorruptImage if it isn't one."""
     try:
         if kind is q.Compression.ZLIB:
             out = zlib.decompressobj(-15).decompress(data, cluster_size)  # raw deflate; QEMU's window is 12 bits
         else:
-            try:
-                import zstandard
-            except ImportError:
-                raise UnsupportedImage("zstd clusters need the package zstandard: pip install zstandard") from None
+            import zstandard
+
             try:
                 with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data) as reader:
                     out = reader.read(cluster_size)

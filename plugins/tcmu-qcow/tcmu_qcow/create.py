@@ -6,14 +6,14 @@ import os
 from dataclasses import dataclass
 from enum import StrEnum
 
-from . import layout as q
-from .chain import Node
-from .errors import ImageError
-from .files import ZEROS, HostFile
-from .header import Header, encode_header, parse_header
-from .opening import Format, OpenOptions, open_image, resolve
-from .repair import rebuild_refcounts
-from .write import WritableQcow2
+from tcmu_qcow import layout as q
+from tcmu_qcow.chain import Node
+from tcmu_qcow.errors import ImageError
+from tcmu_qcow.files import ZEROS, HostFile
+from tcmu_qcow.header import Header, encode_header, parse_header
+from tcmu_qcow.opening import Format, OpenOptions, open_image, resolve
+from tcmu_qcow.repair import rebuild_refcounts
+from tcmu_qcow.write import WritableQcow2
 
 
 class Preallocation(StrEnum):

@@ -14,8 +14,16 @@ ZEROS = bytes(1 << 20)
 
 _FALLOC_FL_KEEP_SIZE = 1  # linux/falloc.h
 _FALLOC_FL_PUNCH_HOLE = 2
+_IN_MEMORY = (0x01021994, 0x858458F6)  # linux/magic.h: TMPFS_MAGIC, RAMFS_MAGIC; statfs(2): f_type comes first
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def _file_system(fd: int) -> int:
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.fstatfs(fd, buffer):
+        return 0
+    return ctypes.c_ulong.from_buffer(buffer).value
 
 
 def fill_zero(buffers: Sequence[memoryview | bytearray]) -> None:
@@ -80,7 +88,9 @@ class HostFile:
         self.path = path
         self.read_only = read_only
         self._is_block = stat.S_ISBLK(os.fstat(fd).st_mode)
-        self._nowait = getattr(os, "RWF_NOWAIT", 0)
+        self.in_memory = not self._is_block and _file_system(fd) in _IN_MEMORY  # nothing that is done to it waits
+        self._nowait = 0 if self.in_memory else os.RWF_NOWAIT
+        self._never_at_once = False
         self._can_punch = True
         self._flush_error: OSError | None = None
 
@@ -140,17 +150,19 @@ class HostFile:
 
     def preadv_nowait(self, buffers: Sequence[memoryview], offset: int, length: int) -> bool:
         """Fill every buffer from the page cache; False when that would take a wait (some may be filled by then)."""
+        if self._never_at_once:
+            return False
         try:
             return os.preadv(self.fd, buffers, offset, self._nowait) == length
         except BlockingIOError:
             return False
-        except OSError as error:
-            if error.errno == errno.EOPNOTSUPP:
-                self._nowait = 0  # a file system that lives in memory
-                return False
-            if error.errno == errno.EINVAL and len(buffers) > IOV_MAX:
-                return False
-            raise
+        except OSError as error:  # a true error comes again where waiting is allowed
+            self._never_at_once = error.errno == errno.EOPNOTSUPP
+            return False
+
+    def cached(self, offset: int) -> bool:
+        """True if the byte can be read at once: writing to its page then needs no reading first."""
+        return self.preadv_nowait([memoryview(bytearray(1))], offset, 1)
 
     def pwrite(self, data: Buffer, offset: int) -> None:
         """Write it all."""

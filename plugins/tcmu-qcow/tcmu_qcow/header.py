@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from . import layout as q
-from .errors import CorruptImage, ImageError, UnsupportedImage
-from .files import HostFile
+from tcmu_qcow import layout as q
+from tcmu_qcow.errors import CorruptImage, ImageError, UnsupportedImage
+from tcmu_qcow.files import HostFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,8 @@ def _check_features(header: Header, crypt_method: int, path: str) -> None:
         raise UnsupportedImage(f"{path}: the image needs features that are not supported: {names}")
     if header.incompatible_features & q.Incompatible.CORRUPT:
         raise CorruptImage(
-            f"{path}: the {feature_name(header, 0, 1)} is set: the image was found inconsistent; repair it with qemu-img check -r"
+            f"{path}: the {feature_name(header, 0, 1)} is set: the image was found inconsistent; "
+            "repair it with qemu-img check -r all"
         )
     if crypt_method:
         name = q.Crypt(crypt_method).name if crypt_method in list(q.Crypt) else f"method {crypt_method}"

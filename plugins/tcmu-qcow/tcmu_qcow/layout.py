@@ -1,7 +1,7 @@
 """The qcow and qcow2 on-disk formats: structures, offsets and flags, nothing that acts.
 
-Sections named beside the constants are those of QEMU's specification, docs/interop/qcow2.rst ("Qcow2 Image File Format").
-Version 1 never had a specification; its layout is that of QEMU's qcow driver. All numbers are big-endian.
+Sections named beside the constants are those of QEMU's specification, docs/interop/qcow2.rst ("Qcow2 Image File
+Format"). Version 1 never had a specification; its layout is that of QEMU's qcow driver. All numbers are big-endian.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """QEMU's image locking: which program may do what with a file, agreed through OFD byte-range locks.
 
-A program read-locks byte 100+n for each permission n that it uses, and byte 200+n for each that it allows nobody else. It then
-asks whether anyone holds the opposite byte. All locks are shared ones, so nobody waits and a lock dies with its descriptor.
-(QEMU block/file-posix.c and include/block/block-common.h; checked against qemu-io through /proc/locks.)
+A program read-locks byte 100+n for each permission n that it uses, and byte 200+n for each that it allows nobody else.
+It then asks whether anyone holds the opposite byte. All locks are shared ones, so nobody waits and a lock dies with its
+descriptor. (QEMU block/file-posix.c and include/block/block-common.h; checked against qemu-io through /proc/locks.)
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 import struct
 from enum import IntEnum
 
-from .errors import ImageInUse
-from .files import HostFile
+from tcmu_qcow.errors import ImageInUse
+from tcmu_qcow.files import HostFile
 
 HOLDS = 100  # file-posix.c, RAW_LOCK_PERM_BASE
 DENIES = 200  # file-posix.c, RAW_LOCK_SHARED_BASE

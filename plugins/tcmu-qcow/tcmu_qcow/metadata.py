@@ -1,7 +1,7 @@
 """The active L1 table, the L2 cache, and the order in which metadata reaches the disk.
 
-The image on stable storage is valid at every instant because of one rule: what is referred to is stable before what refers to
-it, and what is freed was first no longer referred to. `write_back` is where it is kept:
+The image on stable storage is valid at every instant because of one rule: what is referred to is stable before what
+refers to it, and what is freed was first no longer referred to. `write_back` is where it is kept:
 
     1. refcount blocks (new L2 tables and guest data were written when they came)
     2. barrier
@@ -17,13 +17,13 @@ from __future__ import annotations
 import threading
 from array import array
 
-from . import layout as q
-from .bitmaps import invalidate_bitmaps
-from .errors import CorruptImage
-from .files import HostFile
-from .header import Header
-from .refcounts import Refcounts
-from .tables import Table, TableCache, decode
+from tcmu_qcow import layout as q
+from tcmu_qcow.bitmaps import invalidate_bitmaps
+from tcmu_qcow.errors import CorruptImage
+from tcmu_qcow.files import HostFile
+from tcmu_qcow.header import Header
+from tcmu_qcow.refcounts import Refcounts
+from tcmu_qcow.tables import Table, TableCache, decode
 
 L1_SLICE = 64  # entries in 512 bytes
 MOST_UNLINKED = 65536  # runs of clusters that wait to be freed before a write-back is forced
@@ -254,7 +254,7 @@ class Metadata:
             self.sync()
         if self.header.dirty and not self.read_only:
             self.set_dirty(False)
-        self.began = self.read_only or not self.header.lazy_refcounts and self.began
+        self.began = self.read_only or (not self.header.lazy_refcounts and self.began)
 
 
 def load_l1(file: HostFile, header: Header, offset: int, entries: int) -> array[int]:

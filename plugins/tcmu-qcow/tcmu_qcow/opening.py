@@ -7,18 +7,19 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from . import layout as q
-from .chain import Node
-from .errors import CorruptImage, ImageError, UnsupportedImage
-from .files import HostFile
-from .header import Header, parse_header
-from .locking import lock_image
-from .qcow1 import Qcow1Image
-from .qcow2 import DEFAULT_CACHE
-from .raw import RawImage
-from .repair import rebuild_refcounts
-from .snapshots import find_snapshot, read_snapshots
-from .write import WritableQcow2
+from tcmu_qcow import layout as q
+from tcmu_qcow.chain import Node
+from tcmu_qcow.compression import require_zstd
+from tcmu_qcow.errors import CorruptImage, ImageError, UnsupportedImage
+from tcmu_qcow.files import HostFile
+from tcmu_qcow.header import Header, parse_header
+from tcmu_qcow.locking import lock_image
+from tcmu_qcow.qcow1 import Qcow1Image
+from tcmu_qcow.qcow2 import DEFAULT_CACHE
+from tcmu_qcow.raw import RawImage
+from tcmu_qcow.repair import rebuild_refcounts
+from tcmu_qcow.snapshots import find_snapshot, read_snapshots
+from tcmu_qcow.write import WritableQcow2
 
 Image = WritableQcow2 | RawImage | Qcow1Image
 
@@ -51,7 +52,7 @@ def probe(file: HostFile) -> Format:
     return Format.QCOW if q.PREFIX.unpack(start)[1] == 1 else Format.QCOW2
 
 
-def open_image(path: str, options: OpenOptions = OpenOptions()) -> Image:  # noqa: B008 - a frozen value
+def open_image(path: str, options: OpenOptions = OpenOptions()) -> Image:
     """Open `path` and all that it stands on."""
     top = _open_node(path, options)
     try:
@@ -94,6 +95,8 @@ def _open_qcow2(file: HostFile, options: OpenOptions, writing: bool) -> Writable
     header = parse_header(file)
     if header.nb_snapshots:
         read_snapshots(file, header)  # a table that can't be read is no image to write to
+    if header.compression is q.Compression.ZSTD:
+        require_zstd(file.path)
     data_file = _open_data_file(file, header, options, writing) if header.has_data_file else None
     try:
         if writing and (header.dirty or options.repair):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
+from collections.abc import Sequence
 
-from . import layout as q
-from .chain import BACKING, COMPRESSED, DATA, ZERO, Node, Run
-from .compression import ClusterCache, decompress, locate_v1
-from .errors import CorruptImage, ImageError, UnsupportedImage
-from .files import HostFile
-from .tables import decode
+from tcmu_qcow import layout as q
+from tcmu_qcow.chain import BACKING, COMPRESSED, DATA, ZERO, Node, Run, read_chain, read_chain_nowait
+from tcmu_qcow.compression import ClusterCache, decompress, locate_v1
+from tcmu_qcow.errors import CorruptImage, ImageError, UnsupportedImage
+from tcmu_qcow.files import HostFile
+from tcmu_qcow.tables import decode
 
 L2_TABLES_KEPT = 256
 LARGEST_L1 = 32 << 20  # bytes; the format has no limit of its own
@@ -48,6 +49,7 @@ class Qcow1Image(Node):
             name = q.Crypt(crypt).name if crypt in list(q.Crypt) else f"method {crypt}"
             raise UnsupportedImage(f"{file.path}: the image is encrypted ({name}), which is not supported")
         super().__init__(file, size)
+        self._size: int = 1 << self._bits
         self._l1_shift = self._bits + self._l2_bits
         entries = -(-size >> self._l1_shift)
         if entries * 8 > LARGEST_L1:
@@ -66,7 +68,8 @@ class Qcow1Image(Node):
 
     @property
     def cluster_size(self) -> int:
-        return 1 << self._bits
+        """Bytes in a cluster."""
+        return self._size
 
     def _table(self, index: int) -> array[int] | None:
         table = self._tables.get(index)
@@ -83,6 +86,7 @@ class Qcow1Image(Node):
         return table
 
     def map_range(self, offset: int, length: int, load: bool = True) -> list[Run] | None:
+        """Map a range of this layer; see Node.map_range."""
         runs: list[Run] = []
         unallocated = BACKING if self.backing is not None else ZERO
         size = self.cluster_size
@@ -111,7 +115,22 @@ class Qcow1Image(Node):
             length -= n
         return runs
 
+    def read(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill the buffers; what lies past the end of the disk reads as zeros."""
+        read_chain(self, offset, buffers)
+
+    def read_nowait(self, offset: int, buffers: Sequence[memoryview], length: int) -> bool:
+        """The same if it takes no wait, else False. The range lies within the disk."""
+        if not self.lock.acquire(blocking=False):
+            return False
+        try:
+            runs = self.map_range(offset, length, load=False)
+        finally:
+            self.lock.release()
+        return runs is not None and read_chain_nowait(self, offset, buffers, runs)
+
     def read_compressed(self, descriptor: int) -> bytes:
+        """Decompress a cluster, or take it from the latest ones."""
         cluster = self._clusters.get(descriptor)
         if cluster is None:
             offset, length = locate_v1(descriptor, self._bits)
@@ -120,4 +139,5 @@ class Qcow1Image(Node):
         return cluster
 
     def cached_compressed(self, descriptor: int) -> bytes | None:
+        """Return a cluster that was decompressed lately."""
         return self._clusters.get(descriptor)

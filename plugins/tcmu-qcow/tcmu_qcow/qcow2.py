@@ -6,14 +6,14 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from . import layout as q
-from .chain import BACKING, COMPRESSED, DATA, ZERO, Node, Run, read_chain, read_chain_nowait
-from .compression import ClusterCache, decompress, locate
-from .errors import CorruptImage
-from .files import HostFile
-from .header import Header
-from .metadata import Metadata, load_l1
-from .snapshots import Snapshot
+from tcmu_qcow import layout as q
+from tcmu_qcow.chain import BACKING, COMPRESSED, DATA, ZERO, Node, Run, read_chain, read_chain_nowait
+from tcmu_qcow.compression import ClusterCache, decompress, locate
+from tcmu_qcow.errors import CorruptImage
+from tcmu_qcow.files import HostFile
+from tcmu_qcow.header import Header
+from tcmu_qcow.metadata import Metadata, load_l1
+from tcmu_qcow.snapshots import Snapshot
 
 DEFAULT_CACHE = 32 << 20  # bytes of L2 tables; 64 KiB clusters: maps 256 GiB
 
@@ -52,6 +52,7 @@ class Qcow2Image(Node):
 
     @property
     def cluster_size(self) -> int:
+        """Bytes in a cluster."""
         return self.header.cluster_size
 
     @property
@@ -62,6 +63,7 @@ class Qcow2Image(Node):
     # -- mapping -----------------------------------------------------------------------------------------------------
 
     def map_range(self, offset: int, length: int, load: bool = True) -> list[Run] | None:
+        """Map a range of this layer; see Node.map_range."""
         runs: list[Run] = []
         unallocated = BACKING if self.backing is not None else ZERO
         while length:
@@ -207,6 +209,7 @@ class Qcow2Image(Node):
             self.lock.release()
 
     def read_compressed(self, descriptor: int) -> bytes:
+        """Decompress a cluster, or take it from the latest ones."""
         cluster = self._clusters.get(descriptor)
         if cluster is None:
             offset, length = locate(descriptor, self._bits)
@@ -215,6 +218,7 @@ class Qcow2Image(Node):
         return cluster
 
     def cached_compressed(self, descriptor: int) -> bytes | None:
+        """Return a cluster that was decompressed lately."""
         return self._clusters.get(descriptor)
 
     # -- life --------------------------------------------------------------------------------------------------------

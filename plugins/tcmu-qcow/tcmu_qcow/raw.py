@@ -6,10 +6,10 @@ import errno
 import os
 from collections.abc import Sequence
 
-from . import layout as q
-from .chain import DATA, Node, Run
-from .errors import ReadOnlyImage
-from .files import ZEROS, HostFile
+from tcmu_qcow import layout as q
+from tcmu_qcow.chain import DATA, Node, Run
+from tcmu_qcow.errors import ReadOnlyImage
+from tcmu_qcow.files import ZEROS, HostFile
 
 
 class RawImage(Node):
@@ -20,7 +20,8 @@ class RawImage(Node):
         self.read_only = read_only
         self._guarded = probed
 
-    def map_range(self, offset: int, length: int, load: bool = True) -> list[Run] | None:  # noqa: ARG002
+    def map_range(self, offset: int, length: int, load: bool = True) -> list[Run] | None:
+        """Map a range of this layer; see Node.map_range."""
         return [(DATA, offset, length)]
 
     def read(self, offset: int, buffers: Sequence[memoryview]) -> None:
@@ -38,8 +39,12 @@ class RawImage(Node):
             self._check_magic(offset, buffers)
         self.file.pwritev(buffers, offset)
 
-    def write_nowait(self, offset: int, buffers: Sequence[memoryview], length: int) -> bool:  # noqa: ARG002
-        """The same: a write goes to the page cache."""
+    def write_nowait(self, offset: int, buffers: Sequence[memoryview], length: int) -> bool:
+        """The same if the page cache takes it without reading first, else False."""
+        file = self.file
+        whole_pages = file.in_memory or not (offset | length) % 4096
+        if not whole_pages and not (file.cached(offset) and file.cached(offset + length - 1)):
+            return False
         self.write(offset, buffers)
         return True
 
@@ -105,6 +110,7 @@ class RawImage(Node):
         self.size = size
 
     def close(self) -> None:
+        """Flush and close the file."""
         try:
             if not self.read_only and self.file.fd >= 0:
                 self.file.flush()

@@ -1,7 +1,8 @@
 """Host cluster management: which clusters of the file are in use, and how often.
 
-Nothing here waits for the disk but the growth of the structure itself. Counts change in memory; Metadata decides when blocks
-are written: always before a table that relies on an increment, and decrements only once nothing on disk refers to the cluster.
+Nothing here waits for the disk but the growth of the structure itself. Counts change in memory; Metadata decides when
+blocks are written: always before a table that relies on an increment, and decrements only once nothing on disk refers to
+the cluster.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import errno
 from array import array
 from collections.abc import Callable
 
-from . import layout as q
-from .errors import CorruptImage
-from .files import HostFile
-from .header import Header
-from .tables import Table, TableCache, decode, encode
+from tcmu_qcow import layout as q
+from tcmu_qcow.errors import CorruptImage
+from tcmu_qcow.files import HostFile
+from tcmu_qcow.header import Header
+from tcmu_qcow.tables import Table, TableCache, decode, encode
 
 
 class Refcounts:
@@ -177,7 +178,7 @@ class Refcounts:
     def _grow_table(self, index: int) -> None:
         """A larger refcount table, behind everything that the present one can describe.
 
-        Blocks that describe the new clusters come first, then the table. The header is switched when all of it is stable.
+        Blocks that describe the new clusters come first, then the table. The header is switched when all is stable.
         """
         header, file = self._header, self._file
         self._before_growth()

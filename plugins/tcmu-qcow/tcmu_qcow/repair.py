@@ -1,7 +1,7 @@
 """Refcounts from the ground up: count every reference in the image, write a new refcount structure, switch to it.
 
-The old structure stays as it is until the header names the new one, so a power cut in between leaves an image that is as dirty as
-it was. Whatever is wrong beyond refcounts stops the repair before anything is written.
+The old structure stays as it is until the header names the new one, so a power cut in between leaves an image that is
+as dirty as it was. Whatever is wrong beyond refcounts stops the repair before anything is written.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 
-from . import layout as q
-from .bitmaps import read_bitmaps
-from .compression import locate
-from .errors import CorruptImage
-from .files import HostFile
-from .header import Header, check_region
-from .metadata import load_l1
-from .snapshots import read_snapshots
-from .tables import decode, encode
+from tcmu_qcow import layout as q
+from tcmu_qcow.bitmaps import read_bitmaps
+from tcmu_qcow.compression import locate
+from tcmu_qcow.errors import CorruptImage
+from tcmu_qcow.files import HostFile
+from tcmu_qcow.header import Header, check_region
+from tcmu_qcow.metadata import load_l1
+from tcmu_qcow.snapshots import read_snapshots
+from tcmu_qcow.tables import decode, encode
 
 CHUNK_BITS = 12  # counts are kept for 4096 clusters at a time, where there are any
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from . import layout as q
-from .chain import BACKING, ZERO
-from .errors import ImageError, UnsupportedImage
-from .snapshots import read_snapshots
-from .tables import encode
-from .write import WritableQcow2
+from tcmu_qcow import layout as q
+from tcmu_qcow.chain import BACKING, ZERO
+from tcmu_qcow.errors import ImageError, UnsupportedImage
+from tcmu_qcow.snapshots import read_snapshots
+from tcmu_qcow.tables import encode
+from tcmu_qcow.write import WritableQcow2
 
 
 def resize_image(image: WritableQcow2, size: int) -> None:

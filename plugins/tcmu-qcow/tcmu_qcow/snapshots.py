@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import layout as q
-from .errors import CorruptImage, ImageError
-from .files import HostFile
-from .header import Header, check_region
+from tcmu_qcow import layout as q
+from tcmu_qcow.errors import CorruptImage, ImageError
+from tcmu_qcow.files import HostFile
+from tcmu_qcow.header import Header, check_region
 
 
 @dataclass(frozen=True, slots=True)

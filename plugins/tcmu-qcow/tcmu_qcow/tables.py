@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from array import array
 
-from .files import HostFile
+from tcmu_qcow.files import HostFile
 
 SLICE = 4096  # the least that is written back; a smaller cluster is written whole
 _TYPECODES = {8: "B", 16: "H", 32: "I", 64: "Q"}

@@ -1,7 +1,7 @@
 """Writing a qcow2 image: in place where a cluster is ours alone, else to a new one with the rest of the old copied.
 
-Under the lock, except for guest data that goes to clusters that are in place already. New data is written before any table in
-memory refers to it; metadata.py carries that order to the disk.
+Under the lock, except for guest data that goes to clusters that are in place already. New data is written before any
+table in memory refers to it; metadata.py carries that order to the disk.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from . import layout as q
-from .chain import ZERO, read_chain
-from .compression import locate
-from .errors import CorruptImage, ReadOnlyImage
-from .files import ZEROS, Buffer, Cursor
-from .qcow2 import Qcow2Image
-from .tables import Table
+from tcmu_qcow import layout as q
+from tcmu_qcow.chain import ZERO, read_chain
+from tcmu_qcow.compression import locate
+from tcmu_qcow.errors import CorruptImage, ReadOnlyImage
+from tcmu_qcow.files import ZEROS, Buffer, Cursor
+from tcmu_qcow.qcow2 import Qcow2Image
+from tcmu_qcow.tables import Table
+
+PAGE = 4096
 
 
 class WritableQcow2(Qcow2Image):
@@ -60,7 +62,7 @@ class WritableQcow2(Qcow2Image):
             if any(index not in self._l2 for index in {offset >> self._l1_shift, end_index}):
                 return False
             host, n = self._in_place(offset, length)
-            if n < length:
+            if n < length or not self._at_once(host, n):
                 return False
             self.data_file.pwritev(buffers, host)
             return True
@@ -69,6 +71,15 @@ class WritableQcow2(Qcow2Image):
             raise
         finally:
             self.lock.release()
+
+    def _at_once(self, host: int, length: int) -> bool:
+        """True if the page cache takes the bytes without reading the rest of their pages first."""
+        file = self.data_file
+        if file.in_memory:
+            return True
+        if not (host | length) % PAGE:
+            return True
+        return file.cached(host) and file.cached(host + length - 1)
 
     def _in_place(self, offset: int, length: int) -> tuple[int, int]:
         """Host offset and length of the first part of the range that can be written where it is, in one go."""
@@ -222,7 +233,7 @@ class WritableQcow2(Qcow2Image):
         return old
 
     def _link(self, table: Table, index: int, at: int, n: int, cluster: int, full: bool) -> None:
-        """Let the entries from `index` on name the clusters that hold `n` bytes from `at` on, and let the old ones go."""
+        """Name the clusters that hold `n` bytes from `at` on in the entries from `index` on; let the old ones go."""
         bits, stride, entries = self._bits, self.meta.stride, table.entries
         old: list[int] = []
         first = index
