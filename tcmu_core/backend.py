@@ -31,7 +31,7 @@ def plugin_manager(handler: object, name: str) -> pluggy.PluginManager:
         manager.register(handler, name=name)
         manager.check_pending()
     except pluggy.PluginValidationError as error:
-        raise HandlerError(f"handler {name!r}: {error}") from error
+        raise HandlerError(f"handler {name!r}: {'; '.join(str(error).splitlines())}") from error
     missing = [hook for hook in ("open", "read") if not getattr(manager.hook, hook).get_hookimpls()]
     if missing and not manager.hook.handle_cmd.get_hookimpls():
         raise HandlerError(
