@@ -152,6 +152,13 @@ def _is_journal(stream: TextIO) -> bool:
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
+class SyslogHandler(logging.handlers.SysLogHandler):
+    """Lines for the syslog daemon; those of a time without one are lost in silence, and it is looked for again."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing: a traceback on stderr for each line helps nobody."""
+
+
 class _Threshold(logging.Filter):
     """Lets a record pass by its device's own level, else by the general one."""
 
@@ -213,11 +220,9 @@ class Log:
         if not wanted:
             self._set("syslog", None)
             return
-        try:
-            handler = logging.handlers.SysLogHandler(DEV_LOG, logging.handlers.SysLogHandler.LOG_DAEMON)
-        except OSError as error:
-            self.logger.warning("no log lines for syslog: %s: %s", DEV_LOG, error.strerror or error)
-            return
+        if not Path(DEV_LOG).exists():
+            self.logger.warning("no log lines for syslog until there is %s", DEV_LOG)
+        handler = SyslogHandler(DEV_LOG, logging.handlers.SysLogHandler.LOG_DAEMON)
         handler.ident = f"tcmu-runner[{os.getpid()}]: "
         handler.setLevel(logging.DEBUG)
         self._set("syslog", handler)

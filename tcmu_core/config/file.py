@@ -130,7 +130,18 @@ class _Reader:
 
     # -- the schema -------------------------------------------------------------------------------------------------
 
+    def _shapes(self, section: Any, spec: Any, place: Place) -> None:
+        """Find sections that must be keys: configobj's validation trips over them."""
+        for key in section.sections:
+            below = spec.get(key, spec.get("__many__"))
+            if isinstance(below, str) and (key in spec or "__many__" in spec.scalars):
+                self._problem(self._at((*place, key)), f"{key}: must be a key, not a section")
+            elif isinstance(below, dict):
+                self._shapes(section[key], below, (*place, key))
+
     def _validate(self) -> None:
+        self._shapes(self.values, self.values.configspec, ())
+        self._raise()
         result = self.values.validate(Validator(_CHECKS), preserve_errors=True)
         for sections, key, error in flatten_errors(self.values, result):
             if key is None:
@@ -371,8 +382,6 @@ _SYNTAX = {
 
 def _meaning(error: ValidateError, key: str, value: Any) -> str:
     """Return what is wrong with a value, in plain words."""
-    if isinstance(value, dict):
-        return "must be a key, not a section"
     if isinstance(value, list) and key != "listen" and not isinstance(error, _WrongError):
         return "a value that holds a comma must be quoted"
     text = str(error)

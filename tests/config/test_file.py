@@ -1,0 +1,234 @@
+"""tcmu.conf: what it means, and what a person is told about a mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from tcmu_core.config.file import load, parse
+from tcmu_core.config.settings import Config, ForeignDevices, LunConfig
+from tcmu_core.errors import ConfigError
+from tcmu_core.log import Level
+
+SHIPPED = Path(__file__).parents[2] / "conf" / "tcmu.conf"
+
+TARGET = """\
+[targets]
+[[iqn.2025-01.local.tcmu:a]]
+"""
+LUN = TARGET + "[[[lun 0]]]\nhandler = file\n"
+
+BAD = [
+    # what is written, and what is said
+    ("log_levl = 3", "t.conf:1: unknown key 'log_levl': did you mean 'log_level'?"),
+    ("\n\ncolour = red", "t.conf:3: unknown key 'colour': known are log_level, log_dir, syslog, foreign_devices"),
+    ("loglevel", "t.conf:1: unknown key 'loglevel': did you mean 'log_level'?"),
+    ("[portals]", "t.conf:1: unknown section 'portals': did you mean 'portal'?"),
+    ("[portal]\n[[chat]]", "t.conf:2: unknown section 'chat' in [portal]: did you mean 'chap'?"),
+    ("[portal]\nlisen = ::1", "t.conf:2: unknown key 'lisen' in [portal]: did you mean 'listen'?"),
+    ("listen = 127.0.0.1", "t.conf:1: unknown key 'listen': it belongs into [portal]"),
+    (LUN + "sice = 1G", "t.conf:5: unknown key 'sice' in [lun 0]: did you mean 'size'?"),
+    ("log_level = loud", "t.conf:1: log_level: 'loud' is no level; levels are 0 CRIT, 1 ERROR, 2 WARN, 3 INFO, "),
+    ("log_dir = /a, /b", "t.conf:1: log_dir: a value that holds a comma must be quoted"),
+    ("syslog = maybe", "t.conf:1: syslog: 'maybe' is neither yes nor no"),
+    ("foreign_devices = no", "t.conf:1: foreign_devices: 'no' is neither reject nor ignore"),
+    ("portal = 1", "t.conf:1: portal: must be a section, not a key"),
+    ("[log_dir]", "t.conf:1: log_dir: must be a key, not a section"),
+    ("[log_levels]\n[[file/a]]\nx = 1", "t.conf:2: file/a: must be a key, not a section"),
+    ("[handlers]\nfile = 1", "t.conf:2: unknown key 'file' in [handlers]"),
+    ("[handlers]\n[[file]]\n[[[x]]]", "t.conf:3: x: must be a key, not a section"),
+    ("[portal]\nlisten = nowhere", "t.conf:2: listen: portal address 'nowhere': write it like 127.0.0.1:3260 or"),
+    ("[portal]\nlisten = 127.0.0.1:99999", "t.conf:2: listen: portal address '127.0.0.1:99999': write it like"),
+    ("[portal]\nlisten = 0.0.0.0", "t.conf:2: portal 0.0.0.0: anybody on the network could write to the disks; "),
+    ("[portal]\nmax_connections = 0", "t.conf:2: max_connections: 0 is too small"),
+    ("[portal]\nqueue_depth = 100000", "t.conf:2: queue_depth: 100000 is too large"),
+    ("[portal]\nlogin_timeout = soon", "t.conf:2: login_timeout: 'soon' is no number"),
+    ("[portal]\ndata_digest = md5", "t.conf:2: data_digest: write CRC32C, None, or both in the order of preference"),
+    ("[portal]\nmutual_user = me\nmutual_password = x", "mutual CHAP needs incoming CHAP users too"),
+    ("[portal]\n[[chap]]\na =", "t.conf:2: CHAP needs a name and a secret that are not empty"),
+    (TARGET, "t.conf:2: target 'iqn.2025-01.local.tcmu:a' has no logical unit: add a section [[[lun 0]]]"),
+    (TARGET.replace("iqn", "ign"), "t.conf:2: 'ign.2025-01.local.tcmu:a' is no iSCSI name: write one such as iqn."),
+    (TARGET.replace(":a", ":" + "a" * 223), "is no iSCSI name"),
+    (TARGET + "[[[lun 0]]]\nsize = 1G", "t.conf:3: [lun 0] needs 'handler'"),
+    (TARGET + "[[[lun 0]]]\nhandler =", "t.conf:3: handler: the name is empty"),
+    (TARGET + "[[[disk]]]\nhandler = file", "t.conf:3: [[[disk]]] is no logical unit: write [[[lun 0]]], up to 16383"),
+    (TARGET + "[[[lun 16384]]]\nhandler = file", "t.conf:3: [[[lun 16384]]] is no logical unit"),
+    (LUN + "[[[0]]]\nhandler = ram", "t.conf:5: logical unit 0 is there twice"),
+    (LUN + "size = 1Q", "t.conf:5: size: '1Q' is no size: write a number with K, M, G or T, such as 64M"),
+    (LUN + "block_size = 1000", "t.conf:5: block_size: '1000' is no block size: a power of two from 512 to 65536"),
+    (LUN + "cfgstring = /a, b", "t.conf:5: cfgstring: a value that holds a comma must be quoted"),
+    ("log_level = 3\nlog_level = 4", "t.conf:2: this key is there twice in its section"),
+    ("[portal]\n[portal]", "t.conf:2: this section is there twice"),
+    ("[[chap]]", "t.conf:1: a section needs the one with one bracket less above it"),
+    ("[portal]]", "t.conf:1: the section's brackets don't match"),
+    ("log level of three", "t.conf:1: neither 'key = value' nor a [section]"),
+    ("log_dir = '/var/log", "t.conf:1: the value's quotes don't match"),
+    ("log_dir = '''/var/log\n", "t.conf:1: the value's triple quotes are never closed"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD, ids=[message.split(": ")[-1][:40] for _, message in BAD])
+def test_a_mistake_is_named_with_its_line(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse(text, "t.conf")
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("log_level = x\n\n[portal]\nlisten = y\nz = 1\n", "t.conf")
+    assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == ["t.conf:1", "t.conf:4", "t.conf:5"]
+
+
+def test_an_empty_file_means_the_defaults() -> None:
+    assert parse("") == Config()
+
+
+def test_a_missing_file_means_the_defaults(tmp_path: Path) -> None:
+    assert load(tmp_path / "tcmu.conf") == Config()
+
+
+def test_a_missing_file_that_was_asked_for_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tcmu\.conf: No such file or directory"):
+        load(tmp_path / "tcmu.conf", must_exist=True)
+
+
+def test_the_shipped_file_means_the_defaults() -> None:
+    assert load(SHIPPED) == Config()
+
+
+def test_the_shipped_file_shows_the_defaults() -> None:
+    """With its settings taken out of comments it says what the defaults are, beside its examples."""
+    text = re.sub(r"^#(?=[a-z\[])", "", SHIPPED.read_text(), flags=re.MULTILINE)
+    config = parse(text)
+    plain = Config()
+    assert config.given == {"log_level", "log_dir", "syslog", "foreign_devices"}
+    for name in (*config.given, "warnings"):
+        if name != "warnings":
+            assert str(getattr(config, name)) == str(getattr(plain, name)), name
+    portal = dataclasses.replace(config.portal, access=plain.portal.access, targets={})
+    assert dataclasses.replace(portal, targets=plain.portal.targets) == plain.portal
+    assert [user.name for user in config.portal.access.users] == ["alice"]
+    assert config.targets[0].luns == (
+        LunConfig(0, "file", "/var/lib/tcmu/disk1.img", "disk1-0", 10 << 30, 512, read_only=False),
+    )
+
+
+def test_every_key_of_the_schema_is_explained_in_the_shipped_file() -> None:
+    spec = SHIPPED.parents[1] / "tcmu_core" / "config" / "tcmu.spec"
+    keys = set(re.findall(r"^([a-z_]+) =", spec.read_text(), re.MULTILINE)) - {"__many__"}
+    shown = set(re.findall(r"^#([a-z_]+) =", SHIPPED.read_text(), re.MULTILINE))
+    assert keys <= shown
+
+
+@pytest.mark.parametrize(
+    ("text", "level", "directory"),
+    [
+        ("log_level = 5", Level.DEBUG_SCSI_CMD, "/var/log"),
+        ("log_level=4\nlog_dir='/var/log/tcmu'", Level.DEBUG, "/var/log/tcmu"),
+        ('# a comment\n\n  log_dir = "/srv/my logs"\n', Level.INFO, "/srv/my logs"),
+        ("log_dir = /x # not part of it", Level.INFO, "/x"),
+        ("log_level = 9", Level.DEBUG_SCSI_CMD, "/var/log"),
+        ("log_level = -1", Level.CRIT, "/var/log"),
+        ("\ufefflog_level = 0\r\n", Level.CRIT, "/var/log"),
+    ],
+)
+def test_the_c_runners_files_are_understood(tmp_path: Path, text: str, level: Level, directory: str) -> None:
+    file = tmp_path / "tcmu.conf"
+    file.write_text(text, encoding="utf-8")
+    config = load(file)
+    assert (config.log_level, config.log_dir) == (level, Path(directory))
+
+
+def test_a_bare_key_is_true_as_in_the_c_runners_grammar() -> None:
+    assert parse("syslog").syslog is True
+
+
+def test_a_level_out_of_range_is_clamped_with_a_warning() -> None:
+    assert parse("log_level = 9", "t.conf").warnings == ("t.conf:1: log_level 9: 5 is taken",)
+
+
+def test_levels_have_names_too() -> None:
+    config = parse("log_level = debug scsi cmd\n[log_levels]\nfile/disk = debug\n")
+    assert config.log_level is Level.DEBUG_SCSI_CMD
+    assert config.log_levels == {"file/disk": Level.DEBUG}
+
+
+def test_percent_and_dollar_signs_are_themselves() -> None:
+    assert parse(LUN + "cfgstring = /a/%(b)s/$c").targets[0].luns[0].cfgstring == "/a/%(b)s/$c"
+
+
+def test_handlers_get_their_own_section() -> None:
+    config = parse("[handlers]\n[[file]]\ndirect = 1\n[[rbd]]\nconf = /etc/ceph/ceph.conf\n")
+    assert config.handlers == {"file": {"direct": "1"}, "rbd": {"conf": "/etc/ceph/ceph.conf"}}
+
+
+def test_targets_have_logical_units_in_order() -> None:
+    text = LUN.replace("lun 0", "lun 7") + "size = 1G\nread_only = yes\n[[[lun 2]]]\nhandler = ram\nname = r\n"
+    (target,) = parse(text).targets
+    assert target.name == "iqn.2025-01.local.tcmu:a"
+    assert target.luns == (
+        LunConfig(2, "ram", name="r"),
+        LunConfig(7, "file", name="a-7", size=1 << 30, read_only=True),
+    )
+
+
+def test_the_portal_gets_its_settings() -> None:
+    portal = parse(
+        "[portal]\nlisten = 127.0.0.1:3261, [::1]\nacl = iqn.1993-08.org.debian:*\nheader_digest = none\n"
+        "max_connections = 3\nnop_interval = 2.5\nmutual_user = t\nmutual_password = other\n[[chap]]\na = secret\n"
+    ).portal
+    assert portal.addresses == ("127.0.0.1:3261", "[::1]")
+    assert portal.header_digests == ("None",)
+    assert (portal.limits.connections, portal.limits.nop_interval) == (3, 2.5)
+    assert [(user.name, user.secret) for user in portal.access.users] == [("a", b"secret")]
+    assert portal.access.outgoing is not None
+    assert portal.access.allows("iqn.1993-08.org.debian:01:abc")
+    assert not portal.access.allows("iqn.1994-05.com.redhat:x")
+
+
+def test_a_target_may_let_in_others_than_the_portal_does() -> None:
+    text = "[portal]\nacl = iqn.a:*\n[[chap]]\na = 1\n" + LUN.replace(
+        "[[[lun", "acl = iqn.b:*\n[[[chap]]]\nb = 2\n[[[lun"
+    )
+    portal = parse(text).portal
+    own = portal.access_to("iqn.2025-01.local.tcmu:a")
+    assert [user.name for user in own.users] == ["b"]
+    assert own.initiators == ("iqn.b:*",)
+    assert portal.access_to("iqn.2025-01.local.tcmu:other").initiators == ("iqn.a:*",)
+
+
+def test_listening_for_everybody_takes_a_word_or_a_lock() -> None:
+    for more in ("insecure = yes", "acl = iqn.a:*", "[[chap]]\na = b"):
+        assert parse(f"[portal]\nlisten = 0.0.0.0\n{more}\n").portal.addresses == ("0.0.0.0",)
+
+
+def test_passwords_that_others_can_read_are_warned_about(tmp_path: Path) -> None:
+    file = tmp_path / "tcmu.conf"
+    file.write_text("[portal]\n[[chap]]\na = b\n")
+    file.chmod(0o644)
+    assert load(file).warnings == (f"{file}: holds passwords and others may read it: chmod 600 {file}",)
+    file.chmod(0o600)
+    assert load(file).warnings == ()
+
+
+def test_passwords_don_t_show_in_a_repr() -> None:
+    assert "sesame" not in repr(parse("[portal]\n[[chap]]\na = sesame\n"))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"log_level = 3\n\xff\n", "tcmu.conf:2: not UTF-8 text"), (b"#" * (2 << 20) + b"#", "larger than 2 MiB")],
+    ids=["binary", "huge"],
+)
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
+    file = tmp_path / "tcmu.conf"
+    file.write_bytes(data)
+    with pytest.raises(ConfigError, match=message):
+        load(file)
+
+
+def test_foreign_devices_can_be_left_to_others() -> None:
+    assert parse("foreign_devices = ignore").foreign_devices is ForeignDevices.IGNORE
