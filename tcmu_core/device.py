@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+from tcmu_core.scsi.command import Nexus
 from tcmu_core.scsi.opcodes import Opcode
 
 P = ParamSpec("P")
@@ -83,7 +84,9 @@ class Device:
             logging.getLogger(f"tcmu.handler.{self.handler}"), {"device": f"{self.handler}/{self.name}"}
         )
         self._pool: ThreadPoolExecutor | None = None
-        self.changed: Callable[[int, int], None] = lambda asc, ascq: None  # see `notify`
+        # Set by the logical unit: see `notify`, and whether an initiator prevents the removal of the medium.
+        self.changed: Callable[[int, int, Nexus | None], None] = lambda asc, ascq, but: None
+        self.prevented: Callable[[], bool] = lambda: False
 
     @property
     def blocks(self) -> int:
@@ -96,9 +99,9 @@ class Device:
             self._pool = ThreadPoolExecutor(self.threads or OFFLOAD_THREADS, f"tcmu-{self.name}")
         return self._pool.submit(fn, *args, **kwargs)
 
-    def notify(self, asc: int, ascq: int) -> None:
-        """Establish a unit attention for every nexus (SPC-4 annex F codes); safe to call from any thread."""
-        self.changed(asc, ascq)
+    def notify(self, asc: int, ascq: int, *, but: Nexus | None = None) -> None:
+        """Establish a unit attention for every nexus but one (SPC-4 annex F codes); safe to call from any thread."""
+        self.changed(asc, ascq, but)
 
     def shutdown(self) -> None:
         """Wait for what `offload` started and end the pool."""

@@ -45,9 +45,12 @@ class Initiator:
     port: int = 1
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Nexus:
-    """An I_T_L nexus: one initiator port and one logical unit, with the unit attentions that wait for it."""
+    """An I_T_L nexus: one initiator port and one logical unit, with the unit attentions that wait for it.
+
+    A handler that keeps something for each nexus keeps it by weak reference.
+    """
 
     initiator: Initiator
     attentions: deque[tuple[int, int]] = field(default_factory=deque)  # (asc, ascq), oldest first

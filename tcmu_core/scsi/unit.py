@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import traceback
 from collections.abc import Callable, Generator
@@ -86,6 +87,7 @@ class LogicalUnit:
         self._no_fast: dict[int, hot.Fast] = {}
         self._all_fast: dict[int, hot.Fast] = {}
         self.device.changed = self._changed
+        self.device.prevented = lambda: bool(self.prevented)
         self.refresh()
 
     # -- what is derived from the device ------------------------------------------------------------------------------
@@ -163,8 +165,8 @@ class LogicalUnit:
             if nexus is not but:
                 establish(nexus, (asc, ascq))
 
-    def _changed(self, asc: int, ascq: int) -> None:
-        self.post(self.attention, asc, ascq)
+    def _changed(self, asc: int, ascq: int, but: Nexus | None) -> None:
+        self.post(functools.partial(self.attention, asc, ascq, but=but))
 
     # -- running commands ---------------------------------------------------------------------------------------------
 
@@ -188,6 +190,13 @@ class LogicalUnit:
 
     def run(self, row: Opcode, command: Command) -> Any:
         """Check one command against the state of the unit and run it; what `Opcode.run` returns."""
+        self.admit(row, command)
+        if row.run is None:
+            raise InvalidOpcode(f"{row.name}: the handler announces it and does not answer it")
+        return row.run(self, command)
+
+    def admit(self, row: Opcode, command: Command) -> None:
+        """Raise what the CDB's reserved bits, a reservation, or the unit's state say against a command."""
         cdb = command.cdb
         excess = int.from_bytes(cdb[: len(row.usage)], "big") & ~int.from_bytes(row.usage, "big")
         if excess:
@@ -201,9 +210,6 @@ class LogicalUnit:
                 raise NotReadyStopped
         if row.protected and self.write_protected:
             raise WriteProtected
-        if row.run is None:
-            raise InvalidOpcode(f"{row.name}: the handler announces it and does not answer it")
-        return row.run(self, command)
 
     def find(self, cdb: bytes) -> Opcode:
         """Return the table's row for a CDB; raises InvalidOpcode, or InvalidFieldInCdb for the service action."""
@@ -245,6 +251,9 @@ class LogicalUnit:
             if row is None or row.attention:
                 raise UnitAttention.of(*attentions.popleft())
         if self.backend.handle_cmd is not None:
+            row = self.table.get((cdb[0], None)) or self.table.get((cdb[0], cdb[1] & 0x1F))
+            if row is not None and row.run is None:  # the handler answers it; what stands against it is ours to say
+                self.admit(row, command)
             answer: Any = self.backend.handle_cmd(command)
             if isinstance(answer, Future):
                 return self._handled(answer, command)
