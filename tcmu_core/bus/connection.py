@@ -99,7 +99,6 @@ class Connection:
         self._objects.clear()
         if not con.is_closed():
             _quietly(con.close_sync, None)
-        del con._pydbus  # the cycle that pydbus makes of connection and bus is never collected
 
     # -- handlers ---------------------------------------------------------------------------------------------------
 

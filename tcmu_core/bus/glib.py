@@ -67,6 +67,8 @@ class GLibThread:
                     self._call(fn, args)
                 if self._running:
                     self._context.iteration(not self._posted)
+            while self._context.iteration(False):  # a source that waits in the context would hold its connection
+                pass
         finally:
             self._context.pop_thread_default()
 
