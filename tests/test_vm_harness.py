@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -197,6 +198,8 @@ def test_machine_dies_with_the_test_process(tmp_path: Path) -> None:
             owner.kill()
             assert select.select([qemu], [], [], PATIENCE)[0] == [qemu]
         finally:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(qemu, signal.SIGKILL)
             os.close(qemu)
 
 
