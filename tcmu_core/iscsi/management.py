@@ -1,0 +1,121 @@
+"""Task management: the functions of RFC 7143 11.5 and what each gets as its response (11.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tcmu_core.iscsi.constants import TaskFunction, TaskResponse
+from tcmu_core.iscsi.errors import PduError
+from tcmu_core.iscsi.pdu import TaskManagementRequest, TaskManagementResponse
+from tcmu_core.scsi.command import Nexus
+from tcmu_core.scsi.target import parse_lun
+from tcmu_core.scsi.unit import LogicalUnit
+
+if TYPE_CHECKING:
+    from tcmu_core.iscsi.session import Session
+
+
+class TaskManagement:
+    """Answers task management requests of one session.
+
+    A function that aborts commands is answered when they have ended, so that nothing of them comes after its response.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._functions: dict[int, Callable[[TaskManagementRequest], None]] = {
+            TaskFunction.ABORT_TASK: self._abort_task,
+            TaskFunction.ABORT_TASK_SET: self._abort_task_set,
+            TaskFunction.CLEAR_TASK_SET: self._clear_task_set,
+            TaskFunction.LOGICAL_UNIT_RESET: self._unit_reset,
+            TaskFunction.TARGET_WARM_RESET: self._target_reset,
+            TaskFunction.TARGET_COLD_RESET: self._target_reset,
+        }
+
+    def answer(self, request: TaskManagementRequest) -> None:
+        """Carry out a request."""
+        if self._session.attachment is None:
+            raise PduError("no task management in a discovery session")
+        function = request.function & 0x7F
+        if function == TaskFunction.TASK_REASSIGN:  # needs error recovery level 2
+            self._respond(request, TaskResponse.NO_REASSIGNMENT)
+        elif function not in self._functions:  # CLEAR ACA too: NormACA is 0 in INQUIRY
+            self._respond(request, TaskResponse.NOT_SUPPORTED)
+        else:
+            self._functions[function](request)
+
+    def _respond(self, request: TaskManagementRequest, response: TaskResponse = TaskResponse.COMPLETE) -> None:
+        session = self._session
+        if not session.closed:
+            session.respond(TaskManagementResponse(response=response, itt=request.itt))
+
+    def _later(self, request: TaskManagementRequest) -> Callable[[], None]:
+        """Return what responds to `request` once its effect is complete."""
+        session = self._session
+
+        def respond() -> None:
+            self._respond(request)
+            if not session.pumping:
+                session.outbox.close_run()
+                session.notify()
+
+        return respond
+
+    def _find(self, request: TaskManagementRequest) -> tuple[LogicalUnit, Nexus] | None:
+        """Return the unit and nexus of the request's LUN; None when it was answered: there is none."""
+        attachment = self._session.attachment
+        assert attachment is not None
+        lun = parse_lun(request.lun)
+        if lun is None or lun not in attachment.it.luns or lun not in attachment.target.units:
+            self._respond(request, TaskResponse.NO_LUN)
+            return None
+        return attachment.target.units[lun], attachment.it.luns[lun][1]
+
+    def _abort_task(self, request: TaskManagementRequest) -> None:
+        found = self._find(request)
+        if found is None:
+            return
+        session = self._session
+        task = session.tasks.get(request.referenced_tag)
+        if task is not None and parse_lun(task.lun) == parse_lun(request.lun):
+            found[0].abort(task.command, self._later(request))
+        elif session.drop_transfers(request.lun, request.referenced_tag) or (
+            request.immediate and session.drop_held(request.ref_cmd_sn, request.cmd_sn)
+        ):
+            self._respond(request)
+        else:
+            self._respond(request, TaskResponse.NO_TASK)
+
+    def _abort_task_set(self, request: TaskManagementRequest) -> None:
+        found = self._find(request)
+        if found is not None:
+            self._session.drop_transfers(request.lun)
+            found[0].abort_task_set(found[1], self._later(request))
+
+    def _clear_task_set(self, request: TaskManagementRequest) -> None:
+        found = self._find(request)
+        if found is not None:
+            self._session.drop_transfers(request.lun)
+            found[0].clear_task_set(found[1], self._later(request))
+
+    def _unit_reset(self, request: TaskManagementRequest) -> None:
+        found = self._find(request)
+        if found is not None:
+            self._session.drop_transfers(request.lun)
+            found[0].reset(found[1], self._later(request))
+
+    def _target_reset(self, request: TaskManagementRequest) -> None:
+        session = self._session
+        attachment = session.attachment
+        assert attachment is not None
+        session.drop_transfers()
+        respond = self._later(request)
+        cold = request.function & 0x7F == TaskFunction.TARGET_COLD_RESET
+
+        def ended() -> None:
+            respond()
+            if cold:  # 11.5.1: all connections of the target end with it
+                session.reset_target(attachment.target)
+
+        attachment.target.reset(attachment.it, ended)

@@ -1,0 +1,344 @@
+"""Portal: the sockets of the iSCSI target on a worker's loop; the only socket code of this package."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+from tcmu_core.iscsi.connection import Connection
+from tcmu_core.iscsi.login import Outcome
+from tcmu_core.iscsi.session import Attachment, Session
+from tcmu_core.iscsi.settings import PortalSettings, format_address, parse_address
+from tcmu_core.loop import READ, WRITE, Loop, Timer
+from tcmu_core.scsi.command import Initiator
+from tcmu_core.scsi.target import Target
+
+log = logging.getLogger("tcmu.iscsi")
+
+PIECES = 256  # of one sendmsg; the kernel takes 1024
+BACKLOG = 64
+
+
+def transport_id(initiator: str, isid: bytes) -> bytes:
+    """Return the iSCSI TransportID of an initiator port (SPC-4 7.6.4.6): format 01b, protocol 5, name and ISID."""
+    name = f"{initiator},i,0x{isid.hex()}".encode() + b"\0"
+    name += bytes(-len(name) & 3)
+    return b"\x45\x00" + len(name).to_bytes(2, "big") + name
+
+
+class Peer:
+    """One accepted socket and the connection that lives on it."""
+
+    def __init__(self, portal: Portal, sock: socket.socket, address: str) -> None:
+        self.portal = portal
+        self.loop = portal.loop
+        self.sock = sock
+        self.address = address
+        self.connection = Connection(portal, self.notify)
+        self.outbox = self.connection.outbox
+        self.local = sock.getsockname()
+        self.closed = False
+        self._events = READ
+        self._posted = False
+        self._recv_into = sock.recv_into
+        self._send = sock.send
+        self._timer: Timer = self.loop.call_later(portal.settings.limits.login_timeout, self._login_timeout)
+        self.loop.register(sock.fileno(), READ, self._ready)
+
+    def __str__(self) -> str:
+        return f"{self.connection.login.initiator or 'unknown initiator'} ({self.address})"
+
+    def notify(self) -> None:
+        """Send soon: several commands that end together share one send."""
+        if not self._posted:
+            self._posted = True
+            self.loop.post(self._flush_posted)
+
+    def _flush_posted(self) -> None:
+        self._posted = False
+        self._flush()
+
+    def _ready(self, events: int) -> None:
+        connection = self.connection
+        if events & ~WRITE:  # data, or an error that recv tells
+            room = connection.room()
+            if room:
+                try:
+                    count = self._recv_into(room)
+                except BlockingIOError:
+                    return
+                except OSError as error:
+                    self.close(str(error))
+                    return
+                if not count:
+                    self.close("the peer has closed the connection")
+                    return
+                connection.received(count)
+            elif events & ~(READ | WRITE):
+                self.close("the connection broke")
+                return
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send what is queued; let the session go on if it waited for that; wait for the socket if need be."""
+        outbox = self.outbox
+        if self.closed:
+            return
+        try:
+            while outbox.queue:
+                queue = outbox.queue
+                if len(queue) == 1:
+                    count = self._send(queue[0])
+                else:
+                    count = self.sock.sendmsg([part for part, _ in zip(queue, range(PIECES), strict=False)])
+                outbox.sent(count)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self.close(str(error))
+            return
+        connection = self.connection
+        if connection.ended is not None and not outbox.queue:
+            self.close(connection.ended)
+            return
+        stalled = connection.stalled
+        if stalled and not outbox.queue:
+            self.notify_pump()
+        events = WRITE if outbox.queue else 0
+        if not stalled and connection.ended is None and outbox.queued <= outbox.limit:
+            events |= READ
+        if events != self._events:
+            self._events = events
+            self.loop.modify(self.sock.fileno(), events)
+
+    def notify_pump(self) -> None:
+        """Go on with input that waits, after the other connections had their turn."""
+        if not self._posted:
+            self._posted = True
+            self.loop.post(self._pump_posted)
+
+    def _pump_posted(self) -> None:
+        self._posted = False
+        if not self.closed:
+            self.connection.pump()
+            self._flush()
+
+    def _login_timeout(self) -> None:
+        if self.connection.session is None:
+            self.close("no login in time")
+
+    def logged_in(self, session: Session) -> None:
+        """The login is over: from now on the peer shows that it lives."""
+        self._timer.cancel()
+        self._timer = self.loop.call_later(session.limits.nop_interval, self._check_alive, session)
+
+    def _check_alive(self, session: Session) -> None:
+        delay = session.check_alive()
+        if delay is None:
+            self.close("the peer does not answer")
+            return
+        self._timer = self.loop.call_later(delay, self._check_alive, session)
+        self._flush()
+
+    def close(self, reason: str) -> None:
+        """Close the socket and leave the target."""
+        if self.closed:
+            return
+        self.closed = True
+        log.info("%s: closed: %s", self, reason)
+        self._timer.cancel()
+        self.loop.unregister(self.sock.fileno())
+        self.sock.close()
+        self.connection.close()
+        self.portal.forget(self)
+
+
+class Portal:
+    """Serves `targets` (by name) on the addresses of `settings`. All on the loop's thread."""
+
+    def __init__(self, loop: Loop, settings: PortalSettings, targets: Mapping[str, Target]) -> None:
+        self.loop = loop
+        self.settings = settings
+        self.targets = dict(targets)
+        self.peers: set[Peer] = set()
+        self._by_connection: dict[Connection, Peer] = {}
+        self._listeners: list[socket.socket] = []
+        self._tsih = 0
+        self._closing: Callable[[], object] | None = None
+
+    # -- listening ----------------------------------------------------------------------------------------------------
+
+    def listen(self) -> list[str]:
+        """Listen on every address, and return them with the ports that they got.
+
+        Raises:
+            OSError: an address can't be had; then none is listened on.
+        """
+        try:
+            for text in self.settings.addresses:
+                host, port = parse_address(text)
+                family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                sock = socket.socket(family, socket.SOCK_STREAM)
+                self._listeners.append(sock)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                try:
+                    sock.bind((host, port))
+                except OSError as error:
+                    raise OSError(error.errno, f"portal {text}: {error.strerror}") from None
+                sock.listen(BACKLOG)
+                sock.setblocking(False)
+                self.loop.register(sock.fileno(), READ, partial(self._accept, sock))
+        except OSError:
+            self._stop_listening()
+            raise
+        return self.addresses
+
+    @property
+    def addresses(self) -> list[str]:
+        """The addresses that are listened on."""
+        return [format_address(*sock.getsockname()[:2]) for sock in self._listeners]
+
+    def _stop_listening(self) -> None:
+        for sock in self._listeners:
+            self.loop.unregister(sock.fileno())
+            sock.close()
+        self._listeners.clear()
+
+    def _accept(self, listener: socket.socket, _events: int) -> None:
+        try:
+            sock, address = listener.accept()
+        except OSError as error:  # out of descriptors, or the peer has gone
+            log.warning("accept: %s", error)
+            return
+        if len(self.peers) >= self.settings.limits.connections:
+            log.warning("%s: refused, there are %d connections already", address[0], len(self.peers))
+            sock.close()
+            return
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        peer = Peer(self, sock, format_address(*address[:2]))
+        self.peers.add(peer)
+        self._by_connection[peer.connection] = peer
+
+    # -- what connections ask (connection.Host) -----------------------------------------------------------------------
+
+    def has_target(self, name: str) -> bool:
+        """Return whether there is a target of this name."""
+        return name in self.targets
+
+    def has_session(self, tsih: int) -> bool:
+        """Return whether there is a session of this handle."""
+        return any(session.outcome.tsih == tsih for session in self.sessions())
+
+    def new_tsih(self) -> int:
+        """Return a session handle that is not in use."""
+        while True:
+            self._tsih = self._tsih % 0xFFFF + 1
+            if not self.has_session(self._tsih):
+                return self._tsih
+
+    def open_session(self, connection: Connection, outcome: Outcome) -> Session:
+        """Make a session; one of the same initiator port to the same target ends first (RFC 7143 6.3.5)."""
+        attachment = None
+        if outcome.target is not None:
+            for peer in list(self.peers):
+                other = peer.connection.session
+                if other is not None and _same_port(other.outcome, outcome):
+                    peer.close("its initiator has logged in again")
+            target = self.targets[outcome.target]
+            initiator = Initiator(outcome.initiator, transport_id(outcome.initiator, outcome.isid))
+            attachment = Attachment(target, target.connect(initiator))
+        peer = self._by_connection[connection]
+        log.info("%s: logged in to %s", peer, outcome.target or "discovery")
+        session = Session(
+            self.settings,
+            outcome,
+            connection.inbox,
+            connection.outbox,
+            attachment,
+            lambda name: self._listing(name, peer.local),
+            connection.notify,
+            self._reset_target,
+        )
+        peer.logged_in(session)
+        return session
+
+    def _listing(self, initiator: str, local: tuple[str, int]) -> Iterable[tuple[str, list[str]]]:
+        """List the targets that an initiator may see, at the address that it came to."""
+        host, port = local[:2]
+        if host.startswith("::ffff:"):
+            host = host.removeprefix("::ffff:")
+        address = f"{format_address(host, port)},{self.settings.portal_group}"
+        for name in sorted(self.targets):
+            if self.settings.access_to(name).allows(initiator):
+                yield name, [address]
+
+    def _reset_target(self, target: Target) -> None:
+        """TARGET COLD RESET: end every session of the target, once what is queued was sent."""
+        for peer in self.peers:
+            session = peer.connection.session
+            if session is not None and session.attachment is not None and session.attachment.target is target:
+                session.end("target cold reset")
+                peer.notify()
+
+    # -- the portal's own life ----------------------------------------------------------------------------------------
+
+    def sessions(self) -> list[Session]:
+        """Return the sessions that are open."""
+        return [peer.connection.session for peer in self.peers if peer.connection.session is not None]
+
+    def add_target(self, target: Target) -> None:
+        """Serve one more target."""
+        self.targets[target.name] = target
+
+    def remove_target(self, name: str) -> None:
+        """Stop serving a target, and drop its sessions."""
+        self.targets.pop(name, None)
+        for peer in list(self.peers):
+            login = peer.connection.login
+            if login.target == name:
+                peer.close(f"target {name} is removed")
+
+    def forget(self, peer: Peer) -> None:
+        """A peer has closed."""
+        self.peers.discard(peer)
+        self._by_connection.pop(peer.connection, None)
+        if not self.peers and self._closing is not None:
+            then, self._closing = self._closing, None
+            then()
+
+    def shutdown(self, grace: float, then: Callable[[], object]) -> None:
+        """Ask every initiator to log out, close what is left after `grace` seconds, then call `then()`."""
+        self._stop_listening()
+        timer = self.loop.call_later(grace, self.close)
+
+        def ended() -> None:
+            timer.cancel()
+            then()
+
+        self._closing = ended
+        for peer in list(self.peers):
+            session = peer.connection.session
+            if session is None or session.outcome.target is None:
+                peer.close("the portal shuts down")
+            else:
+                session.ask_logout(int(grace))
+                peer.notify()
+        if not self.peers:
+            self._closing = None
+            ended()
+
+    def close(self) -> None:
+        """Stop listening and close every connection, now."""
+        self._stop_listening()
+        for peer in list(self.peers):
+            peer.close("the portal closes")
+
+
+def _same_port(one: Outcome, other: Outcome) -> bool:
+    """Return whether two logins come from one initiator port to one target."""
+    return (one.target, one.initiator.lower(), one.isid) == (other.target, other.initiator.lower(), other.isid)

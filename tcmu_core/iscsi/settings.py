@@ -1,0 +1,136 @@
+"""What an administrator decides about a portal: addresses, limits, who may log in."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from tcmu_core.errors import ConfigError
+from tcmu_core.iscsi.chap import Algorithm
+
+DIGESTS = ("CRC32C", "None")
+PORT = 3260  # IANA's for iSCSI targets
+
+
+@dataclass(frozen=True, slots=True)
+class ChapUser:
+    """A name and its secret."""
+
+    name: str
+    secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may log in: `users` (none: no CHAP), our own `outgoing` name for mutual CHAP, initiator name patterns."""
+
+    users: tuple[ChapUser, ...] = ()
+    outgoing: ChapUser | None = None
+    initiators: tuple[str, ...] = ()  # fnmatch patterns; none: everyone
+    algorithms: tuple[Algorithm, ...] = tuple(Algorithm)
+
+    def __post_init__(self) -> None:
+        for user in (*self.users, *([self.outgoing] if self.outgoing else [])):
+            if not user.name or not user.secret:
+                raise ConfigError("CHAP needs a name and a secret that are not empty")
+        if self.outgoing is not None:
+            if not self.users:
+                raise ConfigError("mutual CHAP needs incoming CHAP users too")
+            if any(user.secret == self.outgoing.secret for user in self.users):
+                raise ConfigError("mutual CHAP: the outgoing secret must differ from the incoming ones")
+
+    def allows(self, initiator: str) -> bool:
+        """Return whether the initiator of this name may log in at all."""
+        name = initiator.lower()
+        return not self.initiators or any(fnmatchcase(name, pattern.lower()) for pattern in self.initiators)
+
+    @property
+    def restricted(self) -> bool:
+        """Return whether anybody is kept out."""
+        return bool(self.users or (self.initiators and "*" not in self.initiators))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of what one peer, and all peers together, can make us spend. Sizes in bytes, times in seconds."""
+
+    connections: int = 64
+    login_text: int = 16384  # of one login, all its requests together
+    login_timeout: float = 15.0
+    nop_interval: float = 30.0  # silence after which the peer is asked for a sign of life
+    nop_timeout: float = 15.0  # ... and how long it may take to give one
+    queue_depth: int = 128  # commands in flight for one session: the CmdSN window
+    segment: int = 262144  # MaxRecvDataSegmentLength that we declare
+    burst: int = 1048576  # MaxBurstLength that we take at most
+    first_burst: int = 262144  # FirstBurstLength likewise
+    outstanding_r2t: int = 4  # MaxOutstandingR2T likewise
+    transfer: int = 16777216  # data of one command; more is not asked for and reported as residual
+    memory: int = 67108864  # data in flight for one session
+    send_queue: int = 4194304  # unsent output beyond which a session's commands wait
+
+
+@dataclass(frozen=True, slots=True)
+class PortalSettings:
+    """A portal: where it listens, what it offers, who may come. `targets` overrides `access` for one target's name."""
+
+    addresses: tuple[str, ...] = ("127.0.0.1:3260",)
+    access: Access = Access()
+    targets: Mapping[str, Access] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)  # TargetAlias by target name
+    header_digests: tuple[str, ...] = DIGESTS  # acceptable values
+    data_digests: tuple[str, ...] = DIGESTS
+    portal_group: int = 1
+    limits: Limits = Limits()
+    insecure: bool = False  # listen beyond loopback although nobody is kept out
+
+    def __post_init__(self) -> None:
+        for value in (*self.header_digests, *self.data_digests):
+            if value not in DIGESTS:
+                raise ConfigError(f"digest {value!r}: choose from {', '.join(DIGESTS)}")
+        for address in self.addresses:
+            host, _port = parse_address(address)
+            if not self.insecure and not ipaddress.ip_address(host).is_loopback:
+                open_targets = [a for a in (self.access, *self.targets.values()) if not a.restricted]
+                if open_targets:
+                    raise ConfigError(
+                        f"portal {address}: anybody on the network could write to the disks; "
+                        "set CHAP users or an initiator list, or say insecure"
+                    )
+
+    def access_to(self, target: str | None) -> Access:
+        """Return who may log in to `target`; None is discovery."""
+        return self.access if target is None else self.targets.get(target, self.access)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return host and port of `127.0.0.1:3260`, `[::1]:3260` or `localhost`; port 3260 when none is given.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        port = rest[1:] if rest.startswith(":") else rest
+        bad = not bracket or (rest and not rest.startswith(":"))
+    elif text.count(":") > 1:
+        host, port, bad = text, "", False
+    else:
+        host, _colon, port = text.partition(":")
+        bad = False
+    host = {"localhost": "127.0.0.1", "*": "0.0.0.0"}.get(host, host)
+    try:
+        ipaddress.ip_address(host)
+        number = int(port) if port else PORT
+    except ValueError:
+        bad = True
+        number = 0
+    if bad or not 0 <= number <= 65535:
+        raise ConfigError(f"portal address {text!r}: write it like 127.0.0.1:3260 or [::1]:3260")
+    return host, number
+
+
+def format_address(host: str, port: int) -> str:
+    """Return `host:port`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
