@@ -1,0 +1,107 @@
+"""SANITIZE and FORMAT UNIT."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.scsi.harness import BLOCK, Rig, answer, cdb10, make_rig
+
+OVERWRITE, BLOCK_ERASE, EXIT = 1, 2, 31
+IMMED = 0x80
+
+
+def sanitize(action: int, data: bytes = b"", flags: int = 0) -> tuple[bytes, bytes]:
+    return bytes([0x48, flags | action, 0, 0, 0, 0, 0]) + len(data).to_bytes(2, "big") + b"\0", data
+
+
+def pattern(value: bytes, passes: int = 1, invert: bool = False) -> bytes:
+    return bytes([passes | (0x80 if invert else 0), 0]) + len(value).to_bytes(2, "big") + value
+
+
+@pytest.fixture
+def full(rig: Rig) -> Rig:
+    rig.memory.data[:] = b"x" * len(rig.memory.data)
+    return rig
+
+
+def test_overwrite_writes_the_pattern_everywhere(full: Rig) -> None:
+    full.good(*sanitize(OVERWRITE, pattern(b"\xa5\x5a")))
+    assert full.memory.data == b"\xa5\x5a" * (len(full.memory.data) // 2)
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3])
+def test_inversion_ends_with_the_pattern(full: Rig, passes: int) -> None:
+    full.good(*sanitize(OVERWRITE, pattern(b"\x0f", passes, invert=True)))
+    assert full.memory.data == b"\x0f" * len(full.memory.data)
+
+
+def test_block_erase_leaves_zeros(full: Rig) -> None:
+    full.good(*sanitize(BLOCK_ERASE))
+    assert not any(full.memory.data)
+
+
+def test_with_immed_the_unit_is_not_ready_with_progress_until_done(full: Rig) -> None:
+    full.memory.hold = True
+    _, ended = full.start(*sanitize(OVERWRITE, pattern(b"p"), IMMED))
+    assert ended
+    assert ended[0].status == 0
+    full.turn()
+    full.memory.hold = False
+    got = full.send(cdb10(0x28, 0, 1), room=BLOCK)
+    assert got.error == (2, 4, 0x1B)
+    assert got.sense[15] & 0x80
+    told = full.good("3 0 0 0 12 0", room=18)
+    assert (told[2], told[12], told[13]) == (2, 4, 0x1B)
+    assert len(full.good("12 0 0 0 24 0", room=36)) == 36
+    assert full.send(*sanitize(BLOCK_ERASE)).error == (2, 4, 0x1B)
+    full.memory.release()
+    full.turn()
+    assert full.good(cdb10(0x28, 0, 1), room=BLOCK) == b"p" * BLOCK
+
+
+def test_it_waits_for_what_is_in_flight(full: Rig) -> None:
+    full.memory.hold = True
+    write, _ = full.start(cdb10(0x2A, 0, 1), b"w" * BLOCK)
+    _, ended = full.start(*sanitize(BLOCK_ERASE))
+    assert len(full.memory.held) == 1
+    full.memory.hold = False
+    full.memory.release()
+    full.turn()
+    assert ended
+    assert answer(write).status == 0
+    assert not any(full.memory.data)
+
+
+def test_a_failed_sanitize_keeps_the_unit_not_ready_until_it_is_left(full: Rig) -> None:
+    full.memory.error = OSError(5, "broken")
+    assert full.send(*sanitize(BLOCK_ERASE)).error[0] == 3
+    full.memory.error = None
+    assert full.send(cdb10(0x28, 0, 1), room=BLOCK).error == (3, 0x31, 3)
+    full.good(*sanitize(EXIT))
+    full.good(cdb10(0x28, 0, 1), room=BLOCK)
+
+
+@pytest.mark.parametrize(
+    ("sent", "error"),
+    [
+        (sanitize(OVERWRITE), (5, 0x24, 0)),
+        (sanitize(OVERWRITE, bytes(4)), (5, 0x24, 0)),
+        (sanitize(OVERWRITE, pattern(b"x", 0)), (5, 0x26, 0)),
+        (sanitize(OVERWRITE, b"\x01\0\0\x05x"), (5, 0x26, 0)),
+        (sanitize(OVERWRITE, pattern(bytes(BLOCK + 1))), (5, 0x24, 0)),
+        (sanitize(BLOCK_ERASE, bytes(8)), (5, 0x24, 0)),
+        (sanitize(3), (5, 0x24, 0)),  # there is no key to erase
+    ],
+)
+def test_a_wrong_sanitize_erases_nothing(full: Rig, sent: tuple[bytes, bytes], error: tuple[int, int, int]) -> None:
+    assert full.send(*sent).error == error
+    assert full.memory.data == b"x" * len(full.memory.data)
+
+
+def test_format_unit_leaves_zeros(full: Rig) -> None:
+    full.good("4 0 0 0 0 0")
+    assert not any(full.memory.data)
+
+
+def test_a_read_only_disk_is_not_sanitized() -> None:
+    assert make_rig(read_only=True).send(*sanitize(BLOCK_ERASE)).error == (7, 0x27, 0)

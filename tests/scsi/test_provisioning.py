@@ -1,0 +1,119 @@
+"""UNMAP, WRITE SAME and GET LBA STATUS."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.scsi.harness import BLOCK, Plain, Rig, cdb10, cdb16, make_rig
+
+A = b"a" * BLOCK
+
+
+def unmap(*ranges: tuple[int, int], told: int | None = None) -> tuple[bytes, bytes]:
+    body = b"".join(lba.to_bytes(8, "big") + count.to_bytes(4, "big") + bytes(4) for lba, count in ranges)
+    told = len(body) if told is None else told
+    data = (told + 6).to_bytes(2, "big") + told.to_bytes(2, "big") + bytes(4) + body
+    return bytes([0x42, 0, 0, 0, 0, 0, 0]) + len(data).to_bytes(2, "big") + b"\0", data
+
+
+@pytest.fixture
+def full(rig: Rig) -> Rig:
+    rig.memory.data[:] = b"x" * len(rig.memory.data)
+    rig.memory.mapped.update(range(2048))
+    return rig
+
+
+def test_unmap_frees_and_the_blocks_read_as_zeros(full: Rig) -> None:
+    full.good(*unmap((10, 2), (20, 1)))
+    assert full.memory.mapped == set(range(2048)) - {10, 11, 20}
+    assert full.good(cdb10(0x28, 9, 4), room=4 * BLOCK) == b"x" * BLOCK + bytes(2 * BLOCK) + b"x" * BLOCK
+
+
+@pytest.mark.parametrize(
+    ("cdb", "data", "error"),
+    [
+        ("42 0 0 0 0 0 0 0 0 0", b"", (0, 0, 0)),
+        ("42 0 0 0 0 0 0 0 7 0", bytes(7), (5, 0x1A, 0)),
+        ("42 1 0 0 0 0 0 0 8 0", bytes(8), (5, 0x24, 0)),  # ANCHOR
+        (*unmap((0, 1), told=32), (5, 0x1A, 0)),  # more descriptors announced than sent
+        (*unmap((0, 0)), (0, 0, 0)),
+        (*unmap((2047, 2)), (5, 0x21, 0)),
+        (*unmap((0, 1), ((1 << 64) - 1, 1)), (5, 0x21, 0)),
+        (*unmap(*[(0, 1)] * 257), (5, 0x26, 0)),
+    ],
+)
+def test_a_wrong_unmap_frees_nothing(full: Rig, cdb: bytes, data: bytes, error: tuple[int, int, int]) -> None:
+    assert full.send(cdb, data).error == error
+    assert len(full.memory.mapped) == 2048
+
+
+def test_unmap_beyond_the_limit_is_refused() -> None:
+    rig = make_rig(max_discard_length=4 * BLOCK)
+    rig.good(*unmap((0, 4)))
+    assert rig.send(*unmap((0, 2), (8, 3))).error == (5, 0x26, 0)
+
+
+def test_without_discard_there_is_no_unmap_and_nothing_says_so() -> None:
+    rig = make_rig(Plain())
+    assert rig.send(*unmap((0, 1))).error == (5, 0x20, 0)
+    assert rig.good("12 1 b2 0 ff 0", room=255)[5] == 0
+    assert rig.good("9e 10 0 0 0 0 0 0 0 0 0 0 0 20 0 0", room=32)[14] == 0
+    assert rig.good("a3 c 1 42 0 0 0 0 2 0 0 0", room=64) == bytes([0, 1, 0, 0])
+
+
+@pytest.mark.parametrize("build", [(0x41, cdb10), (0x93, cdb16)])
+def test_write_same_repeats_one_block(rig: Rig, build: tuple[int, object]) -> None:
+    code, make = build
+    rig.good(make(code, 3, 5), A)  # type: ignore[operator]
+    assert rig.memory.data[2 * BLOCK : 9 * BLOCK] == bytes(BLOCK) + A * 5 + bytes(BLOCK)
+
+
+def test_write_same_with_unmap_of_zeros_frees(full: Rig) -> None:
+    full.good(cdb16(0x93, 5, 3, 8), bytes(BLOCK))
+    assert full.memory.mapped == set(range(2048)) - {5, 6, 7}
+
+
+def test_write_same_with_unmap_of_data_writes_it(full: Rig) -> None:
+    full.good(cdb10(0x41, 5, 3, 8), A)
+    assert full.memory.data[5 * BLOCK : 8 * BLOCK] == A * 3
+    assert len(full.memory.mapped) == 2048
+
+
+def test_write_same_without_data_writes_zeros(full: Rig) -> None:
+    full.good(cdb16(0x93, 5, 3, 1))
+    assert full.memory.data[4 * BLOCK : 9 * BLOCK] == b"x" * BLOCK + bytes(3 * BLOCK) + b"x" * BLOCK
+
+
+@pytest.mark.parametrize(
+    ("cdb", "data", "field"),
+    [
+        (cdb16(0x93, 0, 0), A, (10, 7)),  # WSNZ
+        (cdb10(0x41, 0, 0), A, (7, 7)),
+        (cdb16(0x93, 0, 1, 0x10), A, (1, 4)),  # ANCHOR
+        (cdb16(0x93, 0, 1, 0x20), A, (1, 5)),  # WRPROTECT
+    ],
+)
+def test_a_wrong_write_same_is_refused(rig: Rig, cdb: bytes, data: bytes, field: tuple[int, int]) -> None:
+    got = rig.send(cdb, data)
+    assert (got.error, got.field) == ((5, 0x24, 0), field)
+
+
+def status(rig: Rig, lba: int, room: int = 512) -> list[tuple[int, int, int]]:
+    data = rig.good(b"\x9e\x12" + lba.to_bytes(8, "big") + room.to_bytes(4, "big") + bytes(2), room=room)
+    return [
+        (int.from_bytes(data[at : at + 8], "big"), int.from_bytes(data[at + 8 : at + 12], "big"), data[at + 12])
+        for at in range(8, len(data), 16)
+    ]
+
+
+def test_get_lba_status_tells_runs_from_the_start_asked_for(rig: Rig) -> None:
+    rig.memory.mapped.update((0, 1, 7))
+    assert status(rig, 0) == [(0, 2, 0), (2, 5, 1), (7, 1, 0), (8, 2040, 1)]
+    assert status(rig, 1) == [(1, 1, 0), (2, 5, 1), (7, 1, 0), (8, 2040, 1)]
+    assert status(rig, 0, 24) == [(0, 2, 0)]
+    assert status(rig, 2047) == [(2047, 1, 1)]
+
+
+@pytest.mark.parametrize("lba", [2048, 1 << 63, (1 << 64) - 1])
+def test_get_lba_status_past_the_end_is_refused(rig: Rig, lba: int) -> None:
+    assert rig.send(b"\x9e\x12" + lba.to_bytes(8, "big") + bytes([0, 0, 0, 64, 0, 0]), room=64).error == (5, 0x21, 0)

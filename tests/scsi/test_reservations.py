@@ -1,0 +1,284 @@
+"""Persistent reservations and RESERVE/RELEASE between initiators."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from tcmu_core.scsi.command import Status
+from tcmu_core.scsi.reservations import EXCLUSIVE, PrType
+from tests.scsi.harness import BLOCK, Rig, Shelf, cdb10, initiator, make_rig
+
+CONFLICT = Status.RESERVATION_CONFLICT
+REGISTER, RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_ABORT, IGNORE, MOVE = range(8)
+DATA = b"d" * BLOCK
+
+
+def out(rig: Rig, who: str, action: int, key: int = 0, new: int = 0, kind: int = 0, flags: int = 0, more: bytes = b"") -> int:
+    data = key.to_bytes(8, "big") + new.to_bytes(8, "big") + bytes(4) + bytes([flags, 0, 0, 0]) + more
+    return rig.send(bytes([0x5F, action, kind, 0, 0]) + len(data).to_bytes(4, "big") + b"\0", data, who=who).status
+
+
+def ask(rig: Rig, action: int, who: str = "a") -> bytes:
+    return rig.good(bytes([0x5E, action, 0, 0, 0, 0, 0, 4, 0, 0]), room=1024, who=who)
+
+
+def keys(rig: Rig, who: str = "a") -> list[int]:
+    data = ask(rig, 0, who)
+    return [int.from_bytes(data[at : at + 8], "big") for at in range(8, len(data), 8)]
+
+
+def attention(rig: Rig, who: str) -> tuple[int, int, int]:
+    return rig.send("0 0 0 0 0 0", who=who).error
+
+
+@pytest.fixture
+def three(rig: Rig) -> Rig:
+    """Three initiators; a and b are registered with the keys 1 and 2."""
+    for who in "abc":
+        rig.nexus(who)
+    assert out(rig, "a", REGISTER, new=1) == out(rig, "b", REGISTER, new=2) == 0
+    return rig
+
+
+def test_register_shows_in_read_keys_and_counts_the_generation(three: Rig) -> None:
+    assert keys(three) == [1, 2]
+    assert ask(three, 0)[:4] == (2).to_bytes(4, "big")
+
+
+@pytest.mark.parametrize(
+    ("who", "action", "key", "new", "status", "after"),
+    [
+        ("a", REGISTER, 1, 9, 0, [9, 2]),
+        ("a", REGISTER, 7, 9, CONFLICT, [1, 2]),
+        ("a", IGNORE, 7, 9, 0, [9, 2]),
+        ("a", REGISTER, 1, 0, 0, [2]),
+        ("c", REGISTER, 5, 9, CONFLICT, [1, 2]),
+        ("c", REGISTER, 0, 0, 0, [1, 2]),
+        ("c", IGNORE, 5, 9, 0, [1, 2, 9]),
+    ],
+)
+def test_register(three: Rig, who: str, action: int, key: int, new: int, status: int, after: list[int]) -> None:
+    assert out(three, who, action, key, new) == status
+    assert keys(three) == after
+
+
+def test_an_unregistered_nexus_can_do_nothing_but_register(three: Rig) -> None:
+    for action in (RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_ABORT):
+        assert out(three, "c", action, 1, 2, kind=1) == CONFLICT
+
+
+@pytest.mark.parametrize("kind", list(PrType))
+def test_who_may_read_and_write_under_each_type(three: Rig, kind: PrType) -> None:
+    assert out(three, "a", RESERVE, 1, kind=kind) == 0
+    single = kind in (PrType.WRITE_EXCLUSIVE, PrType.EXCLUSIVE_ACCESS)
+    for who, member in (("a", True), ("b", not single), ("c", False)):
+        read = three.send(cdb10(0x28, 0, 1), room=BLOCK, who=who).status
+        write = three.send(cdb10(0x2A, 0, 1), DATA, who=who).status
+        assert (read == 0) == (member or kind not in EXCLUSIVE)
+        assert (write == 0) == member
+        three.good("0 0 0 0 0 0", who=who)
+        three.good("12 0 0 0 24 0", room=36, who=who)
+        three.good("25 0 0 0 0 0 0 0 0 0", room=8, who=who)
+
+
+@pytest.mark.parametrize("kind", list(PrType))
+def test_read_reservation_and_full_status(three: Rig, kind: PrType) -> None:
+    assert out(three, "a", RESERVE, 1, kind=kind) == 0
+    everyone = kind >= PrType.WRITE_EXCLUSIVE_ALL_REGISTRANTS
+    data = ask(three, 1)
+    assert int.from_bytes(data[4:8], "big") == 16
+    assert int.from_bytes(data[8:16], "big") == (0 if everyone else 1)
+    assert data[21] == kind
+    full = ask(three, 3)
+    found, at = [], 8
+    while at < len(full):
+        length = int.from_bytes(full[at + 20 : at + 24], "big")
+        found.append((int.from_bytes(full[at : at + 8], "big"), full[at + 12], full[at + 13], full[at + 24 : at + 24 + length]))
+        at += 24 + length
+    assert found == [
+        (1, 1, kind, initiator("a").transport_id),
+        (2, 1 if everyone else 0, kind if everyone else 0, initiator("b").transport_id),
+    ]
+
+
+@pytest.mark.parametrize("kind", [0, 2, 4, 9, 15])
+def test_unknown_types_and_scopes_are_refused(three: Rig, kind: int) -> None:
+    for byte in (kind, 0x11):
+        data = (1).to_bytes(8, "big") + bytes(16)
+        got = three.send(bytes([0x5F, RESERVE, byte, 0, 0, 0, 0, 0, 24, 0]), data)
+        assert got.error == (5, 0x24, 0)
+
+
+def test_reserve_again_is_fine_for_the_holder_and_a_conflict_for_another(three: Rig) -> None:
+    assert out(three, "a", RESERVE, 1, kind=1) == 0
+    assert out(three, "a", RESERVE, 1, kind=1) == 0
+    assert out(three, "a", RESERVE, 1, kind=3) == CONFLICT
+    assert out(three, "b", RESERVE, 2, kind=1) == CONFLICT
+
+
+def test_release_by_another_changes_nothing_and_by_the_holder_tells_registrants(three: Rig) -> None:
+    out(three, "a", RESERVE, 1, kind=5)
+    assert out(three, "b", RELEASE, 2, kind=5) == 0
+    assert ask(three, 1)[4:8] == (16).to_bytes(4, "big")
+    assert out(three, "a", RELEASE, 1, kind=6) == Status.CHECK_CONDITION
+    assert out(three, "a", RELEASE, 1, kind=5) == 0
+    assert ask(three, 1)[4:8] == bytes(4)
+    assert attention(three, "b") == (6, 0x2A, 4)
+    assert attention(three, "a") == attention(three, "c") == (0, 0, 0)
+
+
+def test_clear_removes_all_and_tells_the_others(three: Rig) -> None:
+    out(three, "a", RESERVE, 1, kind=3)
+    assert out(three, "b", CLEAR, 2) == 0
+    assert keys(three, "b") == []
+    assert attention(three, "a") == (6, 0x2A, 3)
+    assert attention(three, "b") == (0, 0, 0)
+
+
+def test_preempt_takes_the_reservation_and_the_registration(three: Rig) -> None:
+    out(three, "a", RESERVE, 1, kind=1)
+    assert out(three, "b", PREEMPT, 2, 1, kind=3) == 0
+    assert keys(three, "b") == [2]
+    data = ask(three, 1, who="b")
+    assert (int.from_bytes(data[8:16], "big"), data[21]) == (2, 3)
+    assert attention(three, "a") == (6, 0x2A, 5)
+
+
+def test_preempt_of_a_registrant_that_holds_nothing_removes_it_alone(three: Rig) -> None:
+    out(three, "a", RESERVE, 1, kind=1)
+    assert out(three, "a", PREEMPT, 1, 2, kind=1) == 0
+    assert keys(three) == [1]
+    assert ask(three, 1)[21] == 1
+
+
+def test_preempt_with_an_unknown_key_is_a_conflict(three: Rig) -> None:
+    assert out(three, "a", PREEMPT, 1, 77, kind=1) == CONFLICT
+
+
+def test_preempt_and_abort_ends_what_the_victim_has_in_flight(three: Rig) -> None:
+    three.memory.hold = True
+    victim, ended = three.start(cdb10(0x28, 0, 1), room=BLOCK)
+    three.memory.hold = False
+    out(three, "b", PREEMPT_ABORT, 2, 1, kind=1)
+    assert victim.aborted
+    assert not ended
+    three.memory.release()
+    three.turn()
+    assert ended == [victim]
+
+
+def test_unregistering_the_holder_releases(three: Rig) -> None:
+    out(three, "a", RESERVE, 1, kind=5)
+    out(three, "a", REGISTER, 1, 0)
+    assert attention(three, "b") == (6, 0x2A, 4)
+    assert ask(three, 1, who="b")[4:8] == bytes(4)
+
+
+def test_all_registrants_reservation_lasts_until_the_last_leaves(three: Rig) -> None:
+    out(three, "a", RESERVE, 1, kind=7)
+    out(three, "a", REGISTER, 1, 0)
+    assert ask(three, 1)[4:8] == (16).to_bytes(4, "big")
+    out(three, "b", REGISTER, 2, 0)
+    assert ask(three, 1)[4:8] == bytes(4)
+
+
+def test_register_and_move_gives_the_reservation_to_another(three: Rig) -> None:
+    out(three, "a", RESERVE, 1, kind=1)
+    transport = initiator("c").transport_id
+    data = (1).to_bytes(8, "big") + (9).to_bytes(8, "big") + bytes([0, 2, 0, 1]) + len(transport).to_bytes(4, "big")
+    data += transport
+    three.good(bytes([0x5F, MOVE, 0, 0, 0]) + len(data).to_bytes(4, "big") + b"\0", data)
+    assert sorted(keys(three)) == [2, 9]
+    assert three.send(cdb10(0x2A, 0, 1), DATA, who="c").status == 0
+    assert three.send(cdb10(0x2A, 0, 1), DATA, who="a").status == CONFLICT
+
+
+def test_register_with_other_transport_ids_registers_them_all(rig: Rig) -> None:
+    others = b"".join(initiator(who).transport_id for who in "bc")
+    assert out(rig, "a", REGISTER, 0, 5, flags=8, more=len(others).to_bytes(4, "big") + others) == 0
+    assert keys(rig) == [5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("cdb", "data", "error"),
+    [
+        ("5f 0 0 0 0 0 0 0 17 0", bytes(23), (5, 0x1A, 0)),
+        ("5f 0 0 0 0 0 0 0 18 0", bytes(20), (5, 0x1A, 0)),
+        ("5f 8 0 0 0 0 0 0 18 0", bytes(24), (5, 0x24, 0)),
+        ("5f 0 0 0 0 0 0 0 18 0", bytes(20) + b"\x10" + bytes(3), (5, 0x26, 0)),
+        ("5f 0 0 0 0 0 0 0 18 0", bytes(20) + b"\x01" + bytes(3), (5, 0x26, 0)),  # APTPL with nowhere to keep it
+        ("5f 0 0 0 0 0 0 0 20 0", bytes(20) + b"\x08" + bytes(3) + b"\0\0\0\x08" + bytes(4), (5, 0x26, 0)),
+        ("5e 4 0 0 0 0 0 0 18 0", b"", (5, 0x24, 0)),
+    ],
+)
+def test_malformed_commands_are_refused(rig: Rig, cdb: str, data: bytes, error: tuple[int, int, int]) -> None:
+    assert rig.send(cdb, data).error == error
+
+
+def test_capabilities(rig: Rig) -> None:
+    assert ask(rig, 2) == bytes.fromhex("00 08 0c 80 ea 01 00 00")
+    assert ask(make_rig(shelf=Shelf()), 2) == bytes.fromhex("00 08 0d 80 ea 01 00 00")
+
+
+def test_aptpl_survives_a_restart_and_its_absence_does_not() -> None:
+    for flags, after in ((1, [1]), (0, [])):
+        shelf = Shelf()
+        first = make_rig(shelf=shelf)
+        out(first, "a", REGISTER, new=1, flags=flags)
+        out(first, "a", RESERVE, 1, kind=3)
+        second = make_rig(shelf=shelf)
+        assert keys(second) == after
+        expected = CONFLICT if after else 0
+        assert second.send(cdb10(0x28, 0, 1), room=BLOCK, who="b").status == expected
+        assert second.send(cdb10(0x28, 0, 1), room=BLOCK, who="a").status == 0
+
+
+def test_a_damaged_aptpl_file_is_reported_and_harmless() -> None:
+    shelf = Shelf()
+    shelf.data = b"{not json"
+    assert keys(make_rig(shelf=shelf)) == []
+
+
+# -- RESERVE(6) --------------------------------------------------------------------------------------------------------
+
+
+def test_reserve_6_keeps_others_out_until_released(rig: Rig) -> None:
+    rig.good("16 0 0 0 0 0")
+    rig.good("16 0 0 0 0 0")
+    for cdb in ("16 0 0 0 0 0", "0 0 0 0 0 0", cdb10(0x28, 0, 1)):
+        assert rig.send(cdb, room=BLOCK, who="b").status == CONFLICT
+    rig.good("12 0 0 0 24 0", room=36, who="b")
+    rig.good("17 0 0 0 0 0", who="b")
+    assert rig.send("0 0 0 0 0 0", who="b").status == CONFLICT
+    rig.good("17 0 0 0 0 0")
+    rig.good("0 0 0 0 0 0", who="b")
+
+
+def test_reserve_6_ends_with_the_nexus_and_with_a_reset(rig: Rig) -> None:
+    rig.good("16 0 0 0 0 0")
+    rig.target.disconnect(rig.nexuses.pop("a"))
+    rig.good("0 0 0 0 0 0", who="b")
+    rig.good("16 0 0 0 0 0", who="b")
+    rig.unit.reset(None, lambda: None)
+    assert attention(rig, "c") == (0, 0, 0)
+
+
+def test_reserve_6_and_registrations_exclude_each_other(rig: Rig) -> None:
+    out(rig, "a", REGISTER, new=1)
+    assert rig.send("16 0 0 0 0 0", who="b").status == CONFLICT
+    out(rig, "a", REGISTER, 1, 0)
+    rig.good("16 0 0 0 0 0", who="b")
+    assert out(rig, "a", REGISTER, new=1) == CONFLICT
+
+
+def test_random_sequences_keep_the_invariants(rig: Rig) -> None:
+    """Whatever happens: a holder is registered, and a reservation has a holder."""
+    state = rig.unit.reservations
+    for who, action, kind in itertools.product("abc", range(7), list(PrType)):
+        out(rig, who, action, 1, 1, kind=kind)
+        if state.type is not None:
+            assert state.holder in state.keys if state.holder is not None else state.keys
+        else:
+            assert state.holder is None
