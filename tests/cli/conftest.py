@@ -1,0 +1,70 @@
+"""What the tests of the command line share: calling it in this process and as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tcmu_core.cli.tcmu import main
+
+# The README's: a handler of twenty lines.
+DROP_IN = (Path(__file__).parents[2] / "docs" / "examples" / "handler_mine.py").read_text()
+
+
+@dataclass(frozen=True)
+class Said:
+    status: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Said]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run `tcmu` in this process."""
+
+    def run(*argv: object) -> Said:
+        try:
+            status = main([str(word) for word in argv])
+        except SystemExit as error:
+            status = int(error.code or 0)
+        said = capsys.readouterr()
+        return Said(int(status), said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start `tcmu` as a process of its own, whose state is in the test's directory; it is gone after the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*argv: object, **more: Any) -> subprocess.Popen[str]:
+        words = [sys.executable, "-m", "tcmu_core.cli.tcmu", *(str(word) for word in argv)]
+        if argv[0] == "serve":
+            words += ["--state-dir", str(tmp_path / "state")]
+        options: dict[str, Any] = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+            "cwd": tmp_path,
+            "env": {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        }
+        process = subprocess.Popen(words, **{**options, **more})
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with process:
+            process.kill()

@@ -1,0 +1,119 @@
+"""The command line as a whole: help that a newcomer needs nothing beside, exit statuses, colours."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+import tcmu_core
+from tcmu_core.cli.output import Exit, Output, explain, human
+from tcmu_core.cli.tcmu import SUBCOMMANDS
+from tcmu_core.errors import ConfigError
+from tests.cli.conftest import Call
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_names_every_command(call: Call, option: str) -> None:
+    said = call(option)
+    assert said.status == 0
+    for command in SUBCOMMANDS:
+        assert f"\n    {command.name} " in said.out
+
+
+@pytest.mark.parametrize("command", SUBCOMMANDS, ids=lambda command: command.name)
+def test_each_command_explains_itself(call: Call, command: object) -> None:
+    said = call(command.name, "--help")  # type: ignore[attr-defined]
+    assert said.status == 0
+    assert f"usage: tcmu {command.name}" in said.out  # type: ignore[attr-defined]
+    assert command.description.strip() in said.out  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", SUBCOMMANDS, ids=lambda command: command.name)
+def test_each_option_is_explained(call: Call, command: object) -> None:
+    """No option stands in the help without words."""
+    lines = call(command.name, "--help").out.splitlines()  # type: ignore[attr-defined]
+    for at, line in enumerate(lines):
+        if line.startswith("  -"):
+            words = line.strip().split("  ", 1)
+            assert len(words) == 2 or lines[at + 1].startswith(" " * 20), line
+
+
+def test_version_is_the_distributions(call: Call) -> None:
+    said = call("--version")
+    assert (said.status, said.out) == (0, f"tcmu {tcmu_core.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ((), "the following arguments are required: COMMAND"),
+        (("sreve",), "invalid choice: 'sreve'"),
+        (("check",), "the following arguments are required: HANDLER"),
+        (("check", "file", "a", "b"), "unrecognized arguments: b"),
+        (("serve", "ram", "--size", "big"), "'big' is no size: write a number with K, M, G or T, such as 64M"),
+        (("serve", "ram", "--block-size", "500"), "'500' is no block size: a power of two from 512 to 65536"),
+        (("serve", "ram", "--portal", "nowhere"), "write it like 127.0.0.1:3260 or [::1]:3260"),
+        (("serve", "ram", "--chap", "me"), "write USER:PASSWORD"),
+        (("serve", "ram", "--chap", "a:b", "--chap-file", "x"), "not allowed with argument --chap"),
+    ],
+)
+def test_wrong_usage_is_status_2_and_says_why(call: Call, argv: tuple[str, ...], message: str) -> None:
+    said = call(*argv)
+    assert said.status == 2
+    assert message in said.err
+
+
+def failing(message: str, cause: Exception) -> ConfigError:
+    error = ConfigError(message)
+    error.__cause__ = cause
+    return error
+
+
+def test_causes_are_told_in_turn() -> None:
+    cause = FileNotFoundError(2, "No such file or directory", "/no/such/file")
+    assert list(explain(failing("the image can't be used", cause))) == [
+        "the image can't be used",
+        "because: /no/such/file: No such file or directory",
+    ]
+
+
+def test_a_cause_that_says_nothing_new_is_left_out() -> None:
+    assert list(explain(failing("disk: no size", ConfigError("no size")))) == ["disk: no size"]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 bytes"), (512, "512 bytes"), (1 << 30, "1 GiB"), (3 << 29, "1.5 GiB"), (1 << 60, "1 EiB")],
+)
+def test_sizes_are_written_as_people_do(number: int, text: str) -> None:
+    assert human(number) == text
+
+
+def test_tables_are_as_wide_as_they_must_be(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().table(("NAME", "SIZE"), [("a", "1"), ("longer", "2")])
+    assert capsys.readouterr().out == "NAME    SIZE\na       1\nlonger  2\n"
+
+
+def test_output_without_a_terminal_has_no_colours(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    said = call("handlers")
+    assert "\x1b" not in said.out + said.err
+
+
+def test_a_reader_that_goes_away_is_no_traceback(command: Callable[..., subprocess.Popen[str]]) -> None:
+    process = command("handlers", stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    _out, err = process.communicate()
+    assert process.returncode == Exit.FAILED
+    assert not err
+
+
+def test_the_module_can_be_run(call: Call) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tcmu_core.cli.tcmu", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == call("--version").out
