@@ -101,11 +101,7 @@ class Registry:
             self._add(_from_file(file))
 
     def _add_distributions(self, paths: list[str] | None) -> None:
-        found = (
-            importlib_metadata.distributions()
-            if paths is None
-            else importlib_metadata.distributions(path=paths)
-        )
+        found = importlib_metadata.distributions() if paths is None else importlib_metadata.distributions(path=paths)
         seen: set[tuple[str, str]] = set()
         for distribution in found:
             project = distribution.metadata["Name"] or "?"
@@ -171,7 +167,9 @@ def _has_hooks(owner: object) -> bool:
 def _inspect(name: str, source: str, version: str, factory: object) -> Handler:
     """Check the hooks of a loaded handler and note what it can do."""
     if not isinstance(factory, type | ModuleType):
-        return Handler(name, source, version, error=f"the entry point names {factory!r}: it must be a class or a module")
+        return Handler(
+            name, source, version, error=f"the entry point names {factory!r}: it must be a class or a module"
+        )
     if not name.replace("_", "").replace("-", "").isalnum():
         return Handler(name, source, version, error=f"the name {name!r} may hold letters, digits, - and _ only")
     try:

@@ -138,9 +138,7 @@ def sanitize(unit: LogicalUnit, command: Command) -> Generator[Any, Any, None]:
         if length:
             raise InvalidFieldInCdb("PARAMETER LIST LENGTH must be zero", field=(7, 7))
         background = Background(SanitizeInProgress, unit.blocks)
-        yield from _start(
-            unit, command, background, lambda: erase(unit, background), bool(cdb[1] & _IMMED)
-        )
+        yield from _start(unit, command, background, lambda: erase(unit, background), bool(cdb[1] & _IMMED))
         return
     if not 4 < length <= 4 + unit.block_size:
         raise InvalidFieldInCdb("PARAMETER LIST LENGTH must be 5 to 4 plus a logical block", field=(7, 7))

@@ -138,4 +138,3 @@ class Target:
             command.put(sense.encode(LogicalUnitNotSupported(), descriptor=bool(cdb[1] & 1))[: cdb[4]])
         else:
             raise LogicalUnitNotSupported
-

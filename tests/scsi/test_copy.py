@@ -98,7 +98,9 @@ def test_a_reservation_on_the_destination_is_respected(pair: Rig) -> None:
     assert not any(pair.handlers[1].data)
 
 
-@pytest.mark.parametrize(("usage", "identifier", "ok"), [(0, 7, True), (1, 7, False), (2, 7, True), (3, 7, False), (3, 0, True)])
+@pytest.mark.parametrize(
+    ("usage", "identifier", "ok"), [(0, 7, True), (1, 7, False), (2, 7, True), (3, 7, False), (3, 0, True)]
+)
 def test_list_id_usage(pair: Rig, usage: int, identifier: int, ok: bool) -> None:
     sent = copy(descriptor(pair, 0), segment(0, 0, 0, 9, 1), usage=usage, identifier=identifier)
     assert (pair.send(*sent).status == 0) == ok

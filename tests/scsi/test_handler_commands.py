@@ -55,7 +55,9 @@ def later(value: Any) -> Callable[[Command], Future[Any]]:
     return answer
 
 
-@pytest.mark.parametrize("answer", [lambda command: None, lambda command: NotHandled, refuse, later(None), later(NotHandled)])
+@pytest.mark.parametrize(
+    "answer", [lambda command: None, lambda command: NotHandled, refuse, later(None), later(NotHandled)]
+)
 def test_what_is_not_handled_is_the_engines(answer: Callable[[Command], Any]) -> None:
     rig = make_rig(Answering(answer))
     rig.nexus()

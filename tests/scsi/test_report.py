@@ -33,7 +33,10 @@ def test_every_row_of_the_table_is_reported_with_its_own_usage_and_timeout(rig: 
         ("a3 c 3 28 0 0 0 0 1 0 0 0", bytes.fromhex("00 03 00 0a 28 18 ff ff ff ff 1f ff ff 00")),
         ("a3 c 3 9e 0 10 0 0 1 0 0 0", bytes.fromhex("00 03 00 10 9e 10 ff ff ff ff ff ff ff ff ff ff ff ff 00 00")),
         ("a3 c 3 9e 0 11 0 0 1 0 0 0", bytes([0, 1, 0, 0])),
-        ("a3 c 81 0 0 0 0 0 1 0 0 0", bytes.fromhex("00 83 00 06 00 00 00 00 00 00 00 0a 00 00 00 00 00 00 00 00 00 1e")),
+        (
+            "a3 c 81 0 0 0 0 0 1 0 0 0",
+            bytes.fromhex("00 83 00 06 00 00 00 00 00 00 00 0a 00 00 00 00 00 00 00 00 00 1e"),
+        ),
     ],
 )
 def test_one_command(rig: Rig, cdb: str, expected: bytes) -> None:

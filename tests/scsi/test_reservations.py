@@ -15,7 +15,9 @@ REGISTER, RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_ABORT, IGNORE, MOVE = range(
 DATA = b"d" * BLOCK
 
 
-def out(rig: Rig, who: str, action: int, key: int = 0, new: int = 0, kind: int = 0, flags: int = 0, more: bytes = b"") -> int:
+def out(
+    rig: Rig, who: str, action: int, key: int = 0, new: int = 0, kind: int = 0, flags: int = 0, more: bytes = b""
+) -> int:
     data = key.to_bytes(8, "big") + new.to_bytes(8, "big") + bytes(4) + bytes([flags, 0, 0, 0]) + more
     return rig.send(bytes([0x5F, action, kind, 0, 0]) + len(data).to_bytes(4, "big") + b"\0", data, who=who).status
 
@@ -95,7 +97,9 @@ def test_read_reservation_and_full_status(three: Rig, kind: PrType) -> None:
     found, at = [], 8
     while at < len(full):
         length = int.from_bytes(full[at + 20 : at + 24], "big")
-        found.append((int.from_bytes(full[at : at + 8], "big"), full[at + 12], full[at + 13], full[at + 24 : at + 24 + length]))
+        found.append(
+            (int.from_bytes(full[at : at + 8], "big"), full[at + 12], full[at + 13], full[at + 24 : at + 24 + length])
+        )
         at += 24 + length
     assert found == [
         (1, 1, kind, initiator("a").transport_id),
