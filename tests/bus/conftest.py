@@ -45,7 +45,7 @@ OPEN_POLICY = """
     <allow eavesdrop="true"/>
   </policy>
 """
-POLICY_FILE = Path(str(files("tcmu_core") / "data" / "tcmu-runner.dbus.conf"))
+POLICY_FILE = Path(str(files("tcmu_core") / "data" / "conf" / "tcmu-runner.dbus.conf"))
 AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 
 

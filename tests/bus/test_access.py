@@ -56,9 +56,9 @@ def test_under_a_policy_that_allows_all_the_service_itself_refuses(
     changed: list[object] = []
     serve(bus, make_handler("file"), change_medium=lambda *args: (changed.append(args), (0, ""))[1])
     _, dest, path, interface, member, _, *arguments = call
+    gdbus = ("gdbus", "call", "--address", bus.address, "--dest", dest, "--object-path", path)
     refused = subprocess.run(
-        [*AS_NOBODY, "gdbus", "call", "--address", bus.address, "--dest", dest, "--object-path", path]
-        + ["--method", f"{interface}.{member}", *arguments],
+        [*AS_NOBODY, *gdbus, "--method", f"{interface}.{member}", *arguments],
         capture_output=True,
         text=True,
         check=False,
