@@ -1,8 +1,8 @@
 """Host cluster management: which clusters of the file are in use, and how often.
 
 Nothing here waits for the disk but the growth of the structure itself. Counts change in memory; Metadata decides when
-blocks are written: always before a table that relies on an increment, and decrements only once nothing on disk refers to
-the cluster.
+blocks are written: always before a table that relies on an increment, and decrements only once nothing on disk refers
+to the cluster.
 """
 
 from __future__ import annotations

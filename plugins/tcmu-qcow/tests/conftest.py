@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import subprocess
@@ -21,7 +22,7 @@ class Qemu:
     """qemu-img and qemu-io, which must succeed unless asked otherwise."""
 
     def run(self, *command: str | Path, fails: bool = False) -> str:
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120, check=False)
         output = done.stdout + done.stderr
         assert (done.returncode != 0) == fails, f"{' '.join(map(str, command))}: exit {done.returncode}\n{output}"
         return output
@@ -49,7 +50,9 @@ class Qemu:
 
     def corruptions(self, path: Path) -> str:
         """What is wrong beyond leaks; empty when nothing is."""
-        done = subprocess.run(["qemu-img", "check", "-f", "qcow2", str(path)], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            ["qemu-img", "check", "-f", "qcow2", str(path)], capture_output=True, text=True, timeout=120
+        )
         return "" if done.returncode in (0, 3) else done.stdout + done.stderr  # 3: leaks only
 
     def same(self, path: Path, content: bytes | bytearray, fmt: str = "qcow2") -> None:
@@ -104,7 +107,7 @@ def disk() -> type[Disk]:
 
 
 class LosingPower(HostFile):
-    """A file that remembers every change, so that any moment of its life can be rebuilt as a power cut would leave it."""
+    """A file that remembers every change: any moment of its life can be rebuilt as a power cut would leave it."""
 
     log: list[tuple[str, int, bytes | int]]
 
@@ -154,7 +157,7 @@ def _torn(operation: tuple[str, int, bytes | int]) -> list[tuple[str, int, bytes
     if kind != "write" or not isinstance(data, bytes):
         return [operation]
     cuts = [0, *range(512 - offset % 512, len(data), 512), len(data)]
-    return [("write", offset + a, data[a:b]) for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+    return [("write", offset + a, data[a:b]) for a, b in itertools.pairwise(cuts) if b > a]
 
 
 def _apply(content: bytearray, operation: tuple[str, int, bytes | int]) -> None:
@@ -204,5 +207,7 @@ def power_cuts(monkeypatch: pytest.MonkeyPatch) -> PowerCuts:
 @pytest.fixture
 def sparse_dir() -> Iterator[Path]:
     """A directory whose file system knows holes and tells how much of a file it stores."""
-    with tempfile.TemporaryDirectory(prefix="tcmu-test-", dir="/var/tmp" if os.path.isdir("/var/tmp") else None) as name:
+    with tempfile.TemporaryDirectory(
+        prefix="tcmu-test-", dir="/var/tmp" if os.path.isdir("/var/tmp") else None
+    ) as name:
         yield Path(name)
