@@ -1,0 +1,136 @@
+import contextlib
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tcmu_core import CfgString, ConfigError, boolean, parse_cfgstring, size
+from tcmu_core.config.cfgstring import split_runner_options
+
+KNOWN = {"count": int, "direct": boolean, "name": str, "size": size}
+
+SIZES = {
+    "0": 0,
+    "512": 512,
+    "512b": 512,
+    "64K": 65536,
+    "64 k": 65536,
+    "1.5G": 3 << 29,
+    "10GiB": 10 << 30,
+    "10GB": 10 << 30,
+    " 2M ": 2 << 20,
+    "1T": 1 << 40,
+    "1P": 1 << 50,
+    "1E": 1 << 60,
+    "9007199254740993": 9007199254740993,  # a float would be one off
+}
+
+
+@pytest.mark.parametrize(("text", "value"), SIZES.items())
+def test_a_size_is_a_number_with_a_unit(text, value):
+    assert size(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1", "1X", "1G1", "0x10", "1,5G", ".5G", "1..5G", "\u0661", "1\u212a"])
+def test_what_is_no_size_is_refused_with_an_example(text):
+    with pytest.raises(ConfigError, match="is no size: write a number with K, M, G or T, such as 64M"):
+        size(text)
+
+
+@pytest.mark.parametrize("text", ["1", "yes", "true", "on", "YES", "On", ""])
+def test_truth(text):
+    assert boolean(text) is True
+
+
+@pytest.mark.parametrize("text", ["0", "no", "false", "off", "OFF"])
+def test_falsehood(text):
+    assert boolean(text) is False
+
+
+def test_neither():
+    with pytest.raises(ConfigError, match="'maybe' is neither yes nor no"):
+        boolean("maybe")
+
+
+GOOD = {
+    "": CfgString(""),
+    "/disk.img": CfgString("/disk.img"),
+    "/a b=c/disk": CfgString("/a b=c/disk"),
+    "/disk;direct": CfgString("/disk", {"direct": True}),
+    "/disk;direct=0;size=1M": CfgString("/disk", {"direct": False, "size": 1 << 20}),
+    "/disk; direct = yes ": CfgString("/disk", {"direct": True}),
+    "/disk;name=a=b": CfgString("/disk", {"name": "a=b"}),
+    "/disk;name=": CfgString("/disk", {"name": ""}),
+    "/disk;;direct;": CfgString("/disk", {"direct": True}),
+    ";size=64M": CfgString("", {"size": 64 << 20}),
+}
+
+
+@pytest.mark.parametrize(("text", "value"), GOOD.items())
+def test_a_body_is_followed_by_options(text, value):
+    assert parse_cfgstring(text, KNOWN) == value
+
+
+BAD = {
+    "/disk;dirct=1": "unknown option 'dirct': did you mean 'direct'?",
+    "/disk;zzz=1": "unknown option 'zzz': known are count, direct, name, size",
+    "/disk;=1": "unknown option ''",
+    "/disk;direct=1;direct=1": "option 'direct' is given twice",
+    "/disk;count=many": "option 'count': 'many' is not valid",
+    "/disk;size=big": "option 'size': 'big' is no size",
+    "/disk;direct=perhaps": "option 'direct': 'perhaps' is neither yes nor no",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD.items())
+def test_a_mistake_is_named(text, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_cfgstring(text, KNOWN)
+
+
+def test_where_no_option_is_known_that_is_said():
+    with pytest.raises(ConfigError, match="known are none"):
+        parse_cfgstring("/disk;a=1", {})
+
+
+RUNNER = {
+    "": ({}, ""),
+    "/disk;direct=1": ({}, "/disk;direct=1"),
+    ";tcmur_cmd_time_out=30;/disk;direct=1": ({"tcmur_cmd_time_out": 30}, "/disk;direct=1"),
+    ";tcmur_cmd_time_out=30;": ({"tcmur_cmd_time_out": 30}, ""),
+}
+
+
+@pytest.mark.parametrize(("text", "value"), RUNNER.items())
+def test_the_runners_own_options_are_taken_off_the_front(text, value):
+    assert split_runner_options(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (";tcmur_cmd_time_out=30", "the runner option 'tcmur_cmd_time_out=30' must end with ';'"),
+        (";tcmur_cmd_timeout=30;/disk", "unknown option 'tcmur_cmd_timeout': did you mean 'tcmur_cmd_time_out'?"),
+        (";tcmur_cmd_time_out=soon;/disk", "'soon' is not valid"),
+    ],
+)
+def test_a_wrong_runner_option_is_named(text, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        split_runner_options(text)
+
+
+@given(st.text())
+def test_any_text_is_parsed_or_refused_with_a_config_error(text):
+    for parse in (lambda: parse_cfgstring(text, KNOWN), lambda: split_runner_options(text)):
+        with contextlib.suppress(ConfigError):
+            parse()
+
+
+@given(
+    st.text(st.characters(exclude_characters=";"), max_size=30),
+    st.dictionaries(st.sampled_from("abcd"), st.text(st.characters(exclude_characters=";")).map(str.strip)),
+)
+def test_what_was_put_together_is_taken_apart_again(body, options):
+    text = body + "".join(f";{name}={value}" for name, value in options.items())
+    assert parse_cfgstring(text, dict.fromkeys("abcd", str)) == CfgString(body, options)

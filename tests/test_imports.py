@@ -1,0 +1,138 @@
+"""Who may import whom (DESIGN 3), read from the sources."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tcmu_core
+
+ROOT = Path(__file__).parents[1]
+CORE = ROOT / "tcmu_core"
+PLUGINS = sorted(path for path in ROOT.glob("plugins/tcmu-*/tcmu_*") if path.is_dir() and path.suffix != ".egg-info")
+
+# Each part may import those in the lines above it, and itself; '' is the package itself, `import tcmu_core`.
+LAYERS = (
+    {"errors", "loop", "log", "state"},
+    {"scsi", "config.cfgstring"},
+    {"device"},
+    {"hookspecs"},
+    {"backend", ""},
+    {"handlers"},
+    {"kernel", "iscsi", "testing"},
+    {"config"},
+    {"runner"},
+    {"bus"},
+    {"cli"},
+)
+RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
+
+# The SCSI engine is sans I/O: no sockets, threads, mapped memory, files or processes.
+IMPURE = {"asyncio", "fcntl", "io", "mmap", "multiprocessing", "os", "pathlib", "select", "selectors", "shutil"}
+IMPURE |= {"signal", "socket", "ssl", "subprocess", "tempfile", "threading"}
+SOCKETS = {"asyncio", "select", "selectors", "socket", "socketserver", "ssl"}
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Yield the dotted names that a module imports when it runs, in functions too; types alone don't count."""
+    yield from _imports(ast.parse(file.read_text()).body)
+
+
+def _imports(nodes: list[ast.stmt]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
+            yield from _imports(node.orelse)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        else:
+            yield from _imports([child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)])
+            for handler in ast.iter_child_nodes(node):
+                if isinstance(handler, ast.ExceptHandler | ast.match_case):
+                    yield from _imports(handler.body)
+
+
+def part(module: str) -> str:
+    """Return the part of tcmu_core that a dotted name belongs to; '' for the package itself."""
+    names = module.split(".")[1:]
+    if not names:
+        return ""
+    return "config.cfgstring" if names[:2] == ["config", "cfgstring"] else names[0]
+
+
+def modules(directory: Path) -> list[Path]:
+    return sorted(directory.rglob("*.py"))
+
+
+def name_of(file: Path) -> str:
+    return ".".join(file.relative_to(CORE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("file", modules(CORE), ids=name_of)
+def test_a_module_imports_only_what_lies_below_it(file):
+    own = part(name_of(file))
+    if not own:
+        return  # the package's face collects its names from everywhere
+    assert own in RANK, f"{own!r} has no place yet: give it one in LAYERS"
+    for name in imports(file):
+        if not name.startswith("tcmu_core"):
+            continue
+        other = part(name)
+        if other == own:
+            continue
+        assert other in RANK, f"{file.name} imports {name}: inside the core, import from the module that has it"
+        assert RANK[other] < RANK[own], f"{name_of(file)} imports {name}, but {own!r} stands below {other!r}"
+
+
+@pytest.mark.parametrize("file", modules(CORE / "scsi"), ids=name_of)
+def test_the_engine_does_no_io(file):
+    assert not {name.split(".")[0] for name in imports(file)} & IMPURE
+
+
+@pytest.mark.parametrize("file", modules(CORE / "iscsi"), ids=name_of)
+def test_the_portal_alone_has_sockets(file):
+    if file.name != "portal.py":
+        assert not {name.split(".")[0] for name in imports(file)} & SOCKETS
+
+
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda path: path.name)
+def test_a_plugin_imports_tcmu_core_alone(plugin):
+    for file in modules(plugin):
+        for name in imports(file):
+            if name.startswith("tcmu_core"):
+                known = name == "tcmu_core" or name.removeprefix("tcmu_core.") in tcmu_core.__all__
+                assert known, f"{file.name} imports {name}: a handler imports only what tcmu_core.__all__ has"
+
+
+def test_each_plugin_that_is_here_is_looked_at():
+    assert {"tcmu_file", "tcmu_ram"} <= {path.name for path in PLUGINS}
+
+
+def test_what_the_package_exports_is_there_and_documented():
+    for name in tcmu_core.__all__:
+        assert getattr(tcmu_core, name).__doc__, name
+    assert sorted(tcmu_core.__all__) == sorted(set(tcmu_core.__all__))
+
+
+def test_every_module_says_what_it_is():
+    for file in modules(CORE):
+        assert ast.get_docstring(ast.parse(file.read_text())) or not file.read_text().strip(), file
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import a.b, c", ["a.b", "c"]),
+        ("from a import b, c", ["a.b", "a.c"]),
+        ("if TYPE_CHECKING:\n    import a\nelse:\n    import b", ["b"]),
+        ("def f():\n    import a", ["a"]),
+        ("try:\n    import a\nexcept ImportError:\n    import b\nfinally:\n    import c", ["a", "c", "b"]),
+        ("class A:\n    with b:\n        import c", ["c"]),
+    ],
+)
+def test_no_import_is_overlooked(tmp_path, source, found):
+    (tmp_path / "m.py").write_text(source)
+    assert list(imports(tmp_path / "m.py")) == found
