@@ -17,13 +17,16 @@ from tcmu_core.cli.output import Exit, Output, human
 from tcmu_core.errors import ConfigError
 from tcmu_core.handlers import Handler
 from tcmu_core.iscsi.portal import Portal
-from tcmu_core.iscsi.settings import PORT, Access, ChapUser, PortalSettings, format_address
+from tcmu_core.iscsi.settings import PORT, Access, ChapUser, PortalSettings, format_address, parse_address
 from tcmu_core.loop import Loop
 from tcmu_core.scsi.target import Target
 from tcmu_core.scsi.unit import LogicalUnit
 from tcmu_core.state import aptpl_file, default_directory
 
-STOP_PATIENCE = 0.8  # seconds; a stop takes no longer than a second, whatever a client does
+# Seconds. Together with the time for a last flush, a stop takes no longer than one, whatever clients do.
+LOGOUT_PATIENCE = 0.3  # for clients to log out
+ABORT_PATIENCE = 0.3  # for commands in flight to end once their connections are closed
+LOOK_AGAIN = 0.01
 
 
 class Server:
@@ -65,12 +68,12 @@ class Server:
             initiators=tuple(self.args.acl),
         )
         settings = PortalSettings((format_address(host, port),), access, insecure=self.args.insecure)
+        self.portal = Portal(self.loop, settings, {self.target: Target(self.target, {0: self.unit})})
         try:
-            self.portal = Portal(self.loop, settings, {self.target: Target(self.target, {0: self.unit})})
+            host, port = parse_address(self.portal.listen()[0])
         except OSError as error:
-            hint = ": --portal 127.0.0.1:0 takes a free port" if error.errno == errno.EADDRINUSE else ""
-            raise ConfigError(f"can't listen on {format_address(host, port)}: {error.strerror}{hint}") from error
-        host, port = self.portal.addresses[0]
+            hint = "; --portal 127.0.0.1:0 takes a free port" if error.errno == errno.EADDRINUSE else ""
+            raise ConfigError(f"{error.strerror}{hint}") from error
         if ipaddress.ip_address(host).is_unspecified:
             host = "::1" if ":" in host else "127.0.0.1"
         user, password = next(iter(self.users.items()), ("", ""))
@@ -92,6 +95,17 @@ class Server:
             self.status = status
         self._stopping = True
         self._close_portal()
+
+    def _close_portal(self) -> None:
+        assert self.portal is not None
+        self.portal.shutdown(LOGOUT_PATIENCE, functools.partial(self._wait_idle, ABORT_PATIENCE))
+
+    def _wait_idle(self, patience: float) -> None:
+        """Stop the loop when no command is in flight any more, or after `patience` seconds."""
+        if self.unit.idle or patience <= 0:
+            self.loop.stop()
+        else:
+            self.loop.call_later(LOOK_AGAIN, self._wait_idle, patience - LOOK_AGAIN)
 
     def close(self) -> None:
         """Leave nothing behind: end the command, close the portal, flush and close the device."""
