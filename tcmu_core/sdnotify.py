@@ -1,4 +1,4 @@
-"""What systemd is told about a service (sd_notify(3)): datagrams to the socket in NOTIFY_SOCKET, nothing else needed."""
+"""What systemd is told about a service (sd_notify(3)): datagrams to the socket in NOTIFY_SOCKET."""
 
 from __future__ import annotations
 
