@@ -10,12 +10,14 @@ import os
 import re
 from pathlib import Path
 
+from tcmu_core.backend import Backend
 from tcmu_core.cli import options
 from tcmu_core.cli.handlers import absolute, path_arguments
 from tcmu_core.config.cfgstring import split_runner_options
 from tcmu_core.config.file import iscsi_name, load
 from tcmu_core.config.settings import DEFAULT_PATH, Config
 from tcmu_core.device import Device
+from tcmu_core.errors import HandlerError, TcmuError
 from tcmu_core.handlers import Handler, Registry
 from tcmu_core.iscsi.settings import PORT
 from tcmu_core.loop import Loop
@@ -107,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     target = iscsi_name(args.target or IQN_PREFIX + _NOT_IN_IQN.sub("-", args.name.lower()))
     device = make_device(args, handler, target)
     with contextlib.closing(Loop()) as loop:
-        backend = handler.open(device)
+        backend = open_device(handler, device)
         server = Server(args, loop, backend, target, users)
         try:
             server.start(handler)
@@ -115,6 +117,16 @@ def run(args: argparse.Namespace) -> int:
         finally:
             server.close()
         return server.status
+
+
+def open_device(handler: Handler, device: Device) -> Backend:
+    """Open the device; raises `HandlerError` for an exception that a handler should not raise."""
+    try:
+        return handler.open(device)
+    except (TcmuError, OSError):
+        raise
+    except Exception as error:
+        raise HandlerError(f"handler {handler.name!r} of {handler.source} broke while it opened the device") from error
 
 
 def make_device(args: argparse.Namespace, handler: Handler, target: str) -> Device:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +28,36 @@ class Said:
 
 
 Call = Callable[..., Said]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def run(*argv: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a client, and return what came of it."""
+    return subprocess.run(
+        [str(word) for word in argv],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A `tcmu serve --json` that has said what it serves."""
+
+    process: subprocess.Popen[str]
+    said: dict[str, Any]
+
+    @property
+    def uri(self) -> str:
+        return str(self.said["uri"])
+
+    def stop(self, number: int = signal.SIGTERM) -> Said:
+        self.process.send_signal(number)
+        out, err = self.process.communicate()
+        return Said(self.process.returncode, out, err)
 
 
 @pytest.fixture
@@ -44,7 +76,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def command(tmp_path: Path) -> Iterator[Start]:
     """Start `tcmu` as a process of its own, whose state is in the test's directory; it is gone after the test."""
     started: list[subprocess.Popen[str]] = []
 
@@ -68,3 +100,17 @@ def command(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in started:
         with process:
             process.kill()
+
+
+@pytest.fixture
+def serve(command: Start) -> Callable[..., Serving]:
+    """Start `tcmu serve` on a free port; what it says comes when it can be reached."""
+
+    def start(*argv: object, portal: str = "127.0.0.1:0", **more: Any) -> Serving:
+        process = command("serve", *argv, "--json", "--portal", portal, **more)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        return Serving(process, json.loads(line))
+
+    return start

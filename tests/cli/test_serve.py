@@ -1,0 +1,384 @@
+"""`tcmu serve` as a process, reached by clients that were not written here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import DROP_IN, Serving, Start, run
+
+Serve = Callable[..., Serving]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+# Keeps what is written in memory until it is told to flush: a stop without a flush loses it.
+LAZY = (
+    DROP_IN.replace(
+        "self.data = bytearray(device.size)",
+        "self.data = bytearray(device.size)\n        self.path = device.cfgstring",
+    )
+    + """
+    @hookimpl
+    def flush(self):
+        with open(self.path, "wb") as file:
+            file.write(self.data)
+"""
+)
+
+# Never answers a read.
+STUCK = """\
+from concurrent.futures import Future
+
+from tcmu_core import hookimpl
+
+
+class Stuck:
+    @hookimpl
+    def open(self, device): ...
+
+    @hookimpl
+    def read(self, offset, buffers):
+        print("reading", flush=True)
+        return Future()
+"""
+
+
+def qemu_io(uri: str, *commands: str) -> subprocess.CompletedProcess[str]:
+    return run("qemu-io", "-f", "raw", *[word for command in commands for word in ("-c", command)], uri)
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+# -- being reached --------------------------------------------------------------------------------------------------
+
+
+def test_every_printed_command_works_when_it_is_pasted(serve: Serve) -> None:
+    disk = serve("ram", "--size", "8M")
+    for line in disk.said["commands"]:
+        done = run("bash", "-c", line)
+        assert done.returncode == 0, (line, done)
+        assert done.stdout
+
+
+def test_the_printed_commands_work_with_a_login_too(serve: Serve, tmp_path: Path) -> None:
+    secrets = tmp_path / "it's a file"
+    secrets.write_text("# who may come\nalice:open se:same 12\n")
+    secrets.chmod(0o600)
+    for chap in (("--chap-file", secrets), ("--chap", "alice:open se:same 12")):
+        disk = serve("ram", "--size", "8M", *chap)
+        done = run("bash", "-e", "-c", "\n".join(disk.said["commands"]))
+        assert done.returncode == 0, done
+        assert "virtual size: 8 MiB" in done.stdout
+
+
+def test_a_person_reads_what_json_says(command: Start) -> None:
+    process = command("serve", "ram", "--size", "8M", "--portal", "127.0.0.1:0", "--name", "my disk")
+    assert process.stdout is not None
+    lines = []
+    while not lines or "Ctrl-C stops it." not in lines[-1]:
+        lines.append(process.stdout.readline().strip())
+        assert lines[-1] or len(lines) < 20
+    assert lines[0].startswith("my disk: 8 MiB, blocks of 512 bytes, by handler ram of tcmu-ram ")
+    assert lines[1].startswith("iscsi://127.0.0.1:")
+    assert lines[1].endswith("/iqn.2025-01.local.tcmu:my-disk/0")
+    assert f"iscsi-inq {lines[1]}" in lines
+    assert any(line.startswith("iscsiadm -m node -T ") and line.endswith("--login") for line in lines)
+
+
+def test_a_handler_of_twenty_lines_in_a_directory_is_a_disk(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "handler_mine.py").write_text(DROP_IN)
+    assert len([line for line in DROP_IN.splitlines() if line]) <= 20
+    disk = serve("mine", "--handler-path", tmp_path, "--size", "4M")
+    done = qemu_io(disk.uri, "write -P 0x5a 64k 1M", "read -P 0x5a 64k 1M", "read -P 0 0 64k")
+    assert done.returncode == 0, done
+    assert "verification failed" not in done.stdout
+    assert disk.stop().status == 0
+
+
+def test_a_relative_path_is_found_from_here(serve: Serve, tmp_path: Path) -> None:
+    disk = serve("file", "disk.img", "--size", "1M")
+    assert disk.said["cfgstring"] == str(tmp_path / "disk.img")
+    assert (tmp_path / "disk.img").stat().st_size == 1 << 20
+
+
+def test_blocks_can_be_4096_bytes(serve: Serve) -> None:
+    disk = serve("ram", "--size", "8M", "--block-size", "4096")
+    done = run("iscsi-readcapacity16", disk.uri)
+    assert "LOGICAL BLOCK LENGTH IN BYTES:4096" in done.stdout, done
+
+
+def test_a_read_only_disk_refuses_writes(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(bytes(1 << 20))
+    disk = serve("file", "disk.img", "--read-only")
+    assert disk.said["read_only"] is True
+    assert qemu_io(disk.uri, "write 0 4k").returncode != 0
+    assert run("qemu-io", "-r", "-f", "raw", "-c", "read 0 4k", disk.uri).returncode == 0
+
+
+def test_a_target_and_an_ipv6_portal_can_be_chosen(serve: Serve) -> None:
+    disk = serve("ram", "--size", "1M", "--target", "iqn.2001-04.com.example:x", portal="[::1]:0")
+    assert disk.uri.startswith("iscsi://[::1]:")
+    assert disk.uri.endswith("/iqn.2001-04.com.example:x/0")
+    assert run("iscsi-inq", disk.uri).returncode == 0
+
+
+def test_a_wrong_password_is_refused(serve: Serve) -> None:
+    disk = serve("ram", "--size", "1M", "--chap", "alice:rightpassword")
+    login = {"LIBISCSI_CHAP_USERNAME": "alice"}
+    assert run("iscsi-inq", disk.uri).returncode != 0
+    assert run("iscsi-inq", disk.uri, **login, LIBISCSI_CHAP_PASSWORD="wrongpassword").returncode != 0
+    assert run("iscsi-inq", disk.uri, **login, LIBISCSI_CHAP_PASSWORD="rightpassword").returncode == 0
+
+
+def test_an_acl_lets_in_whom_it_names(serve: Serve) -> None:
+    disk = serve("ram", "--size", "1M", "--acl", "iqn.2001-04.com.example:*")
+    assert run("iscsi-inq", "-i", "iqn.2001-04.com.example:host", disk.uri).returncode == 0
+    assert run("iscsi-inq", "-i", "iqn.2001-04.org.example:host", disk.uri).returncode != 0
+
+
+def test_defaults_for_the_handler_come_from_tcmu_conf(serve: Serve, tmp_path: Path) -> None:
+    conf = tmp_path / "tcmu.conf"
+    conf.write_text("[handlers]\n[[file]]\nsize = 3M\n")
+    disk = serve("file", "disk.img", "--config", conf)
+    assert disk.said["size"] == 3 << 20
+
+
+def test_disks_are_told_apart_and_keep_their_identity(serve: Serve) -> None:
+    def serial(name: str) -> str:
+        disk = serve("file", f"{name}.img", "--size", "1M")
+        said = run("iscsi-inq", "-e", "1", "-c", "128", disk.uri).stdout
+        disk.stop()
+        return said
+
+    first = serial("a")
+    assert "Unit Serial Number" in first
+    assert serial("b") != first
+    assert serial("a") == first
+
+
+# -- stopping -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_stops_it_and_flushes(serve: Serve, tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "handler_lazy.py").write_text(LAZY)
+    goal = tmp_path / "flushed"
+    disk = serve("lazy", goal, "--handler-path", tmp_path, "--size", "1M")
+    assert qemu_io(disk.uri, "write -P 0x77 4k 4k").returncode == 0
+    goal.unlink(missing_ok=True)  # what a client's own flush has written
+    said = disk.stop(number)
+    assert (said.status, said.out, said.err) == (0, "", "")
+    assert goal.read_bytes()[4096:8192] == b"\x77" * 4096
+
+
+def test_it_stops_while_a_client_is_logged_in(serve: Serve) -> None:
+    disk = serve("ram", "--size", "1M")
+    with subprocess.Popen(
+        ["qemu-io", "-f", "raw", disk.uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        client.stdin.write("read 0 4k\n")
+        client.stdin.flush()
+        while "bytes at offset" not in client.stdout.readline():
+            pass
+        assert disk.stop().status == 0
+        client.kill()
+
+
+def test_it_stops_while_a_handler_does_not_answer(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "handler_stuck.py").write_text(STUCK)
+    disk = serve("stuck", "--handler-path", tmp_path, "--size", "1M")
+    client = subprocess.Popen(["qemu-io", "-r", "-f", "raw", "-c", "read 0 4k", disk.uri], stdout=subprocess.DEVNULL)
+    with client:
+        assert disk.process.stdout is not None
+        assert disk.process.stdout.readline() == "reading\n"
+        assert disk.stop().status == 0
+        client.kill()
+
+
+def test_two_signals_are_as_one(serve: Serve) -> None:
+    disk = serve("ram", "--size", "1M")
+    disk.process.send_signal(signal.SIGINT)
+    assert disk.stop(signal.SIGTERM).status == 0
+
+
+def test_the_address_is_free_again_at_once(serve: Serve) -> None:
+    disk = serve("ram", "--size", "1M")
+    assert run("iscsi-inq", disk.uri).returncode == 0
+    disk.stop()
+    again = serve("ram", "--size", "1M", portal=disk.said["portal"])
+    assert again.uri == disk.uri
+
+
+def test_the_file_is_free_again(serve: Serve) -> None:
+    assert serve("file", "disk.img", "--size", "1M").stop().status == 0
+    assert serve("file", "disk.img").said["size"] == 1 << 20
+
+
+# -- --run ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shell", "status"),
+    [
+        ("true", 0),
+        ("exit 7", 7),
+        ("no-such-program-here 2>/dev/null", 127),
+        ("kill -9 $$", 128 + 9),
+        ("kill -TERM $$", 128 + 15),
+        ("qemu-img info $uri >/dev/null", 0),
+    ],
+)
+def test_run_exits_with_the_commands_status(command: Start, shell: str, status: int) -> None:
+    process = command("serve", "ram", "--size", "1M", "--run", shell)
+    out, err = process.communicate()
+    assert (process.returncode, out, err) == (status, "", "")
+
+
+def test_run_has_the_disks_address_in_its_environment(command: Start) -> None:
+    process = command("serve", "ram", "--size", "1M", "--run", 'echo "$uri|$portal|$iqn|$lun"')
+    uri, portal, iqn, lun = process.communicate()[0].strip().split("|")
+    assert uri == f"iscsi://{portal}/{iqn}/{lun}"
+    assert portal.startswith("127.0.0.1:")
+    assert (iqn, lun) == ("iqn.2025-01.local.tcmu:disk", "0")
+
+
+def test_run_can_log_in_without_seeing_the_password(command: Start) -> None:
+    process = command("serve", "ram", "--size", "1M", "--chap", "a:longpassword", "--run", "echo $uri; iscsi-inq $uri")
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "longpassword" not in out
+    assert "DIRECT_ACCESS" in out
+
+
+def test_run_keeps_what_the_command_wrote(command: Start, tmp_path: Path) -> None:
+    shell = "qemu-io -f raw -c 'write -P 0x11 0 64k' $uri >/dev/null"
+    assert command("serve", "file", "disk.img", "--size", "1M", "--run", shell).wait() == 0
+    assert (tmp_path / "disk.img").read_bytes()[:65536] == b"\x11" * 65536
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_ends_the_command_too(command: Start, number: signal.Signals) -> None:
+    process = command("serve", "ram", "--size", "1M", "--run", "sleep 1000 & echo $$ $!; wait")
+    assert process.stdout is not None
+    shell, sleep = (int(word) for word in process.stdout.readline().split())
+    process.send_signal(number)
+    assert process.wait() == 128 + number
+    assert gone(shell)
+    assert gone(sleep)
+
+
+def test_a_command_that_will_not_end_is_killed(command: Start) -> None:
+    process = command("serve", "ram", "--size", "1M", "--run", "trap '' TERM; echo $$; while :; do sleep 1000; done")
+    assert process.stdout is not None
+    shell = int(process.stdout.readline())
+    process.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
+    assert gone(shell)
+
+
+def test_what_the_command_left_in_the_background_ends_with_it(command: Start) -> None:
+    process = command("serve", "ram", "--size", "1M", "--run", "sleep 1000 >/dev/null 2>&1 & echo $!")
+    out, _err = process.communicate()
+    assert process.returncode == 0
+    assert gone(int(out))
+
+
+def test_run_leaves_no_state_behind(command: Start, tmp_path: Path) -> None:
+    command("serve", "ram", "--size", "1M", "--run", "true").wait()
+    assert not list(tmp_path.iterdir())
+
+
+# -- what can't be served -------------------------------------------------------------------------------------------
+
+BAD = [
+    (("fiel", "/x"), 3, "no handler 'fiel': did you mean 'file'?"),
+    (("file",), 4, "no path: write /path/of/the/disk.img"),
+    (("file", "missing.img"), 4, "missing.img"),
+    (("file", "."), 4, "a disk needs a file or a block device"),
+    (("ram",), 4, "size"),
+    (("ram", "--size", "100"), 4, "less than one block of 512 bytes"),
+    (("ram", "--size", "1M", "--target", "disk"), 4, "'disk' is no iSCSI name: write one such as iqn."),
+    (("ram", "--size", "1M", "--portal", "0.0.0.0:0"), 4, "anybody on the network could write to the disks"),
+    (("ram", "--size", "1M", "--portal", "192.0.2.1:0", "--insecure"), 4, "Cannot assign requested address"),
+    (("ram", "--size", "1M", "--chap-file", "none"), 1, "none: No such file or directory"),
+    (("ram", "--size", "1M", "--config", "none"), 4, "none: No such file or directory"),
+    (("ram", "--size", "1M", "--handler-path", "none"), 4, "handler path 'none' is no directory"),
+]
+
+
+@pytest.mark.parametrize(("argv", "status", "message"), BAD, ids=[message[:40] for _, _, message in BAD])
+def test_a_mistake_is_explained(command: Start, argv: tuple[str, ...], status: int, message: str) -> None:
+    process = command("serve", *argv)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (status, "")
+    assert message in err
+    assert err.startswith("tcmu: ")
+    assert "Traceback" not in err
+
+
+def test_an_address_in_use_says_what_to_do(command: Start) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        process = command("serve", "ram", "--size", "1M", "--portal", f"127.0.0.1:{taken.getsockname()[1]}")
+        _out, err = process.communicate()
+    assert process.returncode == 4
+    assert "Address already in use; --portal 127.0.0.1:0 takes a free port" in err
+
+
+def test_a_file_that_is_served_already_is_refused(serve: Serve, command: Start) -> None:
+    serve("file", "disk.img", "--size", "1M")
+    process = command("serve", "file", "disk.img", "--portal", "127.0.0.1:0")
+    _out, err = process.communicate()
+    assert process.returncode == 4
+    assert "disk.img" in err
+
+
+def test_passwords_that_others_can_read_are_refused(command: Start, tmp_path: Path) -> None:
+    file = tmp_path / "secrets"
+    file.write_text("a:b\n")
+    file.chmod(0o640)
+    process = command("serve", "ram", "--size", "1M", "--chap-file", file)
+    _out, err = process.communicate()
+    assert process.returncode == 4
+    assert f"others can read the passwords in it: chmod 600 {file}" in err
+
+
+@pytest.mark.parametrize("text", ["", "alice\n", "alice:\n", ":secret\n"])
+def test_a_password_file_without_passwords_is_refused(command: Start, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "secrets"
+    file.write_text(text)
+    file.chmod(0o600)
+    process = command("serve", "ram", "--size", "1M", "--chap-file", file)
+    assert "USER:PASSWORD" in process.communicate()[1]
+    assert process.returncode == 4
+
+
+def test_a_handler_that_breaks_in_open_is_explained(command: Start, tmp_path: Path) -> None:
+    (tmp_path / "handler_bad.py").write_text(DROP_IN.replace("bytearray(device.size)", "1 / 0"))
+    process = command("serve", "bad", "--handler-path", tmp_path, "--size", "1M")
+    _out, err = process.communicate()
+    assert process.returncode == 3
+    assert "handler 'bad'" in err
+    assert "ZeroDivisionError" in err
+    assert "Traceback" not in err
+
+
+def test_debug_logs_each_command_by_name(command: Start) -> None:
+    process = command("serve", "ram", "--size", "1M", "-d", "--run", "iscsi-inq $uri >/dev/null")
+    _out, err = process.communicate()
+    assert process.returncode == 0
+    assert any("[DEBUG_SCSI_CMD]" in line and "ram/disk: " in line and "INQUIRY" in line for line in err.splitlines())
