@@ -10,7 +10,6 @@ from tcmu_core.errors import (
     CopyAborted,
     InvalidFieldInCdb,
     InvalidFieldInParameterList,
-    LbaOutOfRange,
     ParameterListLengthError,
     WriteProtected,
 )
@@ -58,6 +57,12 @@ class TargetNotReachable(CopyAborted):
     """Copy target device not reachable: no unit of this target has that name."""
 
     ascq = 0x02
+
+
+class InvalidSegment(CopyAborted):
+    """Invalid field in a segment descriptor: the copy ends there."""
+
+    asc, ascq = 0x26, 0x00
 
 
 class WrongDeviceType(CopyAborted):
@@ -122,6 +127,8 @@ def extended_copy(unit: LogicalUnit, command: Command) -> Steps:
         raise InvalidFieldInParameterList("LIST IDENTIFIER must be zero", field=(0, 7), in_cdb=False)
     if inline:
         raise InvalidFieldInParameterList("INLINE DATA is not supported", field=(12, 7), in_cdb=False)
+    if targets_length + segments_length > MAX_LIST_LENGTH:
+        raise ParameterListLengthError
     if targets_length > MAX_TARGETS * _TARGET_LENGTH:
         raise TooManyTargets(field=(2, 7), in_cdb=False)
     if _HEADER_LENGTH + targets_length + segments_length > length:
@@ -153,11 +160,7 @@ def _targets(unit: LogicalUnit, data: bytes) -> list[LogicalUnit]:
         one = data[at : at + _TARGET_LENGTH]
         if one[0] != IDENTIFICATION:
             raise UnsupportedTarget(field=(_HEADER_LENGTH + at, 7), in_cdb=False)
-        if one[1] & 0xC0:  # LU ID TYPE
-            raise InvalidFieldInParameterList("LU ID TYPE", field=(_HEADER_LENGTH + at + 1, 7), in_cdb=False)
-        if one[1] & 0x20:  # NUL: no device
-            raise UnsupportedTarget(field=(_HEADER_LENGTH + at + 1, 5), in_cdb=False)
-        if one[1] & 0x1F:
+        if one[1] & 0x1F:  # LU ID TYPE and NUL above it are obsolete, and ignored
             raise WrongDeviceType
         wanted = one[8 : 8 + one[7]]
         match = [other for other in known if one[5] & 0x3F == _NAA and other.identity.naa == wanted]
@@ -181,7 +184,7 @@ def _segments(targets: list[LogicalUnit], data: bytes, base: int) -> list[Segmen
             raise TooManySegments(field=(8, 7), in_cdb=False)
         source, destination = (int.from_bytes(one[first : first + 2], "big") for first in (4, 6))
         if max(source, destination) >= len(targets):
-            raise InvalidFieldInParameterList("a target descriptor index", field=(base + at + 4, 7), in_cdb=False)
+            raise InvalidSegment("a target descriptor index", field=(base + at + 4, 7), in_cdb=False)
         one_source, one_destination = targets[source], targets[destination]
         count = int.from_bytes(one[10:12], "big")
         counted = one_destination if one[1] & 0x02 else one_source  # DC: the count is of destination blocks
@@ -206,7 +209,7 @@ def _may(segment: Segment, nexus: Nexus) -> None:
     """Check ranges, write protection and reservations of both units, as a READ and a WRITE would be."""
     for unit, offset in ((segment.source, segment.source_offset), (segment.destination, segment.destination_offset)):
         if offset + segment.length > unit.blocks * unit.block_size:
-            raise LbaOutOfRange
+            raise CopyAborted("a segment lies past the end of a device")
         if unit.background is not None:
             raise unit.background.not_ready()
     if segment.length > MAX_SEGMENT_BYTES:

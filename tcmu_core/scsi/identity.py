@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tcmu_core.scsi.unit import LogicalUnit
 
 NAA_PREFIX = "6001405"  # NAA 6, and LIO's IEEE company identifier, as the kernel and tcmu-runner have it
-_VERSIONS = (0x00A0, 0x0960, 0x0460, 0x0600)  # SAM-5, iSCSI, SPC-4, SBC-4 (SPC-4 6.6.2, version descriptors)
+_VERSIONS = (0x00A0, 0x0960, 0x0460, 0x04C0, 0x0600)  # SAM-5, iSCSI, SPC-4, SBC-3, SBC-4 (SPC-4 6.6.2)
 _VERSIONS_OTHER = (0x00A0, 0x0960, 0x0460)
 CODE_SET_BINARY, CODE_SET_ASCII, CODE_SET_UTF8 = 1, 2, 3  # SPC-4 7.8.6.1
 ASSOCIATION_UNIT, ASSOCIATION_PORT, ASSOCIATION_TARGET = 0x00, 0x10, 0x20
@@ -167,6 +167,7 @@ def _block_limits(unit: LogicalUnit) -> bytes:
 def _characteristics(unit: LogicalUnit) -> bytes:
     data = bytearray(64)  # SBC-4 6.6.2
     data[4:6] = (1 if unit.device.solid_state else 0).to_bytes(2, "big")
+    data[7] = 0x40  # WABEREQ 01b: what was erased can be read, and reads well
     data[8] = 0x02  # FUAB
     return bytes(data[4:])
 

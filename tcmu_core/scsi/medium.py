@@ -153,12 +153,10 @@ def compare_and_write(unit: LogicalUnit, command: Command) -> Steps:
     lba, count = int.from_bytes(cdb[2:10], "big"), cdb[13]
     bounded(unit, lba, count, count_at=13)
     size = unit.block_size
+    if command.length != 2 * count * size:
+        raise InvalidFieldInCdb("the data must be two times NUMBER OF LOGICAL BLOCKS", field=(13, 7))
     if not count:
-        if command.length:
-            raise InvalidFieldInCdb("NUMBER OF LOGICAL BLOCKS does not agree with the data", field=(13, 7))
         return
-    if command.length < 2 * count * size:
-        raise InvalidFieldInCdb("less data than two times NUMBER OF LOGICAL BLOCKS", field=(13, 7))
     yield unit.tasks.lock(command, (lba, lba + count))
     data = memoryview(command.take(2 * count * size))
     found = memoryview(bytearray(count * size))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MAX_UNMAP_DESCRIPTORS = 256
 MAX_UNMAP_BYTES = 4 << 30  # bytes of one descriptor, where the handler sets no limit
-MAX_WRITE_SAME_BYTES = 64 << 20  # bytes of one WRITE SAME: it must end before an initiator gives up on it
+MAX_WRITE_SAME_BYTES = 16 << 20  # bytes of one WRITE SAME: it must end before an initiator gives up on it
 _UNMAP_DESCRIPTOR = struct.Struct(">QI4x")  # SBC-4 5.34.2
 _LBA_STATUS = struct.Struct(">QIB3x")  # SBC-4 5.6.2.2
 
@@ -80,8 +80,8 @@ def write_same(unit: LogicalUnit, command: Command) -> Steps:
         pattern = bytes(size)
         command.wanted = 0
     else:
-        if command.length < size:
-            raise InvalidFieldInCdb("less data than one logical block")
+        if command.length != size:
+            raise InvalidFieldInCdb("the data must be one logical block", field=(1, None))
         pattern = command.take(size)
     zeros = not any(pattern)
     if freeing and zeros:

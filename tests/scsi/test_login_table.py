@@ -13,15 +13,14 @@ STANDARD = bytes.fromhex("00 00 06 12 5b 08 00 02") + b"LIO-ORG TCMU device     
 PAGES = bytes.fromhex("00 00 00 07 00 80 83 86 b0 b1 b2")
 LIMITS = (
     bytes.fromhex("00 b0 00 3c 01 ff 00 01 00 00 80 00 00 00 00 00 00 00 00 00")
-    + bytes.fromhex("00 80 00 00 00 00 01 00 00 00 00 01 80 00 00 00 00 00 00 00 00 02 00 00")
+    + bytes.fromhex("00 80 00 00 00 00 01 00 00 00 00 01 80 00 00 00 00 00 00 00 00 00 80 00")
     + bytes.fromhex("00 00 08 00")
     + bytes(16)
 )
-CHARACTERISTICS = bytes.fromhex("00 b1 00 3c 00 01 00 00 02") + bytes(55)
+CHARACTERISTICS = bytes.fromhex("00 b1 00 3c 00 01 00 40 02") + bytes(55)
 CAPACITY = (MIB_BLOCKS - 1).to_bytes(8, "big") + (512).to_bytes(4, "big") + bytes.fromhex("00 00 c0 00") + bytes(16)
 WRITE_SAME_10_USAGE = bytes.fromhex("00 03 00 0a 41 08 ff ff ff ff 1f ff ff 00")
 WRITE_SAME_16_USAGE = bytes.fromhex("00 03 00 10 93 09 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00")
-SYNC_CACHE_6_WRONG = bytes.fromhex("00 01 00 00")
 
 # (CDB, what comes back)
 TABLE = [
@@ -89,4 +88,4 @@ def test_version_descriptors_name_the_standards(disk: Rig) -> None:
     data = disk.good("12 0 0 0 ff 0", room=255)
     assert len(data) == 96
     versions = [int.from_bytes(data[at : at + 2], "big") for at in range(58, 74, 2)]
-    assert versions == [0x00A0, 0x0960, 0x0460, 0x0600, 0, 0, 0, 0]
+    assert versions == [0x00A0, 0x0960, 0x0460, 0x04C0, 0x0600, 0, 0, 0]

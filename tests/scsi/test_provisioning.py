@@ -91,6 +91,8 @@ def test_write_same_without_data_writes_zeros(full: Rig) -> None:
         (cdb10(0x41, 0, 0), A, (7, 7)),
         (cdb16(0x93, 0, 1, 0x10), A, (1, 4)),  # ANCHOR
         (cdb16(0x93, 0, 1, 0x20), A, (1, 5)),  # WRPROTECT
+        (cdb16(0x93, 0, 1), A + A, (1, None)),
+        (cdb10(0x41, 0, 1), A[:100], (1, None)),
     ],
 )
 def test_a_wrong_write_same_is_refused(rig: Rig, cdb: bytes, data: bytes, field: tuple[int, int]) -> None:
