@@ -26,7 +26,8 @@ class Host(Directory, Protocol):
 class Connection:
     """One peer. Receive into `room()`, say `received(n)`; send what `outbox.queue` holds, say `outbox.sent(n)`.
 
-    Call `pump` again when `stalled` and the queue is empty. When `ended` is set, send what is queued and close.
+    Call `pump` again when `stalled`, not `blocked`, and the queue is empty. When `ended` is set, send what is queued, then
+    close.
     """
 
     def __init__(self, host: Host, notify: Callable[[], object]) -> None:
@@ -49,8 +50,13 @@ class Connection:
 
     @property
     def stalled(self) -> bool:
-        """Whether `pump` has input that waits for output to be sent, or for a command to end."""
+        """Whether `pump` has input that waits."""
         return self.session is not None and self.session.stalled
+
+    @property
+    def blocked(self) -> bool:
+        """Whether it waits for a command to end, rather than for output to be sent."""
+        return self.session is not None and self.session.blocked
 
     def received(self, count: int) -> None:
         """Take the next `count` bytes, which lie in `room()`."""

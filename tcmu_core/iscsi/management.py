@@ -80,7 +80,7 @@ class TaskManagement:
         task = session.tasks.get(request.referenced_tag)
         if task is not None and parse_lun(task.lun) == parse_lun(request.lun):
             found[0].abort(task.command, self._later(request))
-        elif session.drop_transfers(request.lun, request.referenced_tag) or (
+        elif session.writes.drop(request.lun, request.referenced_tag) or (
             request.immediate and session.drop_held(request.ref_cmd_sn, request.cmd_sn)
         ):
             self._respond(request)
@@ -90,26 +90,26 @@ class TaskManagement:
     def _abort_task_set(self, request: TaskManagementRequest) -> None:
         found = self._find(request)
         if found is not None:
-            self._session.drop_transfers(request.lun)
+            self._session.writes.drop(request.lun)
             found[0].abort_task_set(found[1], self._later(request))
 
     def _clear_task_set(self, request: TaskManagementRequest) -> None:
         found = self._find(request)
         if found is not None:
-            self._session.drop_transfers(request.lun)
+            self._session.writes.drop(request.lun)
             found[0].clear_task_set(found[1], self._later(request))
 
     def _unit_reset(self, request: TaskManagementRequest) -> None:
         found = self._find(request)
         if found is not None:
-            self._session.drop_transfers(request.lun)
+            self._session.writes.drop(request.lun)
             found[0].reset(found[1], self._later(request))
 
     def _target_reset(self, request: TaskManagementRequest) -> None:
         session = self._session
         attachment = session.attachment
         assert attachment is not None
-        session.drop_transfers()
+        session.writes.drop()
         respond = self._later(request)
         cold = request.function & 0x7F == TaskFunction.TARGET_COLD_RESET
 

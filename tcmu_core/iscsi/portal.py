@@ -56,6 +56,14 @@ class Peer:
             self._posted = True
             self.loop.post(self._flush_posted)
 
+    def _guarded(self, fn: Callable[..., None], *args: int) -> None:
+        """Run part of the connection; a fault of ours costs this peer its connection, and nobody else anything."""
+        try:
+            fn(*args)
+        except Exception as error:
+            log.exception("%s: internal error", self)
+            self.close(f"internal error: {error!r}")
+
     def _flush_posted(self) -> None:
         self._posted = False
         self._flush()
@@ -75,7 +83,7 @@ class Peer:
                 if not count:
                     self.close("the peer has closed the connection")
                     return
-                connection.received(count)
+                self._guarded(connection.received, count)
             elif events & ~(READ | WRITE):
                 self.close("the connection broke")
                 return
@@ -104,7 +112,7 @@ class Peer:
             self.close(connection.ended)
             return
         stalled = connection.stalled
-        if stalled and not outbox.queue:
+        if stalled and not outbox.queue and not connection.blocked:
             self.notify_pump()
         events = WRITE if outbox.queue else 0
         if not stalled and connection.ended is None and outbox.queued <= outbox.limit:
@@ -122,7 +130,7 @@ class Peer:
     def _pump_posted(self) -> None:
         self._posted = False
         if not self.closed:
-            self.connection.pump()
+            self._guarded(self.connection.pump)
             self._flush()
 
     def _login_timeout(self) -> None:

@@ -11,42 +11,38 @@ with Reject (7.3), one whose framing can't be trusted ends the connection, as er
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from tcmu_core.errors import AbortedCommand
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.buffers import Inbox, Outbox
 from tcmu_core.iscsi.constants import (
     ATTRIBUTE,
     BHS,
-    BIDI_UNDERFLOW,
     COMMAND_READ,
     COMMAND_WRITE,
-    DATA_STATUS,
     FINAL,
-    OVERFLOW,
     RESERVED_TAG,
     SERIAL,
-    UNDERFLOW,
     AsyncEvent,
     LogoutReason,
     LogoutResponse,
-    Opcode,
     RejectReason,
 )
+from tcmu_core.iscsi.direction import DIRECTION, IN, OUT
 from tcmu_core.iscsi.discovery import TextExchange, send_targets
 from tcmu_core.iscsi.errors import ConnectionEnded, DigestError, PduError
 from tcmu_core.iscsi.login import Outcome
 from tcmu_core.iscsi.management import TaskManagement
 from tcmu_core.iscsi.negotiation import When, negotiate
+from tcmu_core.iscsi.responses import finish
 from tcmu_core.iscsi.settings import PortalSettings
 from tcmu_core.iscsi.tasks import Task, lay_out
 from tcmu_core.iscsi.transfer import Transfer
+from tcmu_core.iscsi.writes import Writes
 from tcmu_core.scsi import sense
-from tcmu_core.scsi.command import Command, Nexus, Status
+from tcmu_core.scsi.command import Command, Nexus
 from tcmu_core.scsi.target import ITNexus, Target, format_lun, parse_lun
 
 log = logging.getLogger("tcmu.iscsi")
@@ -63,24 +59,6 @@ class Attachment:
 
     target: Target
     it: ITNexus
-
-
-class _UnexpectedData(AbortedCommand):
-    """Unsolicited data that was not agreed on (RFC 7143 11.4.7.2)."""
-
-    asc, ascq = 0x0C, 0x0C
-
-
-class _WrongAmount(AbortedCommand):
-    """Not the amount of data that the command announced (RFC 7143 11.4.7.2)."""
-
-    asc, ascq = 0x0C, 0x0D
-
-
-class _DataCorrupted(AbortedCommand):
-    """A data digest was wrong (RFC 7143 11.4.7.2)."""
-
-    asc, ascq = 0x47, 0x05
 
 
 class Session:
@@ -117,14 +95,10 @@ class Session:
         self.exp_cmd_sn = outcome.cmd_sn
         self.stat_sn = outcome.stat_sn
         self.tasks: dict[int, Task] = {}  # in the engine's hands, by initiator task tag
-        self.transfers: dict[int, Transfer] = {}  # waiting for data, by initiator task tag
-        self.dropped: deque[int] = deque(maxlen=1024)  # tags of aborted transfers, whose data may still come
         self._luns: dict[bytes, tuple[Callable[[Command], bool], Nexus]] = {}
         self._held: dict[int, list[p.Pdu]] = {}  # by CmdSN: what came before its turn
         self._held_bytes = 0
         self._reserved = 0  # bytes of pending commands
-        self._incoming = 0  # bytes of transfers that may ask for data
-        self._waiting: deque[Transfer] = deque()  # those that may not yet
         self._finished: list[Task] = []  # ended while pump ran
         self.pumping = False
         self._tag = 0
@@ -133,6 +107,7 @@ class Session:
         self._listing = listing
         self._text = TextExchange(self._reply, self.limits.login_text)
         self._management = TaskManagement(self)
+        self.writes = Writes(self)
         self.framing = p.Framing(self.parameters.header_digest == "CRC32C", self.parameters.data_digest == "CRC32C")
         self._handlers: dict[type[p.Pdu], Callable[..., None]] = {
             p.ScsiCommand: self._scsi_command,
@@ -149,23 +124,28 @@ class Session:
         digests = self.framing.header_digest or self.framing.data_digest
         self.pump: Callable[[], None] = self._pump_digests if digests else self._pump_plain
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the session waits for pending commands to end before it takes more."""
+        return self._reserved > self.limits.memory
+
     # -- input --------------------------------------------------------------------------------------------------------
 
     def _pump_plain(self) -> None:
         inbox, outbox = self.inbox, self.outbox
-        if outbox.queued > outbox.limit or self._reserved > self.limits.memory or self.ended is not None:
+        if outbox.queued > outbox.limit or self.blocked or self.ended is not None:
             self.stalled = self.ended is None
             return
         self.stalled = False
         self.pumping = True
-        if self._held or self._waiting:
+        if self._held:
             self._replay()
         unpack, pack_data, pack_response = p.SCSI_COMMAND.unpack_from, p.DATA_IN.pack_into, p.SCSI_RESPONSE.pack_into
-        luns, tasks, done = self._luns, self.tasks, self._done
+        luns, tasks, done, direction = self._luns, self.tasks, self._done, DIRECTION
         parameters = self.parameters
         single = min(parameters.max_segment, parameters.max_burst)
         immediate = min(parameters.first_burst, self.limits.segment) if parameters.immediate_data else 0
-        window = self.limits.queue_depth - 1 - len(self.transfers)
+        window = self.limits.queue_depth - 1 - len(self.writes.transfers)
         memory = inbox.memory
         view, pos, end = memory.view, inbox.start, inbox.end
         arena = outbox.memory
@@ -178,7 +158,7 @@ class Session:
                 break
             opcode, flags, lengths, lun, itt, expected, cmd_sn, _, cdb = unpack(view, pos)
             if opcode == 0x01 and cmd_sn == exp_cmd_sn and in_order and lun in luns and itt not in tasks:
-                if flags & 0xE0 == 0xC0 and not lengths and expected <= single:
+                if flags & 0xE0 == 0xC0 and not lengths and expected <= single and direction[cdb[0]] != OUT:
                     if cursor + expected + 52 > room:
                         outbox.cursor = cursor
                         if not outbox.make_room(expected + 52):
@@ -205,7 +185,7 @@ class Session:
                                 cursor = padded
                             continue
                         self.stat_sn, self.exp_cmd_sn, outbox.cursor = stat_sn, exp_cmd_sn, cursor
-                        self._finish(Task(command, itt, lun, expected, True, [(cursor, data, expected)], arena))
+                        finish(self, Task(command, itt, lun, expected, True, [(cursor, data, expected)], arena))
                         stat_sn, cursor = self.stat_sn, outbox.cursor
                         arena = outbox.memory
                         out, room = arena.view, arena.size
@@ -219,7 +199,11 @@ class Session:
                     )
                     self._reserved += expected + BHS
                     continue
-                if flags & 0xC0 == 0x80 and lengths == expected <= immediate:
+                if (
+                    (flags & 0xE0 == 0xA0 or (flags & 0xC0 == 0x80 and not expected))
+                    and lengths == expected <= immediate
+                    and direction[cdb[0]] != IN
+                ):
                     data = pos + BHS
                     padded = (data + expected + 3) & ~3
                     if padded > end:
@@ -247,7 +231,7 @@ class Session:
                             cursor += BHS
                             continue
                         self.stat_sn, self.exp_cmd_sn, outbox.cursor = stat_sn, exp_cmd_sn, cursor
-                        self._finish(Task(command, itt, lun, expected, False, []))
+                        finish(self, Task(command, itt, lun, expected, False, []))
                         stat_sn, cursor = self.stat_sn, outbox.cursor
                         continue
                     memory.pins += 1
@@ -265,7 +249,7 @@ class Session:
             out, room = arena.view, arena.size
             stat_sn, exp_cmd_sn = self.stat_sn, self.exp_cmd_sn
             in_order = not self._held
-            window = self.limits.queue_depth - 1 - len(self.transfers)
+            window = self.limits.queue_depth - 1 - len(self.writes.transfers)
             if not going_on:
                 break
             single = min(self.parameters.max_segment, self.parameters.max_burst)  # a text request may change it
@@ -278,12 +262,12 @@ class Session:
 
     def _pump_digests(self) -> None:
         outbox = self.outbox
-        if outbox.queued > outbox.limit or self._reserved > self.limits.memory or self.ended is not None:
+        if outbox.queued > outbox.limit or self.blocked or self.ended is not None:
             self.stalled = self.ended is None
             return
         self.stalled = False
         self.pumping = True
-        if self._held or self._waiting:
+        if self._held:
             self._replay()
         for _ in range(BATCH):
             if not self._next():
@@ -296,7 +280,7 @@ class Session:
         self.pumping = False
         while self._finished:
             self._complete(self._finished.pop(0))
-        if len(self.tasks) + len(self.transfers) > self.limits.queue_depth + IMMEDIATE_COMMANDS:
+        if self._busy() > self.limits.queue_depth + IMMEDIATE_COMMANDS:
             self.end("more commands than the window allows")
         self.outbox.close_run()
 
@@ -327,7 +311,7 @@ class Session:
             self._accept(pdu)
         except DigestError:
             self.reject(header, RejectReason.DATA_DIGEST_ERROR)
-            self._data_corrupted(header)
+            self.writes.corrupted(header)
         except PduError as error:
             log.debug("%s: rejected: %s", self.outcome.initiator, error)
             self.reject(header, error.reason)
@@ -340,7 +324,9 @@ class Session:
 
     def _accept(self, pdu: p.Pdu) -> None:
         if isinstance(pdu, p.DataOut):
-            self._data_out(pdu)
+            if pdu.itt not in self.writes.transfers and self._hold_data(pdu):
+                return
+            self.writes.data_out(pdu)
             return
         if isinstance(pdu, p.SnackRequest):
             raise PduError("there is no SNACK at error recovery level 0", RejectReason.SNACK_REJECT)
@@ -369,8 +355,16 @@ class Session:
             raise PduError("too much that is out of order", fatal=True)
         return replace(pdu, data=memoryview(bytearray(pdu.data)))
 
+    def _hold_data(self, pdu: p.DataOut) -> bool:
+        """Keep data with the command that it belongs to, if that is held."""
+        for held in self._held.values():
+            if held and getattr(held[0], "itt", None) == pdu.itt:
+                held.append(self._hold(pdu))
+                return True
+        return False
+
     def _replay(self) -> None:
-        """Handle what waited for its turn: held PDUs, and transfers that want to ask for data."""
+        """Handle what waited for its turn."""
         while self.exp_cmd_sn in self._held and self.ended is None:
             held = self._held.pop(self.exp_cmd_sn)
             if not held:  # aborted before it came
@@ -383,8 +377,6 @@ class Session:
                     self._accept(replace(pdu, immediate=False))
                 except PduError as error:
                     self.reject(p.LAYOUTS[pdu.OPCODE].encode(pdu), error.reason)
-        for _ in range(len(self._waiting)):
-            self._ask(self._waiting.popleft())
 
     # -- SCSI commands ------------------------------------------------------------------------------------------------
 
@@ -405,17 +397,17 @@ class Session:
             raise PduError("no SCSI in a discovery session")
         if pdu.itt == RESERVED_TAG:
             raise PduError("a command needs a tag", RejectReason.INVALID_PDU_FIELD)
-        if pdu.itt in self.tasks or pdu.itt in self.transfers:
+        if pdu.itt in self.tasks or pdu.itt in self.writes.transfers:
             raise PduError("this tag is in use", RejectReason.TASK_IN_PROGRESS)
         extra = p.parse_ahs(pdu.ahs)
         cdb = pdu.cdb + extra.cdb
         length = min(pdu.expected_length, self.limits.transfer)
         if pdu.flags & COMMAND_WRITE:
-            self._begin_write(Transfer(pdu, cdb, length, extra.read_length), pdu)
+            self.writes.begin(Transfer(pdu, cdb, length, extra.read_length), pdu)
             return
         if pdu.data or not pdu.flags & FINAL:
             raise PduError("write data for a command that does not write", RejectReason.INVALID_PDU_FIELD)
-        if not pdu.flags & COMMAND_READ:
+        if not pdu.flags & COMMAND_READ or DIRECTION[cdb[0]] == OUT:
             length = 0
         outbox = self.outbox
         segments, end = self._lay_out(outbox.cursor, length)
@@ -424,7 +416,7 @@ class Session:
         command = self._command(cdb, buffers, length, pdu.lun, pdu.itt, pdu.flags)
         task = Task(command, pdu.itt, pdu.lun, pdu.expected_length, True, segments, memory)
         if self._execute(command, pdu.lun):
-            self._finish(task)
+            finish(self, task)
             return
         if segments:
             memory.pins += 1
@@ -464,215 +456,31 @@ class Session:
             del self.tasks[task.itt]
         self._reserved -= task.reserved
         if not self.closed and not task.command.aborted:
-            self._finish(task, pending=True)
+            finish(self, task, pending=True)
         task.unpin()
-        if self._waiting and not self.closed:
-            self._replay()
 
-    def _finish(self, task: Task, *, pending: bool = False) -> None:
-        """Write the response of a command that has ended, with its data if it read any (11.4, 11.7)."""
-        command = task.command
-        expected = task.expected_length
-        moved = command.transferred if command.status == Status.GOOD else 0
-        flags = FINAL
-        residual = 0
-        if command.status == Status.GOOD and command.wanted > expected:
-            flags |= OVERFLOW
-            residual = command.wanted - expected
-        elif moved < expected:
-            flags |= UNDERFLOW
-            residual = expected - moved
-        data_sn = task.exp_data_sn
-        if task.reading and moved:
-            self._data_in(task, moved, flags, residual & SERIAL, pending)
-            return
-        bidi = 0
-        if task.bidi:
-            flags |= BIDI_UNDERFLOW
-            bidi = task.bidi
-        body = b""
-        if command.sense:
-            body = len(command.sense).to_bytes(2, "big") + bytes(command.sense)
-        self.respond(
-            p.ScsiResponse(
-                flags=flags,
-                status=command.status,
-                itt=task.itt,
-                exp_data_sn=data_sn,
-                bidi_residual=bidi,
-                residual=residual & SERIAL,
-                data=body,
-            )
-        )
-
-    def _data_in(self, task: Task, moved: int, flags: int, residual: int, pending: bool) -> None:
-        """Put headers before the data of a read; the last one carries the status (11.7.1)."""
-        memory = task.memory
-        assert memory is not None
-        view = memory.view
-        max_burst = self.parameters.max_burst
-        framing = self.framing
-        done = 0
-        first = at = task.segments[0][0]
-        for data_sn, (at, data, room) in enumerate(task.segments):
-            count = min(room, moved - done)
-            last = done + count == moved
-            final = last or (done + count) % max_burst == 0
-            exp_cmd_sn, max_cmd_sn = self.exp_cmd_sn, self.max_cmd_sn()
-            p.DATA_IN.pack_into(
-                view, at, Opcode.DATA_IN, (flags | DATA_STATUS) if last else FINAL * final, 0, count, task.lun,
-                task.itt, RESERVED_TAG, self.stat_sn if last else 0, exp_cmd_sn, max_cmd_sn, data_sn, done,
-                residual if last else 0,
-            )  # fmt: skip
-            if framing.header_digest:
-                view[at + BHS : data] = p.digest(view[at : at + BHS])
-            end = data + count
-            padded = (end + 3) & ~3
-            view[end:padded] = bytes(padded - end)
-            if framing.data_digest:
-                view[padded : padded + 4] = p.digest(view[data:padded])
-                padded += 4
-            done += count
-            at = padded
-            if last:
-                break
-        self.stat_sn = (self.stat_sn + 1) & SERIAL
-        if pending:
-            self.outbox.push(view[first:at])
-        else:
-            self.outbox.cursor = at
-
-    # -- writes whose data comes in parts -----------------------------------------------------------------------------
-
-    def _begin_write(self, transfer: Transfer, pdu: p.ScsiCommand) -> None:
-        parameters = self.parameters
-        more = not pdu.flags & FINAL  # unsolicited Data-Out will follow
-        first = min(parameters.first_burst, transfer.want)
-        if (pdu.data and not parameters.immediate_data) or (more and parameters.initial_r2t):
-            transfer.failed = _UnexpectedData()
-        elif len(pdu.data) > first or (more and len(pdu.data) == first):
-            transfer.failed = _WrongAmount()
-        else:
-            assert isinstance(pdu.data, memoryview)
-            transfer.keep(pdu.data, self.inbox.memory)
-            transfer.asked = transfer.received
-        if more:
-            transfer.unsolicited(first)
-        self._go_on(transfer)
-
-    def _go_on(self, transfer: Transfer) -> None:
-        """Do what the state of a transfer asks for: run the command, fail it, or ask for more data."""
-        complete = transfer.received == transfer.want or transfer.failed is not None
-        if not complete or transfer.bursts:
-            if transfer.itt not in self.transfers:
-                self.transfers[transfer.itt] = transfer
-            if not complete:
-                self._ask(transfer)
-            return
-        if self.transfers.pop(transfer.itt, None) is not None:
-            self._let_go(transfer)
-        command = self._command(
-            transfer.cdb, transfer.pieces, transfer.received, transfer.lun, transfer.itt, transfer.flags
-        )
+    def run_write(self, transfer: Transfer) -> None:
+        """Run a write whose data is complete, or answer for one that has failed before that."""
+        buffers, length = transfer.pieces, transfer.received
+        if DIRECTION[transfer.cdb[0]] == IN:
+            buffers, length = [], 0
+        command = self._command(transfer.cdb, buffers, length, transfer.lun, transfer.itt, transfer.flags)
         task = Task(command, transfer.itt, transfer.lun, transfer.expected_length, False, [])
         task.exp_data_sn = transfer.r2t_sn
         task.bidi = transfer.bidi
         if transfer.failed is not None:
             command.status = transfer.failed.status
             command.sense = sense.encode(transfer.failed)
-            transfer.unpin()
-            self._finish(task)
-        elif self._execute(command, transfer.lun):
-            transfer.unpin()
-            self._finish(task)
-        else:
+        elif not self._execute(command, transfer.lun):
             task.pins = list(transfer.pins)
             self._pend(task)
-
-    def _ask(self, transfer: Transfer) -> None:
-        """Send the R2Ts that a transfer may have outstanding (11.8)."""
-        if self.transfers.get(transfer.itt) is not transfer or transfer.failed is not None:
             return
-        if transfer.bursts and transfer.bursts[0].ttt == RESERVED_TAG:
-            return
-        if not transfer.admitted:
-            if self._incoming and self._incoming + transfer.want > self.limits.memory:
-                if transfer not in self._waiting:
-                    self._waiting.append(transfer)
-                return
-            transfer.admitted = True
-            self._incoming += transfer.want
-        parameters = self.parameters
-        while transfer.asked < transfer.want and len(transfer.bursts) < parameters.max_outstanding_r2t:
-            r2t_sn = transfer.r2t_sn
-            burst = transfer.ask(self.new_tag(), parameters.max_burst)
-            self.send(
-                p.ReadyToTransfer(
-                    lun=transfer.lun,
-                    itt=transfer.itt,
-                    ttt=burst.ttt,
-                    stat_sn=self.stat_sn,
-                    exp_cmd_sn=self.exp_cmd_sn,
-                    max_cmd_sn=self.max_cmd_sn(),
-                    r2t_sn=r2t_sn,
-                    offset=burst.offset,
-                    length=burst.end - burst.offset,
-                )
-            )
-
-    def _let_go(self, transfer: Transfer) -> None:
-        if transfer.admitted:
-            transfer.admitted = False
-            self._incoming -= transfer.want
-
-    def _busy(self) -> int:
-        return len(self.tasks) + len(self.transfers)
-
-    def _data_out(self, pdu: p.DataOut) -> None:
-        transfer = self.transfers.get(pdu.itt)
-        if transfer is None:
-            for held in self._held.values():
-                if getattr(held[0], "itt", None) == pdu.itt:
-                    held.append(self._hold(pdu))
-                    return
-            if pdu.itt in self.dropped:
-                return
-            raise PduError("Data-Out for no command", RejectReason.INVALID_PDU_FIELD)
-        try:
-            transfer.take(pdu, self.inbox.memory)
-        except PduError as error:
-            self.reject(p.LAYOUTS[Opcode.DATA_OUT].encode(pdu), error.reason)
-            if error.reason != RejectReason.PROTOCOL_ERROR:
-                return
-            transfer.failed = transfer.failed or _WrongAmount()
-            transfer.swallow(pdu)
-        self._go_on(transfer)
-
-    def _data_corrupted(self, header: memoryview) -> None:
-        """Fail the command whose Data-Out had a wrong digest (7.8); other PDUs are just not there."""
-        if header[0] & 0x3F != Opcode.DATA_OUT:
-            return
-        pdu = p.LAYOUTS[Opcode.DATA_OUT].decode(header, 0, b"", b"")
-        assert isinstance(pdu, p.DataOut)
-        transfer = self.transfers.get(pdu.itt)
-        if transfer is not None:
-            transfer.failed = transfer.failed or _DataCorrupted()
-            transfer.swallow(pdu)
-            self._go_on(transfer)
-
-    def drop_transfers(self, lun: bytes | None = None, itt: int | None = None) -> int:
-        """Forget commands whose data has not come yet: of one LUN, one tag, or all. Return how many there were."""
-        found = [t for t in self.transfers.values() if lun in {None, t.lun} and itt in {None, t.itt}]
-        for transfer in found:
-            del self.transfers[transfer.itt]
-            self._let_go(transfer)
-            transfer.unpin()
-            self.dropped.append(transfer.itt)
-        return len(found)
+        transfer.unpin()
+        finish(self, task)
 
     def _cleared(self, lun: bytes) -> None:
         """Another initiator has cleared the task set of a LUN."""
-        self.drop_transfers(lun)
+        self.writes.drop(lun)
 
     def drop_held(self, cmd_sn: int, before: int) -> bool:
         """Count a command as received and aborted that did not come yet and has a CmdSN below `before` (11.6.1)."""
@@ -722,6 +530,9 @@ class Session:
             self.end("logout")
 
     # -- output -------------------------------------------------------------------------------------------------------
+
+    def _busy(self) -> int:
+        return len(self.tasks) + len(self.writes.transfers)
 
     def max_cmd_sn(self) -> int:
         """Return MaxCmdSN: what is in flight narrows the window, so that it never moves back (4.2.2.1)."""
@@ -781,7 +592,7 @@ class Session:
             return
         self.closed = True
         self.end("closed")
-        self.drop_transfers()
+        self.writes.drop()
         self._held.clear()
         if self.attachment is not None:
             for _execute, nexus in self.attachment.it.luns.values():

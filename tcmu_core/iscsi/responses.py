@@ -1,0 +1,98 @@
+"""Responses of SCSI commands: Data-In with collapsed status, SCSI Response, residual counts (RFC 7143 11.4, 11.7)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tcmu_core.iscsi import pdu as p
+from tcmu_core.iscsi.constants import (
+    BHS,
+    BIDI_UNDERFLOW,
+    DATA_STATUS,
+    FINAL,
+    OVERFLOW,
+    RESERVED_TAG,
+    SERIAL,
+    UNDERFLOW,
+    Opcode,
+)
+from tcmu_core.iscsi.tasks import Task
+from tcmu_core.scsi.command import Status
+
+if TYPE_CHECKING:
+    from tcmu_core.iscsi.session import Session
+
+
+def finish(session: Session, task: Task, *, pending: bool = False) -> None:
+    """Write the response of a command that has ended, with its data if it read any (11.4, 11.7)."""
+    command = task.command
+    expected = task.expected_length
+    moved = command.transferred if command.status == Status.GOOD else 0
+    flags = FINAL
+    residual = 0
+    if command.status == Status.GOOD and command.wanted > expected:
+        flags |= OVERFLOW
+        residual = command.wanted - expected
+    elif moved < expected:
+        flags |= UNDERFLOW
+        residual = expected - moved
+    data_sn = task.exp_data_sn
+    if task.reading and moved:
+        _data_in(session, task, moved, flags, residual & SERIAL, pending)
+        return
+    bidi = 0
+    if task.bidi:
+        flags |= BIDI_UNDERFLOW
+        bidi = task.bidi
+    body = b""
+    if command.sense:
+        body = len(command.sense).to_bytes(2, "big") + bytes(command.sense)
+    session.respond(
+        p.ScsiResponse(
+            flags=flags,
+            status=command.status,
+            itt=task.itt,
+            exp_data_sn=data_sn,
+            bidi_residual=bidi,
+            residual=residual & SERIAL,
+            data=body,
+        )
+    )
+
+
+def _data_in(session: Session, task: Task, moved: int, flags: int, residual: int, pending: bool) -> None:
+    """Put headers before the data of a read; the last one carries the status (11.7.1)."""
+    memory = task.memory
+    assert memory is not None
+    view = memory.view
+    max_burst = session.parameters.max_burst
+    framing = session.framing
+    done = 0
+    first = at = task.segments[0][0]
+    for data_sn, (at, data, room) in enumerate(task.segments):
+        count = min(room, moved - done)
+        last = done + count == moved
+        final = last or (done + count) % max_burst == 0
+        exp_cmd_sn, max_cmd_sn = session.exp_cmd_sn, session.max_cmd_sn()
+        p.DATA_IN.pack_into(
+            view, at, Opcode.DATA_IN, (flags | DATA_STATUS) if last else FINAL * final, 0, count, task.lun,
+            task.itt, RESERVED_TAG, session.stat_sn if last else 0, exp_cmd_sn, max_cmd_sn, data_sn, done,
+            residual if last else 0,
+        )  # fmt: skip
+        if framing.header_digest:
+            view[at + BHS : data] = p.digest(view[at : at + BHS])
+        end = data + count
+        padded = (end + 3) & ~3
+        view[end:padded] = bytes(padded - end)
+        if framing.data_digest:
+            view[padded : padded + 4] = p.digest(view[data:padded])
+            padded += 4
+        done += count
+        at = padded
+        if last:
+            break
+    session.stat_sn = (session.stat_sn + 1) & SERIAL
+    if pending:
+        session.outbox.push(view[first:at])
+    else:
+        session.outbox.cursor = at

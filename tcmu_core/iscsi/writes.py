@@ -1,0 +1,157 @@
+"""Writes whose data comes in parts: unsolicited Data-Out, R2Ts, and what is wrong with either (RFC 7143 4.2.4)."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from tcmu_core.errors import AbortedCommand
+from tcmu_core.iscsi import pdu as p
+from tcmu_core.iscsi.constants import FINAL, RESERVED_TAG, Opcode, RejectReason
+from tcmu_core.iscsi.errors import PduError
+from tcmu_core.iscsi.transfer import Transfer
+
+if TYPE_CHECKING:
+    from tcmu_core.iscsi.session import Session
+
+
+class UnexpectedData(AbortedCommand):
+    """Unsolicited data that was not agreed on (RFC 7143 11.4.7.2)."""
+
+    asc, ascq = 0x0C, 0x0C
+
+
+class WrongAmount(AbortedCommand):
+    """Not the amount of data that the command announced (RFC 7143 11.4.7.2)."""
+
+    asc, ascq = 0x0C, 0x0D
+
+
+class DataCorrupted(AbortedCommand):
+    """A data digest was wrong (RFC 7143 11.4.7.2)."""
+
+    asc, ascq = 0x47, 0x05
+
+
+class Writes:
+    """The transfers of one session, by initiator task tag. A complete one goes to `session.run_write`.
+
+    Data that was asked for is bounded over all transfers together; those beyond the bound wait for their turn.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.transfers: dict[int, Transfer] = {}
+        self._dropped: deque[int] = deque(maxlen=1024)  # tags of aborted transfers, whose data may still come
+        self._incoming = 0  # bytes of transfers that may ask for data
+        self._waiting: deque[Transfer] = deque()  # those that may not yet
+
+    def begin(self, transfer: Transfer, pdu: p.ScsiCommand) -> None:
+        """Take a write command with the data that came along."""
+        parameters = self._session.parameters
+        more = not pdu.flags & FINAL  # unsolicited Data-Out will follow
+        first = min(parameters.first_burst, transfer.want)
+        if (pdu.data and not parameters.immediate_data) or (more and parameters.initial_r2t):
+            transfer.failed = UnexpectedData()
+        elif len(pdu.data) > first or (more and len(pdu.data) == first):
+            transfer.failed = WrongAmount()
+        else:
+            assert isinstance(pdu.data, memoryview)
+            transfer.keep(pdu.data, self._session.inbox.memory)
+            transfer.asked = transfer.received
+        if more:
+            transfer.unsolicited(first)
+        self._go_on(transfer)
+
+    def data_out(self, pdu: p.DataOut) -> None:
+        """Take one Data-Out.
+
+        Raises:
+            PduError: it belongs to no command.
+        """
+        transfer = self.transfers.get(pdu.itt)
+        if transfer is None:
+            if pdu.itt in self._dropped:
+                return
+            raise PduError("Data-Out for no command", RejectReason.INVALID_PDU_FIELD)
+        try:
+            transfer.take(pdu, self._session.inbox.memory)
+        except PduError as error:
+            # 7.3: the Reject first, then, once all data that is under way has come, the command's own status.
+            self._session.reject(p.LAYOUTS[Opcode.DATA_OUT].encode(pdu), error.reason)
+            if error.reason != RejectReason.PROTOCOL_ERROR:
+                return
+            transfer.failed = transfer.failed or WrongAmount()
+            transfer.swallow(pdu)
+        self._go_on(transfer)
+
+    def corrupted(self, header: memoryview) -> None:
+        """Fail the command whose Data-Out had a wrong digest (7.8); other PDUs are just not there."""
+        if header[0] & 0x3F != Opcode.DATA_OUT:
+            return
+        pdu = p.LAYOUTS[Opcode.DATA_OUT].decode(header, 0, b"", b"")
+        assert isinstance(pdu, p.DataOut)
+        transfer = self.transfers.get(pdu.itt)
+        if transfer is not None:
+            transfer.failed = transfer.failed or DataCorrupted()
+            transfer.swallow(pdu)
+            self._go_on(transfer)
+
+    def drop(self, lun: bytes | None = None, itt: int | None = None) -> int:
+        """Forget commands whose data has not come yet: of one LUN, one tag, or all. Return how many there were."""
+        found = [t for t in self.transfers.values() if lun in {None, t.lun} and itt in {None, t.itt}]
+        for transfer in found:
+            transfer.unpin()
+            self._dropped.append(transfer.itt)
+            self._forget(transfer)
+        return len(found)
+
+    def _go_on(self, transfer: Transfer) -> None:
+        """Do what the state of a transfer asks for: run or fail the command, ask for more data, or wait."""
+        complete = transfer.received == transfer.want or transfer.failed is not None
+        if complete and not transfer.bursts:
+            self._forget(transfer)
+            self._session.run_write(transfer)
+            return
+        self.transfers[transfer.itt] = transfer
+        if not complete:
+            self._ask(transfer)
+
+    def _forget(self, transfer: Transfer) -> None:
+        if self.transfers.pop(transfer.itt, None) is None or not transfer.admitted:
+            return
+        self._incoming -= transfer.want
+        for _ in range(len(self._waiting)):
+            self._ask(self._waiting.popleft())
+
+    def _ask(self, transfer: Transfer) -> None:
+        """Send the R2Ts that a transfer may have outstanding (11.8)."""
+        session = self._session
+        if session.closed or self.transfers.get(transfer.itt) is not transfer or transfer.failed is not None:
+            return
+        if transfer.bursts and transfer.bursts[0].ttt == RESERVED_TAG:
+            return
+        if not transfer.admitted:
+            if self._incoming and self._incoming + transfer.want > session.limits.memory:
+                if transfer not in self._waiting:
+                    self._waiting.append(transfer)
+                return
+            transfer.admitted = True
+            self._incoming += transfer.want
+        parameters = session.parameters
+        while transfer.asked < transfer.want and len(transfer.bursts) < parameters.max_outstanding_r2t:
+            r2t_sn = transfer.r2t_sn
+            burst = transfer.ask(session.new_tag(), parameters.max_burst)
+            session.send(
+                p.ReadyToTransfer(
+                    lun=transfer.lun,
+                    itt=transfer.itt,
+                    ttt=burst.ttt,
+                    stat_sn=session.stat_sn,
+                    exp_cmd_sn=session.exp_cmd_sn,
+                    max_cmd_sn=session.max_cmd_sn(),
+                    r2t_sn=r2t_sn,
+                    offset=burst.offset,
+                    length=burst.end - burst.offset,
+                )
+            )
