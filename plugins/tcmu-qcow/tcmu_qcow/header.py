@@ -136,7 +136,7 @@ def feature_name(header: Header, bitmap: int, bit: int) -> str:
 
 
 def _check_features(header: Header, crypt_method: int, path: str) -> None:
-    unknown = header.incompatible_features & ~q.INCOMPATIBLE_KNOWN & ~q.Incompatible.CORRUPT
+    unknown = header.incompatible_features & ~(q.INCOMPATIBLE_KNOWN | int(q.Incompatible.CORRUPT))
     if unknown:
         names = ", ".join(feature_name(header, 0, bit) for bit in range(64) if unknown >> bit & 1)
         raise UnsupportedImage(f"{path}: the image needs features that are not supported: {names}")

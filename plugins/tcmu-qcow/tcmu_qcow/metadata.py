@@ -164,7 +164,7 @@ class Metadata:
     def set_dirty(self, dirty: bool) -> None:
         """Set or clear the dirty bit, and wait until it is stable."""
         header = self.header
-        bits = header.incompatible_features & ~q.Incompatible.DIRTY | (q.Incompatible.DIRTY if dirty else 0)
+        bits = header.incompatible_features & ~int(q.Incompatible.DIRTY) | int(q.Incompatible.DIRTY) * dirty
         self.file.pwrite(q.U64.pack(bits), q.AT_INCOMPATIBLE)
         self.file.flush()
         header.incompatible_features = bits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -70,10 +71,12 @@ def _abandon(layer: Node) -> None:
     layer.file.close()
 
 
-def _open_node(path: str, options: OpenOptions) -> Image:
+def _open_node(path: str, options: OpenOptions, above: Collection[tuple[int, int]] = ()) -> Image:
     writing = not options.read_only and options.snapshot is None
     file = HostFile.open(path, read_only=not writing)
     try:
+        if file.identity in above:
+            raise CorruptImage(f"{path}: the image is a backing file of itself")
         kind = options.format or probe(file)
         if options.lock:
             lock_image(file, write=writing and kind is not Format.QCOW)
@@ -158,15 +161,12 @@ def _open_backing(top: Node, options: OpenOptions) -> None:
         path = resolve(name, node.file.path)
         try:
             below = _open_node(
-                path, OpenOptions(kind, read_only=True, cache_bytes=options.cache_bytes, lock=options.lock)
+                path, OpenOptions(kind, read_only=True, cache_bytes=options.cache_bytes, lock=options.lock), seen
             )
         except OSError as error:
             if isinstance(error, ImageError):
                 raise
             raise ImageError(f"{node.file.path}: its backing file {path} can't be opened: {error.strerror}") from error
-        if below.file.identity in seen:
-            _abandon(below)
-            raise CorruptImage(f"{path}: the image is a backing file of itself")
         seen.add(below.file.identity)
         node.backing = below
         node = below

@@ -57,10 +57,13 @@ class References:
         """References to `count` clusters from `first` on."""
         return map(self.get, range(first, first + count))
 
-    def used(self, first: int, count: int) -> bool:
-        """True if any of these clusters may be in use."""
-        last = (first + count - 1) >> CHUNK_BITS
-        return any(chunk in self._chunks for chunk in range(first >> CHUNK_BITS, last + 1))
+    def spans(self, clusters: int) -> set[int]:
+        """Numbers of the spans of that many clusters which may have one in use."""
+        used: set[int] = set()
+        for chunk in self._chunks:
+            first, last = chunk << CHUNK_BITS, ((chunk + 1) << CHUNK_BITS) - 1
+            used.update(range(first // clusters, last // clusters + 1))
+        return used
 
     @property
     def end(self) -> int:
@@ -138,13 +141,13 @@ def rebuild_refcounts(file: HostFile, header: Header) -> None:
     size, bits = header.cluster_size, 1 << header.refcount_order
     per_block, maximum = size * 8 // bits, (1 << bits) - 1
     start = max(references.end, -(-file.size // size))
-    needed = [n for n in range(-(-start // per_block)) if references.used(n * per_block, per_block)]
+    needed = {number for number in references.spans(per_block) if number * per_block < start}
     # Blocks and table lie at the end of the file and describe themselves too.
     clusters = 0
     while True:
         last = -(-(start + clusters) // per_block)
         own = range(start // per_block, last)
-        blocks = sorted({*needed, *own})
+        blocks = sorted(needed.union(own))
         table_clusters = -(-last * 8 // size)
         if len(blocks) + table_clusters <= clusters:
             break
@@ -171,7 +174,7 @@ def rebuild_refcounts(file: HostFile, header: Header) -> None:
     file.flush()
     header.refcount_table_offset, header.refcount_table_clusters = table_offset, table_clusters
     if header.dirty:
-        header.incompatible_features &= ~q.Incompatible.DIRTY
+        header.incompatible_features &= ~int(q.Incompatible.DIRTY)
         file.pwrite(q.U64.pack(header.incompatible_features), q.AT_INCOMPATIBLE)
         file.flush()
 

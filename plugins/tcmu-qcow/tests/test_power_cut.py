@@ -76,6 +76,7 @@ def work(load: Workload, chance: random.Random, commands: int, unit: int) -> Non
 
 KINDS = {
     "v3": ("cluster_size=4096",),
+    "evictions": ("cluster_size=512",),
     "v2": ("cluster_size=4096", "compat=0.10"),
     "growing-refcounts": ("cluster_size=512", "refcount_bits=64"),
     "extended": ("cluster_size=16384", "extended_l2=on"),
@@ -117,7 +118,7 @@ def cut_power_everywhere(
     path, content = prepare(kind, directory, qemu, chance)
     before = path.read_bytes()
     power_cuts.watch()
-    with opened_image(path, cache_bytes=2 * 4096) as image:
+    with opened_image(path, cache_bytes=1024 if kind == "evictions" else 8192) as image:
         log = power_cuts.logs[str(path)]
         load = Workload(image, content, log)
         if kind == "growing-refcounts":
@@ -156,7 +157,7 @@ def judge(
 def test_a_power_cut_at_any_write_corrupts_nothing(
     kind: str, tmp_path: Path, qemu: object, opened_image: Callable, power_cuts: object
 ) -> None:
-    cut_power_everywhere(kind, tmp_path, qemu, opened_image, power_cuts, 4, 1)
+    cut_power_everywhere(kind, tmp_path, qemu, opened_image, power_cuts, 4, 2)
 
 
 @pytest.mark.soak
