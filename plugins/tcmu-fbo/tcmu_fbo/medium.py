@@ -9,7 +9,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 
-from tcmu_core import ConfigError, LbaOutOfRange, ReadError, WriteError
+from tcmu_core import ConfigError, LbaOutOfRange, MediumNotPresent, ReadError, WriteError
 from tcmu_fbo.config import Disc
 from tcmu_fbo.profiles import BLOCK, DVD_RAM, Profile, by_size
 
@@ -74,6 +74,7 @@ class Medium:
 
         Raises:
             ReadError: with the block that can't be read: a bad sector, or an image that is shorter than it was.
+            MediumNotPresent: the block device is gone.
         """
         there, behind = split(buffers, max(0, self.length - offset))
         for buffer in behind:
@@ -85,7 +86,7 @@ class Medium:
                 if flags and error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
                     return False
                 if error.errno in _GONE:
-                    raise
+                    raise MediumNotPresent(str(error)) from error
                 raise ReadError(f"block {offset // BLOCK}: {error}", information=offset // BLOCK) from error
             if not count:
                 if flags:
@@ -101,6 +102,8 @@ class Medium:
             try:
                 count = os.pwritev(self.fd, buffers[:MAX_IOV], offset, os.RWF_DSYNC if stable else 0)
             except OSError as error:
+                if error.errno in _GONE:
+                    raise MediumNotPresent(str(error)) from error
                 if error.errno not in (errno.EIO, errno.EINVAL):
                     raise  # its errno says more than a write error
                 raise WriteError(f"block {offset // BLOCK}: {error}", information=offset // BLOCK) from error
