@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from dataclasses import replace
 
 from tcmu_core import ConfigError, Device, FormatInProgress, MediumRemovalPrevented, Status
 from tcmu_fbo import modes
@@ -24,6 +25,7 @@ class Drive:
 
     def __init__(self, device: Device) -> None:
         self.device = device
+        self.protected = device.read_only  # asked for from outside, of every disc
         self.disc: Disc | None = None
         self.medium: Medium | None = None
         self.tray_open = False
@@ -70,7 +72,7 @@ class Drive:
         if self.medium is not None and (self.device.prevented() or self.persistent_prevent):
             self.events.add(EventClass.MEDIA, MediaEvent.EJECT_REQUEST)
             raise MediumRemovalPrevented("an initiator prevents the removal of the disc; it has been asked to eject it")
-        medium = open_disc(disc, size) if disc is not None else None
+        medium = self._open(disc, size) if disc is not None else None
         self._take_out()
         self.disc = disc
         self.tray_open = medium is None
@@ -81,7 +83,7 @@ class Drive:
         """Begin with `disc` in the closed drive, of which nobody needs to be told; raises as `open_disc`."""
         self.disc = disc
         if disc is not None:
-            self._use(open_disc(disc, size))
+            self._use(self._open(disc, size))
         else:
             self.device.size = 0
 
@@ -106,11 +108,14 @@ class Drive:
         if self.medium is not None or self.disc is None:
             return
         try:
-            medium = open_disc(self.disc)
+            medium = self._open(self.disc)
         except (OSError, ConfigError) as error:
             self.device.log.error("the disc can't be loaded: %s", error)
             raise TrayClosed(str(error)) from error
         self._put_in(medium)
+
+    def _open(self, disc: Disc, size: int = 0) -> Medium:
+        return open_disc(replace(disc, read_only=True) if self.protected else disc, size)
 
     def _put_in(self, medium: Medium) -> None:
         self._use(medium)

@@ -57,9 +57,9 @@ class Answer:
 class Bench:
     """A drive behind the engine."""
 
-    def __init__(self, cfgstring: str, size: int | None = None) -> None:
+    def __init__(self, cfgstring: str, size: int | None = None, *, read_only: bool = False) -> None:
         self.handler = Optical()
-        self.device = Device("cd0", "fbo", cfgstring, size=size)
+        self.device = Device("cd0", "fbo", cfgstring, size=size, read_only=read_only)
         self.backend = Backend(self.handler, self.device)
         self.backend.open()
         self._posted: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = queue.SimpleQueue()
@@ -136,8 +136,8 @@ def bench() -> Iterator[Callable[..., Bench]]:
     """Make drives that are closed at the end."""
     made: list[Bench] = []
 
-    def make(cfgstring: str = "", size: int | None = None) -> Bench:
-        made.append(Bench(cfgstring, size))
+    def make(cfgstring: str = "", size: int | None = None, *, read_only: bool = False) -> Bench:
+        made.append(Bench(cfgstring, size, read_only=read_only))
         return made[-1]
 
     yield make

@@ -367,6 +367,16 @@ def test_a_read_only_image_ignores_the_size_that_was_asked_for(
     assert bench(f"ro/{path}", size=1 << 30).drive.medium.blocks == 100
 
 
+def test_a_drive_that_is_to_be_read_only_takes_no_writable_disc(
+    bench: Callable[..., Any], image: Callable[..., Path]
+) -> None:
+    drive = bench(str(image()), read_only=True)
+    assert drive.send(cdb10(0x2A, 0, 1), block(1)).error == (0x05, 0x30, 0x05)
+    drive.insert(str(image("two.iso")))
+    drive.send("00 00 00 00 00 00")
+    assert drive.send(cdb10(0x2A, 0, 1), block(1)).error == (0x05, 0x30, 0x05)
+
+
 def test_an_image_that_is_missing_or_holds_nothing_is_not_opened(bench: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         bench(f"ro/{tmp_path}/none.iso")
