@@ -63,6 +63,8 @@ SUBCOMMANDS = (
     Subcommand("new", "write a tested handler distribution to start from", new.DESCRIPTION, new.arguments, new.run),
 )
 
+MORE = ("tcmu_core.cli.lio", "tcmu_core.cli.install")  # each adds its own commands: add_commands(subparsers)
+
 
 def common() -> Parser:
     """Return the options that every subcommand has."""
@@ -92,8 +94,8 @@ def parser() -> argparse.ArgumentParser:
         )
         command.arguments(sub)
         sub.set_defaults(func=command.run)
-    if importlib.util.find_spec("tcmu_core.cli.lio"):
-        importlib.import_module("tcmu_core.cli.lio").add_commands(subparsers)
+    for module in (name for name in MORE if importlib.util.find_spec(name)):
+        importlib.import_module(module).add_commands(subparsers)
     return top
 
 

@@ -35,10 +35,10 @@ def test_its_own_tests_pass(made: Path) -> None:
 
 
 def test_it_is_found_when_it_is_installed(made: Path, call: Call, tmp_path: Path) -> None:
-    """As `pip install --target DIR` leaves it: the package and its metadata, here without asking an index."""
+    """As `pip install --target DIR` leaves it: the package and its metadata; no index is asked."""
     goal = tmp_path / "installed"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*pip, "--target", str(goal), str(made)], check=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
+    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "--target", str(goal), str(made)], check=True)
     found = {handler["name"]: handler for handler in json.loads(call("handlers", "--json", "--handler-path", goal).out)}
     assert found["two_words"]["usable"], found["two_words"]["error"]
     assert found["two_words"]["source"] == "tcmu-two_words 0.1.0"
