@@ -60,7 +60,8 @@ class FileHandler:
         if config.sync:
             device.write_cache = False
         device.solid_state = opened.solid_state
-        device.physical_block_size = max(device.block_size, opened.granularity)
+        if opened.block_device:
+            device.physical_block_size = max(device.block_size, opened.granularity)
         device.discard_granularity = max(device.block_size, opened.granularity)
         device.thin = opened.punches
 

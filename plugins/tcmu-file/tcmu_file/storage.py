@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tcmu_core import ConfigError, boolean, parse_cfgstring, size
-from tcmu_file import syscalls
+from tcmu_file import locking, syscalls
 from tcmu_file.transfer import BUFFERED, Alignment
 
 OPTIONS = {"block_size": size, "direct": boolean, "ro": boolean, "size": size, "sync": boolean}
@@ -72,7 +72,7 @@ def open_storage(config: Config, *, wanted: int | None, read_only: bool, block_s
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode) and not stat.S_ISBLK(info.st_mode):
             raise ConfigError(f"{path} is {_kind(info.st_mode)}: a disk needs a file or a block device")
-        _lock(fd, path, shared=read_only)
+        _lock(fd, path, write=not read_only)
         if created:
             os.ftruncate(fd, wanted or 0)
         return _describe(fd, config, os.fstat(fd), read_only=read_only, block_size=block_size)
@@ -136,9 +136,9 @@ def _kind(mode: int) -> str:
     return "a character device"
 
 
-def _lock(fd: int, path: str, *, shared: bool) -> None:
+def _lock(fd: int, path: str, *, write: bool) -> None:
     try:
-        syscalls.lock(fd, shared=shared)
+        locking.lock(fd, write=write)
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             return  # this file system has no locks

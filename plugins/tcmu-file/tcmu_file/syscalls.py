@@ -1,10 +1,9 @@
-"""System calls that os lacks: fallocate with a mode, whole-file OFD locks, the limits of direct I/O."""
+"""System calls that os lacks: fallocate with a mode, and the limits of direct I/O."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import struct
 
@@ -20,8 +19,6 @@ _STATX_MASK = struct.Struct("@I")
 _STATX_DIO = struct.Struct("@II")
 _STATX_DIO_AT = 0x98
 _AT_EMPTY_PATH = 0x1000
-
-_FLOCK = struct.Struct("@hhqqi4x")  # struct flock: l_type, l_whence, l_start, l_len (0: to the end), l_pid
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
@@ -45,15 +42,6 @@ def direct_alignment(fd: int) -> tuple[int, int] | None:
     if not _STATX_MASK.unpack_from(buffer)[0] & _STATX_DIOALIGN or not memory or not offset:
         return None
     return memory, offset
-
-
-def lock(fd: int, *, shared: bool) -> None:
-    """Lock the whole file for this open file description, as QEMU does; raises BlockingIOError when another holds it.
-
-    The lock goes with the last descriptor of this description, so also when the process is killed.
-    """
-    kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
 
 
 def address(buffer: memoryview) -> int | None:

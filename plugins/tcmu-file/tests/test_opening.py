@@ -1,5 +1,7 @@
 import os
 import re
+import select
+import signal
 import socket
 import stat
 import subprocess
@@ -125,7 +127,7 @@ def test_options_of_tcmu_conf_are_defaults(disk_dir):
 def test_what_the_file_system_is_good_at_is_announced(disk_dir):
     with opened(disk_dir / "disk", MIB) as disk:
         assert disk.device.thin
-        assert disk.device.physical_block_size == 4096
+        assert disk.device.discard_granularity == 4096
         assert disk.device.discard_granularity == 4096
 
 
@@ -172,6 +174,36 @@ def test_readers_share(disk_dir):
         assert one.read(0, 512) == two.read(0, 512)
         with pytest.raises(ConfigError, match="is in use"), opened(path):
             pass
+
+
+def test_qemu_may_look_and_not_write(disk_dir):
+    path = disk_dir / "disk"
+    with opened(path, MIB) as disk:
+        disk.write(0, b"q" * 4096)
+        write = ["qemu-io", "-f", "raw", "-c", "write 0 512", str(path)]
+        refused = subprocess.run(write, capture_output=True, text=True, check=False)
+        assert "Is another process using the image" in refused.stderr
+        subprocess.run(["qemu-img", "map", "-f", "raw", str(path)], check=True, capture_output=True)
+        assert disk.read(0, 512) == b"q" * 512
+    subprocess.run(write, check=True, capture_output=True)
+
+
+def test_what_qemu_may_write_to_is_refused(disk_dir):
+    path, pid = make(disk_dir / "disk", size=MIB), disk_dir / "pid"
+    subprocess.run(
+        ["qemu-nbd", "--fork", "-t", "-f", "raw", "-k", disk_dir / "nbd", "--pid-file", pid, path], check=True
+    )
+    number = int(pid.read_text())
+    process = os.pidfd_open(number)
+    try:
+        with pytest.raises(ConfigError, match=rf"in use by process {number} \(qemu-nbd\)"), opened(path):
+            pass
+    finally:
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        select.select([process], [], [])  # it has ended
+        os.close(process)
+    with opened(path):
+        pass
 
 
 # -- what a person gets for a mistake ------------------------------------------------------------------------------

@@ -77,7 +77,6 @@ class RamHandler:
         self._save = config.save
         device.thin = True
         device.solid_state = True
-        device.physical_block_size = max(device.block_size, 4096)
         device.discard_granularity = CHUNK
         device.max_discard_length = MAX_DISCARD
 
