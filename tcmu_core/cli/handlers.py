@@ -144,6 +144,6 @@ def absolute(handler: str, cfgstring: str) -> str:
     options, body = split_runner_options(cfgstring)
     runner = cfgstring[: len(cfgstring) - len(body)] if options else ""
     path, sep, rest = body.partition(";")
-    if not path or "//" in path:  # what stands in front of a double slash is an option (fbo's `ro//image`), no path
+    if not path or (handler == "fbo" and "//" in path):  # `ro//image`: an option, and a path that is absolute
         return cfgstring
     return f"{runner}{os.path.abspath(Path(path).expanduser())}{sep}{rest}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tcmu_core.cli.handlers import absolute
 from tests.cli.conftest import DROP_IN, Call
 
 
@@ -114,6 +115,23 @@ def test_a_relative_path_is_made_absolute(call: Call, tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert call("check", "file", "a/../b.img;ro=1").out == f"valid: file/{tmp_path}/b.img;ro=1\n"
     assert call("check", "file", ";tcmur_cmd_time_out=3;b").out == f"valid: file/;tcmur_cmd_time_out=3;{tmp_path}/b\n"
+
+
+@pytest.mark.parametrize(
+    ("handler", "cfgstring", "result"),
+    [
+        ("file", "a//b", "{cwd}/a/b"),
+        ("file", "", ""),
+        ("fbo", "a.iso", "{cwd}/a.iso"),
+        ("fbo", "ro//srv/a.iso", "ro//srv/a.iso"),
+        ("ram", "x", "x"),
+    ],
+)
+def test_only_what_is_a_relative_path_is_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handler: str, cfgstring: str, result: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute(handler, cfgstring) == result.format(cwd=tmp_path)
 
 
 @pytest.mark.parametrize(
