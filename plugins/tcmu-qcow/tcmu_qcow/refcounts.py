@@ -76,10 +76,9 @@ class Refcounts:
         """The cluster behind the last one in use."""
         for index in range(len(self.table) - 1, -1, -1):
             block = self._block(index)
-            if block is not None:
-                for at in range(self.per_block - 1, -1, -1):
-                    if block.entries[at]:
-                        return index * self.per_block + at + 1
+            used = -(-len(block.entries.tobytes().rstrip(b"\0")) // block.entries.itemsize) if block is not None else 0
+            if used:
+                return index * self.per_block + used
         return 1
 
     def decrement(self, cluster: int, count: int) -> list[tuple[int, int]]:

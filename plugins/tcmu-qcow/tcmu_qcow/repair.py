@@ -7,7 +7,6 @@ as dirty as it was. Whatever is wrong beyond refcounts stops the repair before a
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
 
 from tcmu_qcow import layout as q
 from tcmu_qcow.bitmaps import read_bitmaps
@@ -17,7 +16,7 @@ from tcmu_qcow.files import HostFile
 from tcmu_qcow.header import Header, check_region
 from tcmu_qcow.metadata import load_l1
 from tcmu_qcow.snapshots import read_snapshots
-from tcmu_qcow.tables import decode, encode
+from tcmu_qcow.tables import TYPECODES, decode, encode
 
 CHUNK_BITS = 12  # counts are kept for 4096 clusters at a time, where there are any
 
@@ -53,9 +52,23 @@ class References:
         chunk = self._chunks.get(cluster >> CHUNK_BITS)
         return chunk[cluster & ((1 << CHUNK_BITS) - 1)] if chunk is not None else 0
 
-    def counts(self, first: int, count: int) -> Iterable[int]:
-        """References to `count` clusters from `first` on."""
-        return map(self.get, range(first, first + count))
+    def counts(self, first: int, count: int, bits: int) -> array[int]:
+        """References to `count` clusters from `first` on, as a refcount block of `bits` wide numbers has them."""
+        counts = array(TYPECODES[bits])
+        counts.frombytes(bytes(count * counts.itemsize))
+        for number in range(first >> CHUNK_BITS, ((first + count - 1) >> CHUNK_BITS) + 1):
+            chunk = self._chunks.get(number)
+            if chunk is None:
+                continue
+            start = number << CHUNK_BITS
+            part = chunk[max(0, first - start) : first + count - start]
+            if max(part) >> bits:
+                raise CorruptImage(
+                    f"{self._file.path}: a cluster has more uses than a refcount of {bits} bits can count"
+                )
+            at = max(0, start - first)
+            counts[at : at + len(part)] = array(counts.typecode, part)
+        return counts
 
     def spans(self, clusters: int) -> set[int]:
         """Numbers of the spans of that many clusters which may have one in use."""
@@ -91,7 +104,24 @@ def count_references(file: HostFile, header: Header) -> References:
     for cluster in references.tables:
         if references.get(cluster) != 1:
             raise CorruptImage(f"{file.path}: cluster {cluster:#x} holds a table and something else")
+    _check_copied(file, header, references)
     return references
+
+
+def _check_copied(file: HostFile, header: Header, references: References) -> None:
+    """An entry of the active tables that says COPIED is the only reference: else a snapshot would be written to."""
+    size = header.cluster_size
+    for entry in load_l1(file, header, header.l1_table_offset, header.l1_size):
+        offset = entry & q.OFFSET_MASK
+        if not offset:
+            continue
+        entries = decode(file.pread(size, offset).ljust(size, b"\0"), 64)
+        copied = [entry] if entry & q.COPIED else []
+        if not header.has_data_file:
+            copied += [word for word in entries[:: 2 if header.extended_l2 else 1] if word & q.COPIED]
+        for word in copied:
+            if references.get((word & q.OFFSET_MASK) >> header.cluster_bits) != 1:
+                raise CorruptImage(f"{file.path}: {word:#x} says that its cluster has one use, but it has others")
 
 
 def _count_l1(file: HostFile, header: Header, references: References, l1: array[int]) -> None:
@@ -139,7 +169,7 @@ def rebuild_refcounts(file: HostFile, header: Header) -> None:
     """Give the image refcounts that are right, and clear the dirty bit. Changes `header` likewise."""
     references = count_references(file, header)
     size, bits = header.cluster_size, 1 << header.refcount_order
-    per_block, maximum = size * 8 // bits, (1 << bits) - 1
+    per_block = size * 8 // bits
     start = max(references.end, -(-file.size // size))
     needed = {number for number in references.spans(per_block) if number * per_block < start}
     # Blocks and table lie at the end of the file and describe themselves too.
@@ -157,15 +187,11 @@ def rebuild_refcounts(file: HostFile, header: Header) -> None:
     table = array("Q", bytes(table_clusters * size))
     for position, number in enumerate(blocks):
         first = number * per_block
-        counts = array("Q", references.counts(first, per_block))
+        counts = references.counts(first, per_block, bits)
         for cluster in range(max(first, start), min(first + per_block, start + clusters)):
             counts[cluster - first] = 1
-        if max(counts) > maximum:
-            raise CorruptImage(
-                f"{file.path}: a cluster is in use more than {maximum} times, which its refcount can't hold"
-            )
         offset = (start + position) * size
-        file.pwrite(_encode_counts(counts, bits), offset)
+        file.pwrite(encode(counts, bits), offset)
         table[number] = offset
     table_offset = (start + clusters - table_clusters) * size
     file.pwrite(encode(table, 64), table_offset)
@@ -177,8 +203,3 @@ def rebuild_refcounts(file: HostFile, header: Header) -> None:
         header.incompatible_features &= ~int(q.Incompatible.DIRTY)
         file.pwrite(q.U64.pack(header.incompatible_features), q.AT_INCOMPATIBLE)
         file.flush()
-
-
-def _encode_counts(counts: array[int], bits: int) -> bytes:
-    narrow = array({8: "B", 16: "H", 32: "I", 64: "Q"}.get(bits, "B"), counts)
-    return encode(narrow, bits)

@@ -8,33 +8,37 @@ from array import array
 from tcmu_qcow.files import HostFile
 
 SLICE = 4096  # the least that is written back; a smaller cluster is written whole
-_TYPECODES = {8: "B", 16: "H", 32: "I", 64: "Q"}
+TYPECODES = {1: "B", 2: "B", 4: "B", 8: "B", 16: "H", 32: "I", 64: "Q"}  # of arrays, by width in bits
 _SWAP = sys.byteorder == "little"
-
-# For widths under a byte: byte -> its entries, the least significant bits first (Refcount block entry).
-_UNPACKED = {
-    bits: [bytes(byte >> shift & ((1 << bits) - 1) for shift in range(0, 8, bits)) for byte in range(256)]
-    for bits in (1, 2, 4)
-}
 
 
 def decode(raw: bytes, bits: int) -> array[int]:
     """The entries of a table of `bits` wide numbers."""
-    if bits < 8:
-        return array("B", b"".join(map(_UNPACKED[bits].__getitem__, raw)))
-    entries = array(_TYPECODES[bits])
-    entries.frombytes(raw)
-    if _SWAP and bits > 8:
-        entries.byteswap()
+    entries = array(TYPECODES[bits])
+    if bits >= 8:
+        entries.frombytes(raw)
+        if _SWAP and bits > 8:
+            entries.byteswap()
+        return entries
+    # The least significant bits come first (Refcount block entry). The table, as one long number, is masked and shifted.
+    per_byte = 8 // bits
+    number = int.from_bytes(raw)
+    mask = int.from_bytes(bytes([(1 << bits) - 1]) * len(raw))
+    unpacked = bytearray(len(raw) * per_byte)
+    for column in range(per_byte):
+        unpacked[column::per_byte] = (number >> column * bits & mask).to_bytes(len(raw))
+    entries.frombytes(unpacked)
     return entries
 
 
 def encode(entries: array[int], bits: int) -> bytes:
     """The bytes of a table; the inverse of decode."""
     if bits < 8:
-        per_byte = 8 // bits
-        columns = [entries[shift::per_byte] for shift in range(per_byte)]
-        return bytes(sum(n << (i * bits) for i, n in enumerate(row)) for row in zip(*columns, strict=True))
+        per_byte, raw = 8 // bits, entries.tobytes()
+        number = 0
+        for column in range(per_byte):
+            number |= int.from_bytes(raw[column::per_byte]) << column * bits
+        return number.to_bytes(len(raw) // per_byte)
     if _SWAP and bits > 8:
         entries = entries[:]
         entries.byteswap()

@@ -1,0 +1,222 @@
+"""The handler's promises to the core: the conformance kit on every kind of image, and what a device is told."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from tcmu_core import Change, ConfigError, WriteProtected
+from tcmu_core.testing import OpenDevice, check_handler, open_device
+from tcmu_qcow import Handler
+
+MIB = 1 << 20
+KINDS = {
+    "default": "create=1;size=8M",
+    "512": "create=1;size=8M;cluster_size=512",
+    "2M": "create=1;size=8M;cluster_size=2M",
+    "extended": "create=1;size=8M;extended_l2=1",
+    "v2": "create=1;size=8M;compat=0.10",
+    "lazy": "create=1;size=8M;lazy_refcounts=1",
+    "preallocated": "create=1;size=8M;preallocation=falloc",
+    "small cache": "create=1;size=8M;cluster_size=512;l2_cache=4K",
+    "4096-byte blocks": "create=1;size=8M;block_size=4096",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_keeps_the_promises(kind: str, sparse_dir: Path, qemu: object) -> None:
+    path = sparse_dir / "disk.qcow2"
+    check_handler(lambda: open_device(Handler, f"{path};{KINDS[kind]}"), persistent=True, examples=10)
+    qemu.check(path)
+
+
+def test_it_keeps_the_promises_in_memory_and_on_a_raw_image(tmp_path: Path) -> None:
+    path = tmp_path / "disk.raw"
+    path.write_bytes(bytes(4 * MIB))
+    check_handler(lambda: open_device(Handler, f"{path};format=raw"), persistent=True, examples=10)
+
+
+def test_it_keeps_the_promises_on_an_overlay(sparse_dir: Path, qemu: object) -> None:
+    (sparse_dir / "base.raw").write_bytes(b"b" * 8 * MIB)
+    path = sparse_dir / "disk.qcow2"
+    check_handler(lambda: open_device(Handler, f"{path};create=1;backing=base.raw"), persistent=True, examples=10)
+    qemu.check(path)
+
+
+def test_the_device_learns_its_geometry(tmp_path: Path, qemu: object) -> None:
+    path = qemu.create(tmp_path / "disk.qcow2", 6 * MIB, "cluster_size=8192")
+    with open_device(Handler, str(path)) as disk:
+        device = disk.device
+        assert (device.size, device.block_size, device.physical_block_size) == (6 * MIB, 512, 4096)
+        assert (device.discard_granularity, device.thin, device.read_only) == (8192, True, False)
+
+
+@pytest.mark.parametrize("how", ["ro", "snapshot", "version 1"])
+def test_a_read_only_image_is_a_read_only_device(tmp_path: Path, qemu: object, how: str) -> None:
+    path = qemu.create(tmp_path / "disk.qcow2", MIB)
+    qemu.img("snapshot", "-c", "s", path)
+    options = {"ro": ";ro=1", "snapshot": ";snapshot=s", "version 1": ""}[how]
+    if how == "version 1":
+        path = tmp_path / "disk.qcow"
+        qemu.img("create", "-q", "-f", "qcow", path, "1M")
+    before = path.read_bytes()
+    with open_device(Handler, f"{path}{options}") as disk:
+        assert disk.device.read_only
+        assert disk.read(0, 4096) == bytes(4096)
+        with pytest.raises((OSError, WriteProtected)):
+            disk.write(0, bytes(512))
+    assert path.read_bytes() == before
+
+
+def opening(cfgstring: str, size: int | None = None) -> AbstractContextManager[OpenDevice]:
+    return open_device(Handler, cfgstring, size=size)
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "says"),
+    [
+        ("", 2 * MIB, "is a disk of 1048576 bytes"),
+        (";size=2M", None, "is a disk of 1048576 bytes"),
+        (";size=2M", MIB, "leave it out"),
+        (";block_size=4096", None, None),
+    ],
+)
+def test_a_size_that_is_not_the_image_s_is_refused(
+    tmp_path: Path, qemu: object, options: str, size: int | None, says: str | None
+) -> None:
+    path = qemu.create(tmp_path / "disk.qcow2", MIB)
+    if says is None:
+        with opening(f"{path}{options}", size) as disk:
+            assert disk.device.size == MIB
+        return
+    with pytest.raises(ConfigError, match=says), opening(f"{path}{options}", size):
+        pass
+    with opening(str(path), MIB):
+        pass
+
+
+def test_a_size_of_odd_blocks_is_explained(tmp_path: Path, qemu: object) -> None:
+    path = qemu.create(tmp_path / "disk.qcow2", MIB + 512)
+    with pytest.raises(ConfigError, match="qemu-img resize"), opening(f"{path};block_size=4096"):
+        pass
+    with opening(f"{path};block_size=4096;ro=1") as disk:
+        assert disk.device.size == MIB + 4096
+        assert disk.read(MIB, 4096) == bytes(4096)
+
+
+def test_an_image_that_is_missing_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="create=1"), opening(f"{tmp_path}/disk.qcow2"):
+        pass
+    with pytest.raises(ConfigError, match="directory"), opening(str(tmp_path)):
+        pass
+
+
+def test_create_leaves_an_image_that_is_there_as_it_is(tmp_path: Path) -> None:
+    config = f"{tmp_path}/disk.qcow2;create=1;size=1M"
+    with opening(config) as disk:
+        disk.write(0, b"k" * 512)
+    with opening(config) as disk:
+        assert disk.read(0, 512) == b"k" * 512
+
+
+def test_the_size_of_a_new_image_may_come_from_the_device(tmp_path: Path, qemu: object) -> None:
+    with opening(f"{tmp_path}/disk.qcow2;create=1", 3 * MIB) as disk:
+        assert disk.device.size == 3 * MIB
+    qemu.same(tmp_path / "disk.qcow2", bytes(3 * MIB))
+
+
+def test_an_open_device_takes_a_new_size(tmp_path: Path, qemu: object) -> None:
+    path = qemu.create(tmp_path / "disk.qcow2", MIB)
+    with opening(str(path)) as disk:
+        disk.write(0, b"1" * MIB)
+        disk.backend.reconfigure(Change(size=2 * MIB))
+        assert disk.device.size == 2 * MIB
+        assert disk.read(0, 2 * MIB) == b"1" * MIB + bytes(MIB)
+        with pytest.raises(ConfigError):
+            disk.backend.reconfigure(Change(size=MIB + 1))
+        with pytest.raises(ConfigError):
+            disk.backend.reconfigure(Change(cfgstring="/other"))
+        disk.backend.reconfigure(Change(write_cache=False))
+        assert not disk.device.write_cache
+    qemu.same(path, b"1" * MIB + bytes(MIB))
+    qemu.check(path)
+
+
+def test_the_file_may_be_full(
+    qemu: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened_image: Callable
+) -> None:
+    import errno
+
+    from tcmu_qcow import opening as module
+    from tcmu_qcow.files import HostFile
+
+    class Full(HostFile):
+        limit = 1 << 60
+
+        class NoSpace(OSError):
+            pass
+
+        def pwritev(self, buffers: object, offset: int) -> None:
+            if offset + sum(map(len, buffers)) > Full.limit:
+                raise Full.NoSpace(errno.ENOSPC, "full")
+            super().pwritev(buffers, offset)
+
+    monkeypatch.setattr(module, "HostFile", Full)
+    path = qemu.create(tmp_path / "disk.qcow2", 4 * MIB, "cluster_size=4096")
+    model = bytearray(4 * MIB)
+    chance = random.Random(2)
+    with opened_image(path) as image:
+        Full.limit = 900 << 10
+        refused = 0
+        for number in range(400):
+            offset = chance.randrange(1000) * 4096
+            data = bytes([number % 255 + 1]) * 4096
+            try:
+                image.write(offset, [memoryview(data)])
+            except Full.NoSpace:
+                refused += 1
+            else:
+                model[offset : offset + 4096] = data
+            if number % 50 == 0:
+                image.flush()
+        assert refused > 50
+        Full.limit = 1 << 60
+    qemu.check(path)
+    qemu.same(path, model)
+
+
+def test_many_threads_at_once_keep_their_data_apart(sparse_dir: Path, qemu: object, opened_image: Callable) -> None:
+    path = qemu.create(sparse_dir / "disk.qcow2", 8 * MIB, "cluster_size=4096")
+    lanes, span = 8, MIB
+
+    def lane(image: object, number: int) -> bytes:
+        chance, model = random.Random(number), bytearray(span)
+        for step in range(250):
+            offset = chance.randrange(span // 512) * 512
+            length = min(chance.randrange(1, 40) * 512, span - offset)
+            what = chance.choice(("write", "write", "write", "read", "discard", "write_zeroes", "flush"))
+            if what == "write":
+                data = chance.randbytes(length)
+                if step % 2 or not image.write_nowait(number * span + offset, [memoryview(data)], length):
+                    image.write(number * span + offset, [memoryview(data)])
+                model[offset : offset + length] = data
+            elif what == "read":
+                data = bytearray(length)
+                image.read(number * span + offset, [memoryview(data)])
+                assert data == model[offset : offset + length]
+            elif what == "flush":
+                image.flush()
+            else:
+                getattr(image, what)(number * span + offset, length)
+                model[offset : offset + length] = bytes(length)
+        return bytes(model)
+
+    with opened_image(path, cache_bytes=8192) as image, ThreadPoolExecutor(lanes) as pool:
+        models = list(pool.map(lane, [image] * lanes, range(lanes)))
+    qemu.check(path)
+    qemu.same(path, b"".join(models))
