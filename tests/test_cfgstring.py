@@ -98,6 +98,8 @@ RUNNER = {
     "": ({}, ""),
     "/disk;direct=1": ({}, "/disk;direct=1"),
     ";tcmur_cmd_time_out=30;/disk;direct=1": ({"tcmur_cmd_time_out": 30}, "/disk;direct=1"),
+    ";size=64M": ({}, ";size=64M"),
+    ";tcmur_cmd_time_out=30;;size=64M": ({"tcmur_cmd_time_out": 30}, ";size=64M"),
     ";tcmur_cmd_time_out=30;": ({"tcmur_cmd_time_out": 30}, ""),
 }
 

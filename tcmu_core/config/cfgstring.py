@@ -15,6 +15,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtpe]?)(?:i?b)?", re.IGNORECASE | re.
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
 _TRUE = ("1", "yes", "true", "on")
 _FALSE = ("0", "no", "false", "off")
+RUNNER_PREFIX = "tcmur_"
 RUNNER_OPTIONS: Mapping[str, Callable[[str], Any]] = {"tcmur_cmd_time_out": int}
 
 
@@ -76,8 +77,11 @@ def parse_cfgstring(text: str, known: Mapping[str, Callable[[str], Any]]) -> Cfg
 
 
 def split_runner_options(text: str) -> tuple[dict[str, Any], str]:
-    """Take the leading `;option=value;` parts, which are the runner's, off a cfgstring."""
-    if not text.startswith(";"):
+    """Take the leading `;tcmur_option=value;` parts, which are the runner's, off a cfgstring.
+
+    A handler whose body may be empty has its own options there: `;size=64M` is not touched.
+    """
+    if not text.startswith(f";{RUNNER_PREFIX}"):
         return {}, text
     head, sep, rest = text[1:].partition(";")
     if not sep:
