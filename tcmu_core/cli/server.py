@@ -13,6 +13,7 @@ from typing import Any
 from tcmu_core.backend import Backend
 from tcmu_core.cli.child import Child
 from tcmu_core.cli.clients import Reach
+from tcmu_core.cli.medium import DriveControl
 from tcmu_core.cli.output import Exit, Output, human
 from tcmu_core.errors import ConfigError
 from tcmu_core.handlers import Handler
@@ -48,6 +49,7 @@ class Server:
         store = aptpl_file(directory, device.name, device.handler, device.cfgstring, target)
         self.unit = LogicalUnit(backend, post=loop.post, aptpl=store)
         self.unit.trace = args.debug
+        self.control = DriveControl(loop, directory, self.unit)
 
     def start(self, handler: Handler) -> None:
         """Listen, say what is served, and start the command."""
@@ -113,6 +115,7 @@ class Server:
             self.child.close()
         if self.portal is not None:
             self.portal.close()
+        self.control.close()
         self.unit.close()
 
     # -- what is printed --------------------------------------------------------------------------------------------
