@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from tcmu_core.errors import (
@@ -53,22 +54,23 @@ class SanitizeFailed(CommandError):
 def _start(
     unit: LogicalUnit, command: Command, background: Background, work: Callable[[], Steps], immediate: bool
 ) -> Steps:
-    """Run `work` over the whole medium, after everything in flight; with IMMED the status does not wait for it."""
+    """Run `work` over the whole medium, after everything in flight.
+
+    It is nobody's command: no reset and no lost nexus ends it (SBC-4 4.11.2). Without IMMED the command waits for it.
+    """
     if unit.background is not None and not unit.background.failed:
         raise unit.background.not_ready()
     yield unit.tasks.lock(command, EVERYTHING)
     unit.background = background
-    unit.gate()
-    steps = _guarded(unit, background, work())
-    if not immediate:
-        yield from steps
-        return
-    # From here on the operation is nobody's command: an internal one carries it.
+    unit.tasks.unlock(command)  # from here on `background` keeps the others out
+    ended: Future[None] = Future()
     carrier = Command(command.cdb, [], 0, command.nexus)
-    unit.post(unit.carry, carrier, steps)
+    unit.post(unit.carry, carrier, _guarded(unit, background, work(), ended))
+    if not immediate:
+        yield ended
 
 
-def _guarded(unit: LogicalUnit, background: Background, steps: Steps) -> Steps:
+def _guarded(unit: LogicalUnit, background: Background, steps: Steps, ended: Future[None]) -> Steps:
     try:
         yield from steps
     except GeneratorExit:
@@ -77,9 +79,11 @@ def _guarded(unit: LogicalUnit, background: Background, steps: Steps) -> Steps:
     except BaseException as error:
         background.failed = True
         unit.device.log.error("the background operation failed: %s", error)
-        raise
+        ended.set_exception(error)
+        return
     unit.background = None
     unit.gate()
+    ended.set_result(None)
 
 
 def overwrite(unit: LogicalUnit, background: Background, pattern: bytes, passes: int, invert: bool) -> Steps:

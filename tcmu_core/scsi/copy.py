@@ -59,10 +59,16 @@ class TargetNotReachable(CopyAborted):
     ascq = 0x02
 
 
-class InvalidSegment(CopyAborted):
-    """Invalid field in a segment descriptor: the copy ends there."""
+class UnreachableTarget(CopyAborted):
+    """Unreachable copy target: a segment names a target descriptor that is not in the list."""
 
-    asc, ascq = 0x26, 0x00
+    asc, ascq = 0x08, 0x04
+
+
+class PastTheEnd(CopyAborted):
+    """A segment lies past the end of a device; no additional sense says so (SPC-4 6.4.6.3)."""
+
+    asc, ascq = 0x00, 0x00
 
 
 class WrongDeviceType(CopyAborted):
@@ -184,7 +190,7 @@ def _segments(targets: list[LogicalUnit], data: bytes, base: int) -> list[Segmen
             raise TooManySegments(field=(8, 7), in_cdb=False)
         source, destination = (int.from_bytes(one[first : first + 2], "big") for first in (4, 6))
         if max(source, destination) >= len(targets):
-            raise InvalidSegment("a target descriptor index", field=(base + at + 4, 7), in_cdb=False)
+            raise UnreachableTarget
         one_source, one_destination = targets[source], targets[destination]
         count = int.from_bytes(one[10:12], "big")
         counted = one_destination if one[1] & 0x02 else one_source  # DC: the count is of destination blocks
@@ -209,7 +215,7 @@ def _may(segment: Segment, nexus: Nexus) -> None:
     """Check ranges, write protection and reservations of both units, as a READ and a WRITE would be."""
     for unit, offset in ((segment.source, segment.source_offset), (segment.destination, segment.destination_offset)):
         if offset + segment.length > unit.blocks * unit.block_size:
-            raise CopyAborted("a segment lies past the end of a device")
+            raise PastTheEnd
         if unit.background is not None:
             raise unit.background.not_ready()
     if segment.length > MAX_SEGMENT_BYTES:

@@ -148,8 +148,9 @@ def _block_limits(unit: LogicalUnit) -> bytes:
     writable = unit.backend.write is not None
     if writable:
         data[5] = MAX_COMPARE_AND_WRITE
-    physical = (device.physical_block_size or size) // size
-    data[6:8] = min(physical, 0xFFFF).to_bytes(2, "big")
+    # OPTIMAL TRANSFER LENGTH GRANULARITY: what the storage reads, writes and frees as a whole
+    granularity = max(device.physical_block_size or size, device.discard_granularity) // size
+    data[6:8] = min(granularity, 0xFFFF).to_bytes(2, "big")
     data[8:12] = min(most, 0xFFFFFFFF).to_bytes(4, "big")
     data[12:16] = min(optimal, 0xFFFFFFFF).to_bytes(4, "big")
     if unit.backend.discard is not None:

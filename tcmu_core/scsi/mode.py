@@ -198,6 +198,8 @@ def mode_select(unit: LogicalUnit, command: Command) -> Steps:
     cdb = command.cdb
     short = cdb[0] == Op.MODE_SELECT_6
     length = cdb[4] if short else int.from_bytes(cdb[7:9], "big")
+    if unit.background is not None:
+        raise unit.background.not_ready()
     if cdb[1] & 0x01:
         raise InvalidFieldInCdb("SP: pages can't be saved", field=(1, 0))
     if not length:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tcmu_core.scsi.unit import LogicalUnit, Steps
 
 MAX_UNMAP_DESCRIPTORS = 256
-MAX_UNMAP_BYTES = 4 << 30  # bytes of one descriptor, where the handler sets no limit
+MAX_UNMAP_BLOCKS = 1 << 20  # of one command: it must end before an initiator gives up on it
 MAX_WRITE_SAME_BYTES = 16 << 20  # bytes of one WRITE SAME: it must end before an initiator gives up on it
 _UNMAP_DESCRIPTOR = struct.Struct(">QI4x")  # SBC-4 5.34.2
 _LBA_STATUS = struct.Struct(">QIB3x")  # SBC-4 5.6.2.2
@@ -23,7 +23,8 @@ _LBA_STATUS = struct.Struct(">QIB3x")  # SBC-4 5.6.2.2
 
 def max_unmap_blocks(unit: LogicalUnit) -> int:
     """Return MAXIMUM UNMAP LBA COUNT (VPD page B0) in blocks."""
-    return min((unit.device.max_discard_length or MAX_UNMAP_BYTES) // unit.block_size, 0xFFFFFFFF)
+    limit = unit.device.max_discard_length
+    return min(max(limit // unit.block_size, 1), MAX_UNMAP_BLOCKS) if limit else MAX_UNMAP_BLOCKS
 
 
 def max_write_same_blocks(unit: LogicalUnit) -> int:

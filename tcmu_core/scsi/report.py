@@ -116,6 +116,8 @@ def report_task_management(unit: LogicalUnit, command: Command) -> None:
 def start_stop_unit(unit: LogicalUnit, command: Command) -> Steps:
     """START STOP UNIT: SBC-4 5.31. Power conditions other than START_VALID are refused: there are none."""
     cdb = command.cdb
+    if unit.background is not None:
+        raise unit.background.not_ready()
     if cdb[4] & 0xF0:
         raise InvalidFieldInCdb("POWER CONDITION", field=(4, 7))
     start, load = bool(cdb[4] & 0x01), bool(cdb[4] & 0x02)

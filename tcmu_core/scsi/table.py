@@ -17,9 +17,9 @@ Table = dict[tuple[int, int | None], Opcode]
 
 
 _SANITIZE = (
-    (background.OVERWRITE, "OVERWRITE"),
-    (background.BLOCK_ERASE, "BLOCK ERASE"),
-    (background.EXIT_FAILURE_MODE, "EXIT FAILURE MODE"),
+    (background.OVERWRITE, "OVERWRITE", "write"),
+    (background.BLOCK_ERASE, "BLOCK ERASE", "discard"),
+    (background.EXIT_FAILURE_MODE, "EXIT FAILURE MODE", "write"),
 )
 
 
@@ -128,9 +128,9 @@ def _rows() -> list[Opcode]:
                copy.OPERATING_PARAMETERS, needs="write"),
     ]
     # fmt: on
-    for action, name in _SANITIZE:
+    for action, name, needs in _SANITIZE:
         usage = _mask("bf 00 00 00 00 00 ff ff 00")
-        row = Opcode(Op.SANITIZE, f"SANITIZE {name}", usage, background.sanitize, action, access=write, needs="write")
+        row = Opcode(Op.SANITIZE, f"SANITIZE {name}", usage, background.sanitize, action, access=write, needs=needs)
         rows.append(replace(row, ready=False, protected=True, timeout=86400))
     for action, name in enumerate(("READ KEYS", "READ RESERVATION", "REPORT CAPABILITIES", "READ FULL STATUS")):
         usage, run = _mask("1f 00 00 00 00 00 ff ff 00"), reservations.persistent_reserve_in

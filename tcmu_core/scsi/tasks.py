@@ -60,6 +60,11 @@ class TaskSet:
             return None
         return self._wait(command, span, True)
 
+    def unlock(self, command: Command) -> None:
+        """Take back what `lock` gave, before the command ends."""
+        self._locks.pop(command, None)
+        self._grant()
+
     def watch(self, command: Command, then: Callable[[], object]) -> None:
         """Call `then()` when `command` has ended; at once when it is not in flight."""
         if command in self.active:

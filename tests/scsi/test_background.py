@@ -59,6 +59,26 @@ def test_with_immed_the_unit_is_not_ready_with_progress_until_done(full: Rig) ->
     assert full.good(cdb10(0x28, 0, 1), room=BLOCK) == b"p" * BLOCK
 
 
+def test_commands_that_come_in_between_are_refused_and_no_reset_ends_it(full: Rig) -> None:
+    full.memory.hold = True
+    full.nexus("b")
+    _, ended = full.start(*sanitize(OVERWRITE, pattern(b"p")))
+    full.turn()
+    for cdb in (cdb10(0x28, 0, 1), "1b 0 0 0 12 0", "1b 0 0 0 1 0", "0 0 0 0 0 0"):
+        assert full.send(cdb, room=BLOCK, who="b").error == (2, 4, 0x1B)
+    full.unit.reset(None, lambda: None)
+    full.target.disconnect(full.nexuses.pop("a"))
+    full.turn()
+    assert full.send("0 0 0 0 0 0", who="b").error == (6, 0x29, 3)
+    assert full.send("0 0 0 0 0 0", who="b").error == (2, 4, 0x1B)
+    full.memory.hold = False
+    full.memory.release()
+    full.turn()
+    full.good("0 0 0 0 0 0", who="b")
+    assert full.memory.data == b"p" * len(full.memory.data)
+    assert ended[0].aborted
+
+
 def test_it_waits_for_what_is_in_flight(full: Rig) -> None:
     full.memory.hold = True
     write, _ = full.start(cdb10(0x2A, 0, 1), b"w" * BLOCK)

@@ -13,7 +13,7 @@ STANDARD = bytes.fromhex("00 00 06 12 5b 08 00 02") + b"LIO-ORG TCMU device     
 PAGES = bytes.fromhex("00 00 00 07 00 80 83 86 b0 b1 b2")
 LIMITS = (
     bytes.fromhex("00 b0 00 3c 01 ff 00 01 00 00 80 00 00 00 00 00 00 00 00 00")
-    + bytes.fromhex("00 80 00 00 00 00 01 00 00 00 00 01 80 00 00 00 00 00 00 00 00 00 80 00")
+    + bytes.fromhex("00 10 00 00 00 00 01 00 00 00 00 01 80 00 00 00 00 00 00 00 00 00 80 00")
     + bytes.fromhex("00 00 08 00")
     + bytes(16)
 )
