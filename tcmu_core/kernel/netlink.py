@@ -171,9 +171,10 @@ class NetlinkSocket:
         """Return the descriptor to wait on."""
         return self._socket.fileno()
 
-    def set_features(self) -> bool:
-        """Tell the kernel that we answer its requests; False for a kernel that does not know of answers."""
-        data = _pack(self.family, Netlink.SET_FEATURES, NLM_F_REQUEST | NLM_F_ACK, ("TCMU_ATTR_SUPP_KERN_CMD_REPLY", 1))
+    def set_features(self, answers: bool = True) -> bool:
+        """Tell the kernel whether anybody answers its requests; False for a kernel that does not know of answers."""
+        feature = ("TCMU_ATTR_SUPP_KERN_CMD_REPLY", int(answers))
+        data = _pack(self.family, Netlink.SET_FEATURES, NLM_F_REQUEST | NLM_F_ACK, feature)
         with _open() as control:
             control.settimeout(TIMEOUT)
             control.send(data)

@@ -1,0 +1,296 @@
+"""A worker: the process behind one kernel device. It opens the storage and runs ring, engine and handler on one thread.
+
+Its job names the device; over its channel it tells the supervisor how opening went, and takes these: `reconfigure`
+(size, cfgstring or write_cache), `close` (the kernel removes the device), `drain` (stop serving and leave the device
+blocked), `ping`, `log`. When the supervisor is gone it drains: the next supervisor takes the device over.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from tcmu_core.config.cfgstring import split_runner_options
+from tcmu_core.device import Change, Device
+from tcmu_core.errors import CommandError, ConfigError, DataProtect, HandlerError, TcmuError
+from tcmu_core.handlers.registry import Registry
+from tcmu_core.kernel.configfs import Backstore, ConfigfsError
+from tcmu_core.kernel.ring import Ring
+from tcmu_core.kernel.uio import UioDevice
+from tcmu_core.log import Level, Log
+from tcmu_core.loop import READ, Loop
+from tcmu_core.runner.channel import Channel, Message, send
+from tcmu_core.scsi.command import Initiator
+from tcmu_core.scsi.unit import LogicalUnit
+
+log = logging.getLogger("tcmu.runner")
+
+DRAIN_SECONDS = 8.0  # for commands in flight, when the worker is to stop
+BUSY_SECONDS = 20.0  # for another process to let go of the uio device
+POLL = 0.02
+# The kernel does not say which initiator a command came from, and keeps nexuses and reservations itself.
+INITIATOR = Initiator("kernel", b"")
+
+
+class KernelDevice(Device):
+    """A device that the kernel knows; its serial number is what the administrator set in configfs."""
+
+    backstore: Backstore | None = None
+    _serial = ""
+
+    @property
+    def serial(self) -> str:  # set after the device was enabled, so it is looked up when somebody asks
+        """Return the handler's serial number, else the one in configfs."""
+        if self._serial or self.backstore is None:
+            return self._serial
+        try:
+            return self.backstore.serial
+        except ConfigfsError:
+            return ""
+
+    @serial.setter
+    def serial(self, value: str) -> None:
+        self._serial = value
+
+
+class Worker:
+    """Runs one job to its end. `job`: minor, hba, name, handler, cfgstring, adopt, delay, options, log."""
+
+    def __init__(self, registry: Registry, job: Message, control: socket.socket) -> None:
+        self.registry = registry
+        self.job = job
+        self.control = control
+        self.backstore = Backstore(job["hba"], job["name"])
+        self.log_name = f"{job['handler']}/{job['name']}"
+        self.loop: Loop
+        self.log: Log
+        self.uio: UioDevice
+        self.unit: LogicalUnit
+        self.ring: Ring
+        self.channel: Channel
+        self._drain_until = 0.0
+
+    def run(self) -> int:
+        """Serve until told to stop; returns the exit status."""
+        _rename(f"tcmu:{self.job['name']}")
+        told = self.job["log"]
+        self.log = Log(Level(told["level"]), directory=told["directory"], stderr=told["stderr"])
+        self._set_log(told)
+        self.loop = Loop()
+        try:
+            if self.job.get("park"):
+                self._take_over()
+                return 0
+            if self.job["adopt"]:
+                self._take_over()
+                time.sleep(self.job["delay"])
+            self._open()
+        except Exception as error:
+            code = errno_of(error)
+            if not isinstance(error, TcmuError | OSError):
+                log.exception("opening %s failed", self.log_name)
+            send(self.control, {"failed": code, "reason": str(error) or repr(error)})
+            return 0
+        self.channel = Channel(self.loop, self.control, self._message, self._orphaned)
+        device = self.unit.device
+        self.channel.send({"opened": True, "size": device.size, "write_cache": device.write_cache})
+        self.loop.register(self.uio.fd, READ | select.EPOLLET, self._event)
+        self.loop.post(self._event, READ)
+        if self.job["adopt"]:
+            self.backstore.unblock()
+        self.loop.run()
+        self.unit.close()
+        return 0
+
+    # -- opening ----------------------------------------------------------------------------------------------------
+
+    def _take_over(self) -> None:
+        """Have the device to ourselves, and its initiators told BUSY, until it is served."""
+        self.uio = self._open_uio()
+        self.backstore.block()
+        self.backstore.reset_ring()
+        if self.backstore.has("attrib/nl_reply_supported"):
+            self.backstore.write("attrib/nl_reply_supported", 1)  # it may be older than any daemon that answers
+
+    def _open_uio(self) -> UioDevice:
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                return UioDevice(self.job["minor"])
+            except TcmuError:
+                if not self.job["adopt"] or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)  # the worker before us is on its way out
+
+    def _open(self) -> None:
+        job, store = self.job, self.backstore
+        handler = self.registry.get(job["handler"])
+        _, cfgstring = split_runner_options(job["cfgstring"])
+        block_size = store.block_size
+        device = KernelDevice(
+            name=job["name"],
+            handler=job["handler"],
+            cfgstring=cfgstring,
+            size=store.size or None,
+            block_size=block_size,
+            max_transfer_length=store.max_transfer,
+            options=job["options"],
+        )
+        device.backstore = store
+        if not job["adopt"]:
+            self.uio = self._open_uio()
+        log.debug("Got block_size %d, size in bytes %d", block_size, device.size or 0, extra={"device": self.log_name})
+        backend = handler.open(device)
+        try:
+            self.unit = LogicalUnit(backend, post=self.loop.post)
+            self.unit.trace = self.log.level_of(self.log_name) is Level.DEBUG_SCSI_CMD
+            nexus = self.unit.attach(INITIATOR)
+            nexus.attentions.clear()  # the kernel reports power-on and reset to each of its nexuses itself
+            self.ring = Ring(
+                self.uio.memory, self.unit, nexus, post=self.loop.post, doorbell=self.uio.ring_doorbell
+            )
+            if not job["adopt"]:
+                self._record()
+        except BaseException:
+            backend.close()
+            raise
+
+    def _record(self) -> None:
+        """Let configfs show what the handler made of the device; once it is enabled, the kernel asks us about that."""
+        device = self.unit.device
+        if device.size is not None and device.size != self.backstore.size:
+            self.backstore.write("attrib/dev_size", device.size)
+        if bool(int(self.backstore.read("attrib/emulate_write_cache"))) != device.write_cache:
+            self.backstore.write("attrib/emulate_write_cache", int(device.write_cache))
+
+    # -- serving ----------------------------------------------------------------------------------------------------
+
+    def _event(self, events: int) -> None:
+        if events & ~READ:
+            log.info("the kernel took the device away", extra={"device": self.log_name})
+            self.loop.stop()
+            return
+        try:
+            self.ring.process()
+        except Exception:
+            # The ring can't be trusted any more: leave, and the next worker starts with an empty one.
+            log.exception("the ring of %s is broken", self.log_name)
+            logging.shutdown()
+            os._exit(1)
+
+    def _message(self, message: Message, _fds: list[int]) -> None:
+        match message["op"]:
+            case "ping":
+                self.uio.acknowledge()
+                self.ring.process()
+                self.channel.send({"pong": True, "commands": self.ring.commands, "in_flight": len(self.ring.in_flight)})
+            case "reconfigure":
+                self._reconfigure(message)
+            case "record":
+                self._record()
+            case "log":
+                self._set_log(message)
+            case "close":
+                self.loop.stop()
+            case "drain":
+                self._drain()
+
+    def _orphaned(self) -> None:
+        log.warning("the supervisor has gone: the device waits for the next one", extra={"device": self.log_name})
+        self._drain()
+
+    def _drain(self) -> None:
+        """Answer what is in flight, take nothing new, then end. Initiators hear BUSY and try again."""
+        if self._drain_until:
+            return
+        self._drain_until = time.monotonic() + DRAIN_SECONDS
+        try:
+            self.backstore.block()
+        except ConfigfsError as error:
+            log.error("%s", error, extra={"device": self.log_name})
+        self._drained()
+
+    def _drained(self) -> None:
+        self.ring.process()
+        late = time.monotonic() > self._drain_until
+        if late or (self.unit.idle and not self.ring.in_flight):
+            if late:
+                log.error("%d commands did not end in time", len(self.ring.in_flight), extra={"device": self.log_name})
+                logging.shutdown()
+                os._exit(1)
+            self.loop.stop()
+            return
+        self.loop.call_later(POLL, self._drained)
+
+    def _set_log(self, told: Message) -> None:
+        devices = {name: Level(level) for name, level in told["devices"].items()}
+        self.log.set_directory(told["directory"])
+        self.log.set_syslog(told["syslog"])
+        self.log.set_level(Level(told["level"]), devices)
+        self.log.reopen()
+        if hasattr(self, "unit"):
+            self.unit.trace = self.log.level_of(self.log_name) is Level.DEBUG_SCSI_CMD
+
+    # -- changes ----------------------------------------------------------------------------------------------------
+
+    def _reconfigure(self, message: Message) -> None:
+        answer: dict[str, Any] = {"reconfigured": message["id"], "errno": 0, "reason": ""}
+        try:
+            self._change(Change(message.get("size"), message.get("cfgstring"), message.get("write_cache")))
+        except Exception as error:
+            if not isinstance(error, TcmuError | OSError | NotImplementedError):
+                log.exception("reconfiguring %s failed", self.log_name)
+            answer["errno"] = errno_of(error)
+            answer["reason"] = str(error) or repr(error)
+        device = self.unit.device
+        self.channel.send({**answer, "size": device.size, "write_cache": device.write_cache})
+
+    def _change(self, change: Change) -> None:
+        device, backend = self.unit.device, self.unit.backend
+        if change.size is not None and change.size != device.size:
+            if change.size % device.block_size or not change.size:
+                raise ConfigError(f"{change.size} bytes are not whole blocks of {device.block_size}")
+            backend.reconfigure(change)
+            self.unit.resize(change.size)
+        elif change.cfgstring is not None:
+            _, cfgstring = split_runner_options(change.cfgstring)
+            if cfgstring != device.cfgstring:
+                backend.reconfigure(Change(cfgstring=cfgstring))
+                device.cfgstring = cfgstring
+                self.unit.resize(device.size or 0)
+                self.unit.refresh()
+        elif change.write_cache is not None and change.write_cache != device.write_cache:
+            backend.reconfigure(change)
+            device.write_cache = change.write_cache
+            self.unit.modes.write_cache = change.write_cache
+            self.unit.refresh()
+
+
+def errno_of(error: BaseException) -> int:
+    """Return the errno that tells the kernel, and so the administrator, best what went wrong."""
+    if isinstance(error, OSError | ConfigfsError):
+        return error.errno or errno.EIO
+    if isinstance(error, ConfigError | ValueError):
+        return errno.EINVAL
+    if isinstance(error, NotImplementedError):
+        return errno.EOPNOTSUPP
+    if isinstance(error, DataProtect):
+        return errno.EROFS
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    if isinstance(error, HandlerError):
+        return errno.ENOENT
+    if isinstance(error, CommandError):
+        return errno.EIO
+    return errno.EIO
+
+
+def _rename(name: str) -> None:
+    """Show the device in `ps -o comm` and `top`: 15 bytes (prctl(2), PR_SET_NAME)."""
+    Path("/proc/self/comm").write_bytes(name.encode()[:15])

@@ -1,0 +1,117 @@
+"""The zygote: a process with everything loaded and nothing open, which forks a worker when the supervisor asks.
+
+A worker shares the interpreter, the engine and the handlers' code with it, page by page, so an idle one costs little
+memory of its own and starts in milliseconds. It has one thread, always: forking is safe. Run as
+`python -m tcmu_core.runner.zygote FD [HANDLER-PATH…]`, FD being its end of the supervisor's channel.
+
+Messages to it: {"spawn": key, "job": …} with the worker's end of a channel. From it: {"ready": true};
+{"spawned": key, "pid": …} with a pidfd; {"exited": pid, "status": wait status}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+from tcmu_core.handlers.registry import Registry
+from tcmu_core.runner import channel
+from tcmu_core.runner.worker import Worker
+
+log = logging.getLogger("tcmu.runner")
+
+GRACE = 12.0  # seconds that workers have to end by themselves when the supervisor has gone
+
+
+def main(arguments: list[str]) -> int:
+    """Load, then fork on request until the supervisor goes."""
+    control = socket.socket(fileno=int(arguments[0]))
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    registry = Registry(arguments[1:])
+    gc.collect()
+    gc.freeze()  # the collector would otherwise touch, and so copy, every page that workers share
+    wake, woken = socket.socketpair()
+    for end in (wake, woken):
+        end.setblocking(False)
+    signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+    channel.send(control, {"ready": True})
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    poll.register(wake, select.POLLIN)
+    workers: set[int] = set()
+    while True:
+        poll.poll()
+        with contextlib.suppress(BlockingIOError):
+            wake.recv(4096)
+        for pid, status in _reap():
+            workers.discard(pid)
+            with contextlib.suppress(OSError):
+                channel.send(control, {"exited": pid, "status": status})
+        if not select.select([control], [], [], 0)[0]:
+            continue
+        got = channel.receive(control)
+        if got is None:
+            break
+        message, fds = got
+        pid = _spawn(registry, message["job"], fds[0], control)
+        workers.add(pid)
+        os.close(fds[0])
+        pidfd = os.pidfd_open(pid)
+        try:
+            channel.send(control, {"spawned": message["spawn"], "pid": pid}, [pidfd])
+        finally:
+            os.close(pidfd)
+    _end(workers)
+    return 0
+
+
+def _spawn(registry: Registry, job: channel.Message, fd: int, control: socket.socket) -> int:
+    """Fork a worker; only the parent returns."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        control.close()
+        status = Worker(registry, job, socket.socket(fileno=fd)).run()
+    except BaseException:
+        log.exception("a worker failed")
+    finally:
+        logging.shutdown()
+        os._exit(status)
+
+
+def _reap() -> list[tuple[int, int]]:
+    ended = []
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                break
+            ended.append((pid, status))
+    return ended
+
+
+def _end(workers: set[int]) -> None:
+    """The supervisor has gone: workers let go of their devices by themselves; kill those that hang."""
+    deadline = time.monotonic() + GRACE
+    while workers and time.monotonic() < deadline:
+        workers.difference_update(pid for pid, _ in _reap())
+        time.sleep(0.1)
+    for pid in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
