@@ -24,6 +24,7 @@ from tcmu_core.scsi.target import Target
 from tcmu_core.scsi.unit import LogicalUnit
 from tcmu_core.state import aptpl_file, default_directory
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Seconds. Together with the time for a last flush, a stop takes no longer than one, whatever clients do.
 LOGOUT_PATIENCE = 0.3  # for clients to log out
 ABORT_PATIENCE = 0.3  # for commands in flight to end once their connections are closed
@@ -53,7 +54,7 @@ class Server:
 
     def start(self, handler: Handler) -> None:
         """Listen, say what is served, and start the command."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in STOP_SIGNALS:
             self.loop.on_signal(number, functools.partial(self.stop, number))
         reach = self._listen(*self.args.portal or ("127.0.0.1", 0 if self.args.shell_command else PORT))
         if self.args.json:
@@ -117,6 +118,8 @@ class Server:
             self.portal.close()
         self.control.close()
         self.unit.close()
+        # The process ends now, with the status it has: another signal (timeout(1) sends two) changes nothing.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
     # -- what is printed --------------------------------------------------------------------------------------------
 
