@@ -26,7 +26,7 @@ class Host(Directory, Protocol):
 class Connection:
     """One peer. Receive into `room()`, say `received(n)`; send what `outbox.queue` holds, say `outbox.sent(n)`.
 
-    Call `pump` again when `stalled`, not `blocked`, and the queue is empty. When `ended` is set, send what is queued, then
+    Call `pump` again when `stalled`, not `blocked`, and the queue is empty. When `ended` is set, send the queue, then
     close.
     """
 

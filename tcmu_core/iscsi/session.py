@@ -141,11 +141,12 @@ class Session:
         if self._held:
             self._replay()
         unpack, pack_data, pack_response = p.SCSI_COMMAND.unpack_from, p.DATA_IN.pack_into, p.SCSI_RESPONSE.pack_into
-        luns, tasks, done, direction = self._luns, self.tasks, self._done, DIRECTION
+        luns, tasks, transfers = self._luns, self.tasks, self.writes.transfers
+        done, direction = self._done, DIRECTION
         parameters = self.parameters
         single = min(parameters.max_segment, parameters.max_burst)
         immediate = min(parameters.first_burst, self.limits.segment) if parameters.immediate_data else 0
-        window = self.limits.queue_depth - 1 - len(self.writes.transfers)
+        window = self.limits.queue_depth - 1 - len(transfers)
         memory = inbox.memory
         view, pos, end = memory.view, inbox.start, inbox.end
         arena = outbox.memory
@@ -157,7 +158,14 @@ class Session:
                 inbox.need = BHS
                 break
             opcode, flags, lengths, lun, itt, expected, cmd_sn, _, cdb = unpack(view, pos)
-            if opcode == 0x01 and cmd_sn == exp_cmd_sn and in_order and lun in luns and itt not in tasks:
+            if (
+                opcode == 0x01
+                and cmd_sn == exp_cmd_sn
+                and in_order
+                and lun in luns
+                and itt not in tasks
+                and itt not in transfers
+            ):
                 if flags & 0xE0 == 0xC0 and not lengths and expected <= single and direction[cdb[0]] != OUT:
                     if cursor + expected + 52 > room:
                         outbox.cursor = cursor
@@ -249,8 +257,8 @@ class Session:
             out, room = arena.view, arena.size
             stat_sn, exp_cmd_sn = self.stat_sn, self.exp_cmd_sn
             in_order = not self._held
-            window = self.limits.queue_depth - 1 - len(self.writes.transfers)
-            if not going_on:
+            window = self.limits.queue_depth - 1 - len(transfers)
+            if not going_on or self.ended is not None:
                 break
             single = min(self.parameters.max_segment, self.parameters.max_burst)  # a text request may change it
         else:

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import pytest
+
+from tcmu_core.iscsi import pdu as p
+from tcmu_core.iscsi.constants import TaskFunction, TaskResponse
+from tests.iscsi.initiator import Initiator
+from tests.iscsi.wire import FakeHost, Wire, logged_in
+
+LUN_1 = b"\0\1" + bytes(6)
+
+
+def request(function: int, **fields: object) -> p.TaskManagementRequest:
+    return p.TaskManagementRequest(immediate=True, function=0x80 | function, itt=1000, **fields)  # type: ignore[arg-type]
+
+
+def response_of(pdus: list[p.Pdu]) -> TaskResponse:
+    (pdu,) = pdus
+    assert isinstance(pdu, p.TaskManagementResponse)
+    assert pdu.itt == 1000
+    return TaskResponse(pdu.response)
+
+
+@pytest.fixture
+def wire() -> Wire:
+    return logged_in()
+
+
+def test_a_pending_command_is_aborted_without_a_response(wire: Wire) -> None:
+    wire.unit.hold = True
+    wire.send(wire.initiator.read_10(0, 1), wire.initiator.read_10(1, 1))
+    assert response_of(wire.send(request(TaskFunction.ABORT_TASK, referenced_tag=1))) == TaskResponse.COMPLETE
+    wire.unit.finish()
+    (answer,) = wire.collect()
+    assert answer.itt == 2  # type: ignore[attr-defined]
+
+
+def test_a_write_that_waits_for_data_is_aborted_and_its_data_passed_over(wire: Wire) -> None:
+    wire.send(wire.initiator.write_10(0, bytes(1024), 512, final=False))
+    assert response_of(wire.send(request(TaskFunction.ABORT_TASK, referenced_tag=1))) == TaskResponse.COMPLETE
+    assert wire.send(p.DataOut(itt=1, data=bytes(512), offset=512)) == []
+    assert not wire.unit.commands
+
+
+def test_a_command_that_has_ended_is_no_task_any_more(wire: Wire) -> None:
+    wire.send(wire.initiator.read_10(0, 1))
+    answer = wire.send(request(TaskFunction.ABORT_TASK, referenced_tag=1, ref_cmd_sn=1))
+    assert response_of(answer) == TaskResponse.NO_TASK
+
+
+def test_a_command_of_another_lun_is_not_aborted(wire: Wire) -> None:
+    wire.unit.hold = True
+    wire.send(wire.initiator.read_10(0, 1))
+    answer = wire.send(request(TaskFunction.ABORT_TASK, referenced_tag=1, lun=LUN_1))
+    assert response_of(answer) == TaskResponse.NO_TASK
+
+
+def test_a_command_that_was_aborted_before_it_came_is_skipped(wire: Wire) -> None:
+    lost = wire.initiator.number(wire.initiator.read_10(0, 1))
+    waiting = wire.initiator.encode(wire.initiator.read_10(1, 1))
+    assert wire.feed(waiting) == []
+    response, answer = wire.send(request(TaskFunction.ABORT_TASK, referenced_tag=1, ref_cmd_sn=1))[::-1]
+    assert isinstance(response, p.TaskManagementResponse)
+    assert response.response == TaskResponse.COMPLETE
+    assert answer.itt == 2  # type: ignore[attr-defined]
+    assert wire.feed(wire.initiator.framing.encode(lost)) == []
+
+
+@pytest.mark.parametrize(
+    ("function", "call"),
+    [
+        (TaskFunction.ABORT_TASK_SET, "abort task set"),
+        (TaskFunction.CLEAR_TASK_SET, "clear task set"),
+        (TaskFunction.LOGICAL_UNIT_RESET, "reset"),
+        (TaskFunction.TARGET_WARM_RESET, "reset"),
+        (TaskFunction.TARGET_COLD_RESET, "reset"),
+    ],
+)
+def test_a_set_of_tasks_is_aborted(wire: Wire, function: TaskFunction, call: str) -> None:
+    wire.unit.hold = True
+    wire.send(wire.initiator.read_10(0, 1), wire.initiator.write_10(0, bytes(1024), 512, final=False))
+    assert response_of(wire.send(request(function))) == TaskResponse.COMPLETE
+    assert wire.unit.calls == [call]
+    assert not wire.unit.held
+    assert wire.send(p.DataOut(itt=2, data=bytes(512), offset=512)) == []
+
+
+@pytest.mark.parametrize("function", [TaskFunction.CLEAR_TASK_SET, TaskFunction.LOGICAL_UNIT_RESET])
+def test_the_task_set_of_every_initiator_is_cleared(function: TaskFunction) -> None:
+    host = FakeHost()
+    one, two = Wire(host), Wire(host, Initiator(name="iqn.2026-01.test:two"))
+    one.login()
+    two.login()
+    two.send(two.initiator.write_10(0, bytes(1024), 512, final=False))
+    one.send(request(function))
+    assert two.send(p.DataOut(itt=1, data=bytes(512), offset=512)) == []
+    assert not host.units[0].commands
+
+
+def test_a_cold_reset_ends_the_targets_sessions(wire: Wire) -> None:
+    wire.send(request(TaskFunction.TARGET_COLD_RESET))
+    assert wire.host.reset == [wire.host.target]
+
+
+def test_other_luns_are_left_alone_by_a_unit_reset(wire: Wire) -> None:
+    wire.send(wire.initiator.write_10(0, bytes(1024), 512, final=False))
+    wire.send(request(TaskFunction.LOGICAL_UNIT_RESET, lun=LUN_1))
+    assert wire.unit.calls == []
+    assert len(wire.send(p.DataOut(itt=1, data=bytes(512), offset=512))) == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "lun", "response"),
+    [
+        (TaskFunction.ABORT_TASK, b"\0\7", TaskResponse.NO_LUN),
+        (TaskFunction.ABORT_TASK_SET, b"\0\7", TaskResponse.NO_LUN),
+        (TaskFunction.CLEAR_TASK_SET, b"\xff\xff", TaskResponse.NO_LUN),
+        (TaskFunction.LOGICAL_UNIT_RESET, b"\0\7", TaskResponse.NO_LUN),
+        (TaskFunction.TASK_REASSIGN, b"\0\0", TaskResponse.NO_REASSIGNMENT),
+        (TaskFunction.CLEAR_ACA, b"\0\0", TaskResponse.NOT_SUPPORTED),
+        (0x55, b"\0\0", TaskResponse.NOT_SUPPORTED),
+    ],
+)
+def test_what_can_not_be_done_is_said(wire: Wire, function: int, lun: bytes, response: TaskResponse) -> None:
+    assert response_of(wire.send(request(function, lun=lun + bytes(6)))) == response
