@@ -39,7 +39,7 @@ def test_its_commands_are_understood(document: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, *READMES], ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_its_links_lead_somewhere(document: Path) -> None:
-    for goal in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+    for goal in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
         assert goal.startswith("https://") or (document.parent / goal).exists(), goal
 
 
@@ -55,9 +55,12 @@ def test_the_readmes_handler_is_the_tested_one() -> None:
 
 
 def test_the_readme_installs_what_there_is() -> None:
-    (line,) = re.findall(r"^ {4}pip install (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    for path in line.split():
-        assert (ROOT / path / "pyproject.toml").exists(), path
+    lines = re.findall(r"^ {4}pip install (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for word in shlex.split(" ".join(lines)):
+        path, _, wanted = word.partition("[")
+        assert (ROOT / path / "pyproject.toml").exists(), word
+        assert set(wanted.rstrip("]").split(",")) - {""} <= extras.keys(), word
 
 
 def test_the_readmes_command_for_scripts_works(tmp_path: Path) -> None:
