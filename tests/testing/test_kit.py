@@ -228,7 +228,9 @@ def test_a_rare_fault_is_found_by_the_model(monkeypatch, hypothesis):
 
     if not hypothesis:
         monkeypatch.setitem(sys.modules, "hypothesis", None)
-    with pytest.raises(AssertionError, match=r"after (discard|write_zeroes)\(\d+, \d+\): byte \d+ is 0x.., it should be 0x00"):
+    with pytest.raises(
+        AssertionError, match=r"after (discard|write_zeroes)\(\d+, \d+\): byte \d+ is 0x.., it should be 0x00"
+    ):
         check_model(lambda: open_device(Rare, size=SIZE), examples=300)
 
 

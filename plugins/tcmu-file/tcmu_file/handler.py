@@ -154,7 +154,7 @@ class FileHandler:
             except OSError as error:  # EAGAIN: it would wait; a true error comes again on the thread
                 if error.errno == errno.EOPNOTSUPP:
                     self._write_flags = 0  # most file systems know RWF_NOWAIT for reads only
-            if (ended := monotonic()) - started > STALL:
+            if (ended := monotonic()) - started > STALL and not self._storage.in_memory:
                 self._threads_until = ended + (ended - started) * BACK_OFF
             if done == total:
                 return None

@@ -69,13 +69,19 @@ def test_a_read_that_is_cached_in_part_is_completed_on_a_thread(disk_dir, monkey
         assert disk.read(0, 65536, [6000, 1, 4096]) == data
 
 
-def test_whole_pages_are_written_at_once(disk_dir):
+@pytest.fixture
+def steady(monkeypatch):
+    """A clock that stands still: a busy machine shall not look like a write that was held back."""
+    monkeypatch.setattr(handler, "monotonic", lambda: 100.0)
+
+
+def test_whole_pages_are_written_at_once(disk_dir, steady):
     with opened(disk_dir / "disk", MIB) as disk:
         disk.write(0, b"1" * 4096)  # finds out what the file system knows
         assert disk.backend.write(8192, room()) is None
 
 
-def test_part_of_a_page_is_written_at_once_if_that_is_cached(disk_dir):
+def test_part_of_a_page_is_written_at_once_if_that_is_cached(disk_dir, steady):
     with opened(disk_dir / "disk", MIB) as disk:
         disk.write(0, b"1" * 4096)
         assert disk.backend.write(512, room(512)) is None
@@ -92,6 +98,7 @@ def test_part_of_a_page_that_is_not_cached_is_written_on_a_thread(disk_dir, cold
 
 def test_after_a_write_that_was_held_back_the_next_ones_go_to_the_threads_for_a_while(disk_dir, monkeypatch):
     with opened(disk_dir / "disk", MIB) as disk:
+        monkeypatch.setattr(handler, "monotonic", lambda: 99.0)
         disk.write(0, b"1" * 4096)
         times = iter([100.0, 100.5, 101.0, 105.6, 105.6])
         monkeypatch.setattr(handler, "monotonic", lambda: next(times))
