@@ -89,7 +89,7 @@ def test_an_installed_handler_shows_its_distribution(call: Call) -> None:
         (("file", "/x;dircet=1"), 4, "unknown option 'dircet': did you mean 'direct'?"),
         (("file", "/x;block_size=1000"), 4, "block_size=1000: it may be 512, 1024, 2048 or 4096"),
         (("file", ";tcmur_cmd_timeout=3;/x"), 4, "did you mean 'tcmur_cmd_time_out'?"),
-        (("ram", ";size"), 4, "the runner option 'size' must end with ';'"),
+        (("ram", ";tcmur_cmd_time_out=3"), 4, "the runner option 'tcmur_cmd_time_out=3' must end with ';'"),
         (("file", "/x", "--handler-path", "/no/such"), 4, "handler path '/no/such' is no directory"),
     ],
 )
