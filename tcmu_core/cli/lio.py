@@ -1,0 +1,326 @@
+"""`tcmu create | delete | resize | export | unexport | devices`: kernel devices and their exports in one line each.
+
+What targetcli does in an interactive shell, over the same library (rtslib-fb), so either sees what the other made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tcmu_core.cli.options import Parser
+from tcmu_core.cli.options import size as size_argument
+from tcmu_core.cli.output import Exit, Output, human
+from tcmu_core.config.cfgstring import MAX_LENGTH, split_runner_options
+from tcmu_core.errors import ConfigError, HandlerError, TcmuError
+from tcmu_core.handlers import Registry
+from tcmu_core.kernel import uio
+
+RUNNER_LOCK = Path("/run/tcmu.lock")
+DISK_SECONDS = 20.0  # for a local disk to appear after its export
+PORT = 3260  # RFC 7143 4.1
+_REASONS = {
+    errno.ENOENT: "tcmu-runner has no such handler, or the handler found its storage missing",
+    errno.EINVAL: "the handler refuses the cfgstring or the size",
+    errno.ENOSPC: "there is no space for it",
+    errno.EACCES: "the storage may not be opened",
+    errno.EAGAIN: "tcmu-runner is just starting: try again",
+    errno.EBUSY: "it is in use",
+    errno.ETIMEDOUT: "the handler did not answer in time",
+    errno.EOPNOTSUPP: "the handler can't do that while the device is open",
+    errno.EINTR: "tcmu-runner was restarted meanwhile: try again",
+}
+
+
+def add_commands(subparsers: Any) -> None:
+    """Add the commands to `tcmu`'s parser."""
+    create = _command(subparsers, "create", _create, "make a kernel device with a handler behind it")
+    create.add_argument("name", metavar="NAME", help="what to call it")
+    create.add_argument("size", metavar="SIZE", type=size_argument, help="4096, 64M, 1.5G …")
+    create.add_argument("handler", metavar="HANDLER", help="a handler's name, as `tcmu handlers` lists it")
+    create.add_argument("cfgstring", metavar="CFGSTRING", nargs="?", default="", help="what the handler is to open")
+    create.add_argument("--block-size", type=int, metavar="BYTES", help="of a logical block (512)")
+    create.add_argument("--data-area", type=int, metavar="MIB", help="memory for data in flight (1024)")
+    create.add_argument("--serial", help="unit serial number (a random one)")
+
+    delete = _command(subparsers, "delete", _delete, "remove a kernel device; its storage stays")
+    delete.add_argument("name", metavar="NAME")
+    delete.add_argument("--force", action="store_true", help="even if it is exported")
+
+    resize = _command(subparsers, "resize", _resize, "give a kernel device a new size while it is in use")
+    resize.add_argument("name", metavar="NAME")
+    resize.add_argument("size", metavar="SIZE", type=size_argument)
+
+    export = _command(subparsers, "export", _export, "show a kernel device to this host (loopback) or by iSCSI")
+    export.add_argument("name", metavar="NAME")
+    export.add_argument("--iscsi", action="store_true", help="by LIO's iSCSI target instead of as a local disk")
+    export.add_argument("--target", metavar="WWN", help="of the target to make or to add a LUN to (a new one)")
+    export.add_argument("--portal", metavar="HOST[:PORT]", default="127.0.0.1", help="where to listen (127.0.0.1)")
+    export.add_argument("--acl", metavar="IQN", action="append", default=[], help="let this initiator in, only these")
+    export.add_argument("--open", action="store_true", help="let every initiator in, without a password")
+
+    unexport = _command(subparsers, "unexport", _unexport, "take a kernel device from whoever it was shown to")
+    unexport.add_argument("name", metavar="NAME")
+
+    devices = _command(subparsers, "devices", _devices, "list the kernel devices, their storage and exports")
+    devices.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def _command(
+    subparsers: Any, name: str, run: Callable[[argparse.Namespace], int], about: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(name, help=about, description=about.capitalize() + ".")
+    assert isinstance(parser, Parser)
+    parser.set_defaults(func=run)
+    return parser
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+def _create(args: argparse.Namespace) -> int:
+    config = f"{args.handler}/{args.cfgstring}"
+    _check(args.handler, args.cfgstring, config)
+    lio = _rtslib()
+    _need_runner()
+    if any(one.name == args.name for one in lio.RTSRoot().storage_objects):
+        raise TcmuError(f"there is a device {args.name!r} already")
+    control = []
+    if args.block_size:
+        control.append(f"hw_block_size={args.block_size}")
+    if args.data_area:
+        control.append(f"max_data_area_mb={args.data_area}")
+    with _explained(lio, f"creating {args.name}"):
+        lio.UserBackedStorageObject(
+            args.name, config=config, size=args.size, wwn=args.serial, control=",".join(control) or None
+        )
+    Output().line(f"{args.name}: {human(args.size)}, {config}")
+    return Exit.OK
+
+
+def _delete(args: argparse.Namespace) -> int:
+    lio = _rtslib()
+    store = _find(lio, args.name)
+    luns = list(store.attached_luns)
+    if luns and not args.force:
+        where = ", ".join(_where(lun) for lun in luns)
+        raise TcmuError(f"{args.name} is exported: {where}; `tcmu unexport {args.name}` first, or --force")
+    with _explained(lio, f"deleting {args.name}"):
+        for lun in luns:
+            _remove_lun(lun)
+        store.delete()
+    Output().line(f"{args.name} is deleted; its storage stays")
+    return Exit.OK
+
+
+def _resize(args: argparse.Namespace) -> int:
+    lio = _rtslib()
+    store = _find(lio, args.name)
+    with _explained(lio, f"resizing {args.name}"):
+        store.set_attribute("dev_size", args.size)
+    Output().line(f"{args.name}: {human(args.size)}")
+    return Exit.OK
+
+
+def _export(args: argparse.Namespace) -> int:
+    lio = _rtslib()
+    store = _find(lio, args.name)
+    out = Output()
+    with _explained(lio, f"exporting {args.name}"):
+        if args.iscsi:
+            _export_iscsi(lio, store, args, out)
+        else:
+            _export_loopback(lio, store, args, out)
+    return Exit.OK
+
+
+def _export_loopback(lio: Any, store: Any, args: argparse.Namespace, out: Output) -> None:
+    target = lio.Target(lio.FabricModule("loopback"), args.target)
+    tpg = lio.TPG(target, 1)
+    lun = lio.LUN(tpg, storage_object=store)
+    address = (Path(tpg.path) / "address").read_text().strip()
+    disk = _wait_for_disk(f"{address}:{lun.lun}")
+    out.line(disk or f"{target.wwn} LUN {lun.lun}: no disk appeared within {DISK_SECONDS:g} s (see dmesg)")
+
+
+def _export_iscsi(lio: Any, store: Any, args: argparse.Namespace, out: Output) -> None:
+    if not args.acl and not args.open:
+        raise TcmuError("say who may log in: --acl IQN for each initiator (/etc/iscsi/initiatorname.iscsi), or --open")
+    host, port = _portal(args.portal)
+    target = lio.Target(lio.FabricModule("iscsi"), args.target)
+    tpg = lio.TPG(target, 1)
+    tpg.set_attribute("authentication", 0)
+    if args.open:
+        tpg.set_attribute("generate_node_acls", 1)
+        tpg.set_attribute("demo_mode_write_protect", 0)
+    lun = lio.LUN(tpg, storage_object=store)
+    if not any((one.ip_address.strip("[]"), one.port) == (host, port) for one in tpg.network_portals):
+        lio.NetworkPortal(tpg, f"[{host}]" if ":" in host else host, port)
+    for iqn in args.acl:
+        acl = lio.NodeACL(tpg, iqn)
+        if all(mapped.tpg_lun.lun != lun.lun for mapped in acl.mapped_luns):
+            lio.MappedLUN(acl, lun.lun, lun.lun)
+    tpg.enable = True
+    out.line(f"{target.wwn} LUN {lun.lun} at {args.portal}")
+    out.line(f"iscsiadm -m discovery -t sendtargets -p {args.portal}")
+    out.line(f"iscsiadm -m node -T {target.wwn} -p {args.portal} --login")
+
+
+def _unexport(args: argparse.Namespace) -> int:
+    lio = _rtslib()
+    store = _find(lio, args.name)
+    luns = list(store.attached_luns)
+    if not luns:
+        raise TcmuError(f"{args.name} is not exported")
+    out = Output()
+    for lun in luns:
+        where = _where(lun)
+        with _explained(lio, f"removing {where}"):
+            _remove_lun(lun)
+        out.line(f"{where} is gone")
+    return Exit.OK
+
+
+def _devices(args: argparse.Namespace) -> int:
+    lio = _rtslib()
+    minors = {name.device: minor for minor, name in uio.devices()}
+    found = []
+    for store in sorted(_stores(lio), key=lambda one: str(one.name)):
+        minor = minors.get(store.name)
+        found.append(
+            {
+                "name": store.name,
+                "size": store.size,
+                "config": store.config,
+                "serial": store.wwn,
+                "uio": None if minor is None else f"uio{minor}",
+                "exports": [_where(lun) for lun in store.attached_luns],
+            }
+        )
+    out = Output()
+    if args.json:
+        out.json(found)
+    elif found:
+        rows = [
+            [one["name"], human(one["size"]), one["config"], one["uio"] or "-", ", ".join(one["exports"]) or "-"]
+            for one in found
+        ]
+        out.table(["NAME", "SIZE", "CONFIG", "UIO", "EXPORTED AS"], rows)
+    return Exit.OK
+
+
+# -- what they need ---------------------------------------------------------------------------------------------------
+
+
+def _rtslib() -> Any:
+    """Return rtslib, which is needed here alone."""
+    if os.geteuid():
+        raise TcmuError("kernel devices are root's: run it with sudo")
+    try:
+        import rtslib_fb
+    except ImportError as error:
+        raise TcmuError(f"this needs {error.name}: `pip install 'tcmu-core[kernel]'` brings it") from error
+    return rtslib_fb
+
+
+def _stores(lio: Any) -> Iterator[Any]:
+    return (store for store in lio.RTSRoot().storage_objects if store.plugin == "user")
+
+
+def _find(lio: Any, name: str) -> Any:
+    names = []
+    for store in _stores(lio):
+        if store.name == name:
+            return store
+        names.append(store.name)
+    raise TcmuError(f"there is no device {name!r}; there are: {', '.join(sorted(names)) or 'none'}")
+
+
+def _check(handler: str, cfgstring: str, config: str) -> None:
+    """Find out what is wrong before the kernel is asked; raises `ConfigError` or `HandlerError`."""
+    for char in ",:\n ":
+        if char in config:
+            raise ConfigError(f"a kernel device's cfgstring can't hold {char!r}: configfs or rtslib would cut it there")
+    if len(config.encode()) > MAX_LENGTH:
+        raise ConfigError(f"the configuration is longer than the {MAX_LENGTH} bytes that the kernel keeps")
+    _, body = split_runner_options(cfgstring)
+    try:
+        found = Registry().get(handler)
+    except HandlerError:
+        return  # tcmu-runner may look in more places than we do: it will say
+    found.check_config(body)
+
+
+def _need_runner() -> None:
+    """Raise unless a runner holds its lock: without one the kernel would wait, or nobody would serve the device."""
+    try:
+        fd = os.open(RUNNER_LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise TcmuError("tcmu-runner is not running: `systemctl start tcmu-runner`") from None
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(fd)
+    raise TcmuError("tcmu-runner is not running: `systemctl start tcmu-runner`")
+
+
+@contextlib.contextmanager
+def _explained(lio: Any, action: str) -> Iterator[None]:
+    """Turn what rtslib and the kernel say into one message."""
+    try:
+        yield
+    except (lio.RTSLibError, OSError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if not isinstance(cause, OSError) or cause.errno is None:
+            raise TcmuError(f"{action}: {error}") from error
+        reason = _REASONS.get(cause.errno)
+        hint = f": {reason}; tcmu-runner's log says more" if reason else ""
+        raise TcmuError(f"{action}: {os.strerror(cause.errno)}{hint}") from error
+
+
+def _where(lun: Any) -> str:
+    target = lun.parent_tpg.parent_target
+    return f"{target.fabric_module.name} {target.wwn} LUN {lun.lun}"
+
+
+def _remove_lun(lun: Any) -> None:
+    """Remove a LUN, and its target if that has no other."""
+    tpg = lun.parent_tpg
+    target = tpg.parent_target
+    lun.delete()
+    if not list(tpg.luns):
+        target.delete()
+
+
+def _portal(text: str) -> tuple[str, int]:
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        port = rest.removeprefix(":")
+    else:
+        host, _, port = text.partition(":") if text.count(":") == 1 else (text, "", "")
+    if port and not port.isdigit():
+        raise ConfigError(f"{text!r} is no portal: write HOST, HOST:PORT or [IPV6]:PORT")
+    return host, int(port or PORT)
+
+
+def _wait_for_disk(address: str) -> str:
+    """Return the device node of the SCSI device at `host:channel:target:lun`, empty when none appears."""
+    directory = Path("/sys/class/scsi_device") / address / "device" / "block"
+    deadline = time.monotonic() + DISK_SECONDS
+    while time.monotonic() < deadline:
+        if directory.is_dir():
+            for entry in directory.iterdir():
+                return f"/dev/{entry.name}"
+        time.sleep(0.05)
+    return ""
