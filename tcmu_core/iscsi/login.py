@@ -150,6 +150,7 @@ class Login:
         self._stage = move
         if move != Stage.FULL_FEATURE:
             return FINAL | csg << 2 | move, answers, request.tsih
+        self._check_digests()
         return FINAL | csg << 2 | move, answers, self._directory.new_tsih()
 
     def _check(self, request: LoginRequest) -> tuple[Stage, Stage | None]:
@@ -199,6 +200,15 @@ class Login:
         if not self.access.allows(name):
             raise LoginError(LoginStatus.FORBIDDEN, f"initiator {name!r} is not allowed")
         self._authenticated = not self.access.users
+
+    def _check_digests(self) -> None:
+        """Refuse an initiator that offered no digest, or none that we take, where we want one."""
+        for key, agreed, wanted in (
+            ("HeaderDigest", self._parameters.header_digest, self._settings.header_digests),
+            ("DataDigest", self._parameters.data_digest, self._settings.data_digests),
+        ):
+            if agreed not in wanted:
+                raise LoginError(LoginStatus.INITIATOR_ERROR, f"{key} must be {' or '.join(wanted)}")
 
     @property
     def access(self) -> Access:

@@ -304,6 +304,12 @@ def test_the_stage_that_is_reserved_fails() -> None:
     failed(answer, LoginStatus.INITIATOR_ERROR, walk)
 
 
+@pytest.mark.parametrize("offer", [{}, {"HeaderDigest": "None"}], ids=["no offer", "None"])
+def test_a_digest_that_we_want_and_do_not_get_fails(offer: dict[str, str]) -> None:
+    walk = Walk(PortalSettings(header_digests=("CRC32C",)))
+    failed(walk.step(offer, OPERATION, FULL), LoginStatus.INITIATOR_ERROR, walk)
+
+
 def test_negotiating_a_key_twice_fails() -> None:
     walk = Walk()
     walk.step({"MaxBurstLength": "4096"}, OPERATION)
