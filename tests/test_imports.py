@@ -14,7 +14,7 @@ PLUGINS = sorted(path for path in ROOT.glob("plugins/tcmu-*/tcmu_*") if path.is_
 
 # Each part may import those in the lines above it, and itself; '' is the package itself, `import tcmu_core`.
 LAYERS = (
-    {"errors", "loop", "log", "state"},
+    {"errors", "loop", "log", "sdnotify", "state"},
     {"scsi", "config.cfgstring"},
     {"device"},
     {"hookspecs"},
