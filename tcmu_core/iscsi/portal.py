@@ -19,6 +19,7 @@ log = logging.getLogger("tcmu.iscsi")
 
 PIECES = 256  # of one sendmsg; the kernel takes 1024
 BACKLOG = 64
+ACCEPT_PAUSE = 1.0  # seconds
 
 
 def transport_id(initiator: str, isid: bytes) -> bytes:
@@ -170,7 +171,7 @@ class Portal:
         self.loop = loop
         self.settings = settings
         self.targets = dict(targets)
-        self.peers: set[Peer] = set()
+        self.peers: dict[Peer, None] = {}  # in the order in which they came
         self._by_connection: dict[Connection, Peer] = {}
         self._listeners: list[socket.socket] = []
         self._tsih = 0
@@ -219,9 +220,17 @@ class Portal:
     def _accept(self, listener: socket.socket, _events: int) -> None:
         try:
             sock, address = listener.accept()
-        except OSError as error:  # out of descriptors, or the peer has gone
-            log.warning("accept: %s", error)
+        except BlockingIOError:
             return
+        except OSError as error:  # out of descriptors: the connection waits, and must not keep us busy meanwhile
+            log.warning("accept: %s", error)
+            self.loop.modify(listener.fileno(), 0)
+            self.loop.call_later(ACCEPT_PAUSE, self._accept_again, listener)
+            return
+        if len(self.peers) >= self.settings.limits.connections:
+            idle = next((peer for peer in self.peers if peer.connection.session is None), None)
+            if idle is not None:  # the oldest that has not logged in makes room
+                idle.close("others want to log in")
         if len(self.peers) >= self.settings.limits.connections:
             log.warning("%s: refused, there are %d connections already", address[0], len(self.peers))
             sock.close()
@@ -229,8 +238,12 @@ class Portal:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         peer = Peer(self, sock, format_address(*address[:2]))
-        self.peers.add(peer)
+        self.peers[peer] = None
         self._by_connection[peer.connection] = peer
+
+    def _accept_again(self, listener: socket.socket) -> None:
+        if listener in self._listeners:
+            self.loop.modify(listener.fileno(), READ)
 
     # -- what connections ask (connection.Host) -----------------------------------------------------------------------
 
@@ -313,7 +326,7 @@ class Portal:
 
     def forget(self, peer: Peer) -> None:
         """A peer has closed."""
-        self.peers.discard(peer)
+        self.peers.pop(peer, None)
         self._by_connection.pop(peer.connection, None)
         if not self.peers and self._closing is not None:
             then, self._closing = self._closing, None

@@ -49,6 +49,8 @@ log = logging.getLogger("tcmu.iscsi")
 
 BATCH = 256  # PDUs handled before other connections get their turn
 IMMEDIATE_COMMANDS = 16  # beyond the window
+HEAVY = 1 << 20  # bytes: a command of more is the last of its batch
+HELD_COST = 512  # bytes of memory that a held PDU takes besides its data
 
 Listing = Callable[[str], Iterable[tuple[str, Iterable[str]]]]  # targets and addresses that an initiator may see
 
@@ -317,6 +319,8 @@ class Session:
                 self.stalled = True
                 return False
             self._accept(pdu)
+            if isinstance(pdu, p.ScsiCommand) and pdu.expected_length > HEAVY:
+                self.stalled = True
         except DigestError:
             self.reject(header, RejectReason.DATA_DIGEST_ERROR)
             self.writes.corrupted(header)
@@ -328,7 +332,7 @@ class Session:
         except ConnectionEnded as error:
             self.end(str(error))
         inbox.start = start + size
-        return True
+        return not self.stalled
 
     def _accept(self, pdu: p.Pdu) -> None:
         if isinstance(pdu, p.DataOut):
@@ -358,7 +362,7 @@ class Session:
         # else 4.2.2.1: outside of the window, or there already: silently ignored
 
     def _hold(self, pdu: p.Pdu) -> p.Pdu:
-        self._held_bytes += len(pdu.data) + BHS
+        self._held_bytes += len(pdu.data) + HELD_COST
         if self._held_bytes > self.limits.memory // 8:
             raise PduError("too much that is out of order", fatal=True)
         return replace(pdu, data=memoryview(bytearray(pdu.data)))
@@ -378,7 +382,7 @@ class Session:
             if not held:  # aborted before it came
                 self.exp_cmd_sn = (self.exp_cmd_sn + 1) & SERIAL
             for pdu in held:
-                self._held_bytes -= len(pdu.data) + BHS
+                self._held_bytes -= len(pdu.data) + HELD_COST
                 try:
                     if isinstance(pdu, p.ScsiCommand) and pdu.flags & COMMAND_READ:
                         self._room_for(pdu, force=True)
@@ -496,7 +500,7 @@ class Session:
         if ahead >= min((before - self.exp_cmd_sn) & SERIAL, self.limits.queue_depth - self._busy()):
             return False
         for pdu in self._held.pop(cmd_sn, ()):
-            self._held_bytes -= len(pdu.data) + BHS
+            self._held_bytes -= len(pdu.data) + HELD_COST
         self._held[cmd_sn] = []
         self._replay()
         return True

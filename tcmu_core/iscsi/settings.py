@@ -70,6 +70,14 @@ class Limits:
     memory: int = 67108864  # data in flight for one session
     send_queue: int = 4194304  # unsent output beyond which a session's commands wait
 
+    def __post_init__(self) -> None:
+        for name in ("segment", "burst", "first_burst"):
+            if not 512 <= getattr(self, name) <= 0xFFFFFF:  # RFC 7143 13.12 to 13.14
+                raise ConfigError(f"{name}: must be 512 to 16777215 bytes")
+        for name in ("connections", "queue_depth", "outstanding_r2t"):
+            if not 1 <= getattr(self, name) <= 65535:
+                raise ConfigError(f"{name}: must be 1 to 65535")
+
 
 @dataclass(frozen=True, slots=True)
 class PortalSettings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -80,6 +81,34 @@ def test_more_connections_than_the_limit_are_closed_at_once() -> None:
         with running.client() as two:
             assert two.receive() is None
         assert one.read(0, 1) == bytes(512)
+
+
+def test_a_peer_that_has_not_logged_in_makes_room_for_the_next() -> None:
+    with served(limited(connections=1)) as running, running.client() as idle, running.client() as busy:
+        assert busy.login().read(0, 1) == bytes(512)
+        assert idle.receive() is None
+
+
+def test_a_portal_that_can_not_accept_tries_again(portal: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tcmu_core.iscsi.portal.ACCEPT_PAUSE", 0.01)
+    (listener,) = portal.portal._listeners
+    failures = [OSError(24, "Too many open files")]
+
+    class Broken:
+        fileno = listener.fileno
+
+        def accept(self) -> object:
+            if failures:
+                raise failures.pop()
+            return listener.accept()
+
+    broken = Broken()
+    portal.call(lambda: portal.portal._listeners.append(broken))  # type: ignore[arg-type]
+    portal.call(lambda: portal.loop._callbacks.update({listener.fileno(): partial(portal.portal._accept, broken)}))  # type: ignore[arg-type]
+    with portal.client() as client:
+        assert client.login().read(0, 1) == bytes(512)
+    assert not failures
+    portal.call(lambda: portal.portal._listeners.remove(broken))  # type: ignore[arg-type]
 
 
 def test_a_peer_that_does_not_log_in_is_closed() -> None:

@@ -193,6 +193,21 @@ def test_a_session_with_too_much_pending_takes_no_more_until_some_ends() -> None
     assert len(wire.unit.held) == 3
 
 
+def test_a_read_of_many_segments_is_the_last_of_its_batch() -> None:
+    wire = logged_in({"MaxRecvDataSegmentLength": "512"})
+    greedy = wire.initiator.command(cdb_10(0x28, 0, 1), read=0xFFFFFFFF)
+    data = wire.initiator.encode(greedy, wire.initiator.read_10(0, 1))
+    wire.connection.room()[: len(data)] = data
+    wire.connection.received(len(data))
+    assert len(wire.unit.commands) == 1
+    assert wire.connection.stalled
+    (answer,) = wire.collect()
+    assert isinstance(answer, p.DataIn)
+    assert answer.residual == 0xFFFFFFFF - 512
+    wire.connection.pump()
+    assert len(wire.unit.commands) == 2
+
+
 # -- other commands ---------------------------------------------------------------------------------------------------
 
 

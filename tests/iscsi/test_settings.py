@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tcmu_core.errors import ConfigError
-from tcmu_core.iscsi.settings import Access, ChapUser, PortalSettings, format_address, parse_address
+from tcmu_core.iscsi.settings import Access, ChapUser, Limits, PortalSettings, format_address, parse_address
 
 JOE = ChapUser("joe", b"joes secret!")
 
@@ -63,6 +63,14 @@ def test_a_list_of_everybody_keeps_nobody_out() -> None:
 
 def test_insecure_is_the_word_that_allows_it() -> None:
     PortalSettings(addresses=("0.0.0.0:3260",), insecure=True)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"segment": 511}, {"burst": 1 << 24}, {"first_burst": 0}, {"connections": 0}, {"queue_depth": 65536}]
+)
+def test_a_limit_that_the_protocol_does_not_know_is_named(limits: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(limits))):
+        Limits(**limits)
 
 
 def test_an_unknown_digest_is_named() -> None:
