@@ -18,7 +18,7 @@ from typing import Any
 
 from tcmu_core.config.cfgstring import split_runner_options
 from tcmu_core.device import Change, Device
-from tcmu_core.errors import CommandError, ConfigError, DataProtect, HandlerError, TcmuError
+from tcmu_core.errors import CommandError, ConfigError, DataProtect, HandlerError, MediumRemovalPrevented, TcmuError
 from tcmu_core.handlers.registry import Registry
 from tcmu_core.kernel.configfs import Backstore, ConfigfsError
 from tcmu_core.kernel.ring import Ring
@@ -260,10 +260,12 @@ class Worker:
             self.unit.resize(change.size)
         elif change.cfgstring is not None:
             _, cfgstring = split_runner_options(change.cfgstring)
-            if cfgstring != device.cfgstring:
+            # A drive that an initiator emptied takes the disc back that it had.
+            if cfgstring != device.cfgstring or (device.removable and not device.size):
                 backend.reconfigure(Change(cfgstring=cfgstring))
                 device.cfgstring = cfgstring
-                self.unit.resize(device.size or 0)
+                if not device.removable:  # another medium is more than another capacity: its handler has told of it
+                    self.unit.resize(device.size or 0)
                 self.unit.refresh()
         elif change.write_cache is not None and change.write_cache != device.write_cache:
             backend.reconfigure(change)
@@ -282,6 +284,8 @@ def errno_of(error: BaseException) -> int:
         return errno.EOPNOTSUPP
     if isinstance(error, DataProtect):
         return errno.EROFS
+    if isinstance(error, MediumRemovalPrevented):
+        return errno.EBUSY
     if isinstance(error, MemoryError):
         return errno.ENOMEM
     if isinstance(error, HandlerError):
