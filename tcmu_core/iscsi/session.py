@@ -33,6 +33,7 @@ from tcmu_core.iscsi.constants import (
 from tcmu_core.iscsi.direction import DIRECTION, IN, OUT
 from tcmu_core.iscsi.discovery import TextExchange, send_targets
 from tcmu_core.iscsi.errors import ConnectionEnded, DigestError, PduError
+from tcmu_core.iscsi.held import Held
 from tcmu_core.iscsi.login import Outcome
 from tcmu_core.iscsi.management import TaskManagement
 from tcmu_core.iscsi.negotiation import When, negotiate
@@ -50,7 +51,6 @@ log = logging.getLogger("tcmu.iscsi")
 BATCH = 256  # PDUs handled before other connections get their turn
 IMMEDIATE_COMMANDS = 16  # beyond the window
 HEAVY = 1 << 20  # bytes: a command of more is the last of its batch
-HELD_COST = 512  # bytes of memory that a held PDU takes besides its data
 
 Listing = Callable[[str], Iterable[tuple[str, Iterable[str]]]]  # targets and addresses that an initiator may see
 
@@ -98,8 +98,7 @@ class Session:
         self.stat_sn = outcome.stat_sn
         self.tasks: dict[int, Task] = {}  # in the engine's hands, by initiator task tag
         self._luns: dict[bytes, tuple[Callable[[Command], bool], Nexus]] = {}
-        self._held: dict[int, list[p.Pdu]] = {}  # by CmdSN: what came before its turn
-        self._held_bytes = 0
+        self._held = Held(self.limits.memory // 8)
         self._reserved = 0  # bytes of pending commands
         self._finished: list[Task] = []  # ended while pump ran
         self.pumping = False
@@ -336,7 +335,7 @@ class Session:
 
     def _accept(self, pdu: p.Pdu) -> None:
         if isinstance(pdu, p.DataOut):
-            if pdu.itt not in self.writes.transfers and self._hold_data(pdu):
+            if pdu.itt not in self.writes.transfers and self._held.add_data(pdu):
                 return
             self.writes.data_out(pdu)
             return
@@ -357,36 +356,23 @@ class Session:
             handler(pdu)
             if self._held:
                 self._replay()
-        elif ahead < self.limits.queue_depth - self._busy() and cmd_sn not in self._held:
-            self._held[cmd_sn] = [self._hold(pdu)]
-        # else 4.2.2.1: outside of the window, or there already: silently ignored
-
-    def _hold(self, pdu: p.Pdu) -> p.Pdu:
-        self._held_bytes += len(pdu.data) + HELD_COST
-        if self._held_bytes > self.limits.memory // 8:
-            raise PduError("too much that is out of order", fatal=True)
-        return replace(pdu, data=memoryview(bytearray(pdu.data)))
-
-    def _hold_data(self, pdu: p.DataOut) -> bool:
-        """Keep data with the command that it belongs to, if that is held."""
-        for held in self._held.values():
-            if held and getattr(held[0], "itt", None) == pdu.itt:
-                held.append(self._hold(pdu))
-                return True
-        return False
+        elif ahead < self.limits.queue_depth - self._busy():
+            self._held.add(cmd_sn, pdu)
+        # else 4.2.2.1: outside of the window: silently ignored
 
     def _replay(self) -> None:
         """Handle what waited for its turn."""
-        while self.exp_cmd_sn in self._held and self.ended is None:
+        while self.ended is None:
             held = self._held.pop(self.exp_cmd_sn)
+            if held is None:
+                return
             if not held:  # aborted before it came
                 self.exp_cmd_sn = (self.exp_cmd_sn + 1) & SERIAL
             for pdu in held:
-                self._held_bytes -= len(pdu.data) + HELD_COST
                 try:
                     if isinstance(pdu, p.ScsiCommand) and pdu.flags & COMMAND_READ:
                         self._room_for(pdu, force=True)
-                    self._accept(replace(pdu, immediate=False))
+                    self._accept(pdu)
                 except PduError as error:
                     self.reject(p.LAYOUTS[pdu.OPCODE].encode(pdu), error.reason)
 
@@ -499,9 +485,7 @@ class Session:
         ahead = (cmd_sn - self.exp_cmd_sn) & SERIAL
         if ahead >= min((before - self.exp_cmd_sn) & SERIAL, self.limits.queue_depth - self._busy()):
             return False
-        for pdu in self._held.pop(cmd_sn, ()):
-            self._held_bytes -= len(pdu.data) + HELD_COST
-        self._held[cmd_sn] = []
+        self._held.abort(cmd_sn)
         self._replay()
         return True
 
