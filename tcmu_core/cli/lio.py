@@ -51,15 +51,15 @@ def add_commands(subparsers: Any) -> None:
     create.add_argument("--serial", help="unit serial number (a random one)")
 
     delete = _command(subparsers, "delete", _delete, "remove a kernel device; its storage stays")
-    delete.add_argument("name", metavar="NAME")
+    delete.add_argument("name", metavar="NAME", help="the device's name, as `tcmu devices` lists it")
     delete.add_argument("--force", action="store_true", help="even if it is exported")
 
     resize = _command(subparsers, "resize", _resize, "give a kernel device a new size while it is in use")
-    resize.add_argument("name", metavar="NAME")
-    resize.add_argument("size", metavar="SIZE", type=size_argument)
+    resize.add_argument("name", metavar="NAME", help="the device's name, as `tcmu devices` lists it")
+    resize.add_argument("size", metavar="SIZE", type=size_argument, help="4096, 64M, 1.5G …")
 
     export = _command(subparsers, "export", _export, "show a kernel device to this host (loopback) or by iSCSI")
-    export.add_argument("name", metavar="NAME")
+    export.add_argument("name", metavar="NAME", help="the device's name, as `tcmu devices` lists it")
     export.add_argument("--iscsi", action="store_true", help="by LIO's iSCSI target instead of as a local disk")
     export.add_argument("--target", metavar="WWN", help="of the target to make or to add a LUN to (a new one)")
     export.add_argument("--portal", metavar="HOST[:PORT]", default="127.0.0.1", help="where to listen (127.0.0.1)")
@@ -67,7 +67,7 @@ def add_commands(subparsers: Any) -> None:
     export.add_argument("--open", action="store_true", help="let every initiator in, without a password")
 
     unexport = _command(subparsers, "unexport", _unexport, "take a kernel device from whoever it was shown to")
-    unexport.add_argument("name", metavar="NAME")
+    unexport.add_argument("name", metavar="NAME", help="the device's name, as `tcmu devices` lists it")
 
     devices = _command(subparsers, "devices", _devices, "list the kernel devices, their storage and exports")
     devices.add_argument("--json", action="store_true", help="print JSON, for programs")
@@ -76,7 +76,9 @@ def add_commands(subparsers: Any) -> None:
 def _command(
     subparsers: Any, name: str, run: Callable[[argparse.Namespace], int], about: str
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = subparsers.add_parser(name, help=about, description=about.capitalize() + ".")
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name, help=about, description=f"{about[0].upper()}{about[1:]}."
+    )
     assert isinstance(parser, Parser)
     parser.set_defaults(func=run)
     return parser

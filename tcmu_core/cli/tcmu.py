@@ -80,15 +80,13 @@ SUBCOMMANDS = (
 MORE = ("tcmu_core.cli.lio", "tcmu_core.cli.install")  # each adds its own commands: add_commands(subparsers)
 
 
-def common() -> Parser:
-    """Return the options that every subcommand has."""
-    parser = Parser(add_help=False)
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every subcommand has."""
     group = parser.add_argument_group("messages")
     group.add_argument("-v", "--verbose", action="count", default=0, help="log more on stderr; twice for more still")
     group.add_argument(
         "-d", "--debug", action="store_true", help="log all, each SCSI command by name too, and show tracebacks"
     )
-    return parser
 
 
 def parser() -> argparse.ArgumentParser:
@@ -104,12 +102,13 @@ def parser() -> argparse.ArgumentParser:
             help=command.help,
             description=command.description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            parents=[common()],
         )
         command.arguments(sub)
         sub.set_defaults(func=command.run)
     for module in (name for name in MORE if importlib.util.find_spec(name)):
         importlib.import_module(module).add_commands(subparsers)
+    for sub in subparsers.choices.values():
+        add_common(sub)
     return top
 
 
