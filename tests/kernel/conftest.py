@@ -26,6 +26,8 @@ def host(machine_host: Host) -> Iterator[Host]:
         "cd /sys/kernel/config/target;"
         "for t in loopback/naa.*; do [ -d $t ] || continue;"
         " rm -f $t/tpgt_1/lun/lun_*/x; rmdir $t/tpgt_1/lun/lun_* $t/tpgt_1 $t; done;"
-        "for d in core/user_*/*/enable; do [ -e $d ] && rmdir ${d%/enable}; done; true",
+        "ls -d iscsi/iqn* > /dev/null 2>&1 && targetctl clear;"
+        "for d in core/user_*/*/enable; do [ -e $d ] && rmdir ${d%/enable}; done;"
+        "rmdir core/user_* 2> /dev/null; rm -rf /var/tmp/t/*; true",
         timeout=60,
     )

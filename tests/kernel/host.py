@@ -28,7 +28,8 @@ class Host:
         self.log_dir.mkdir()
         self.configure()
         self.sh(
-            "mkdir -p /run/dbus /etc/target /etc/target/pr /var/target/pr; dbus-daemon --system --fork;"
+            "mkdir -p /run/dbus /etc/target/pr /var/target/pr /etc/rtslib-fb-target/pr; dbus-daemon --system --fork;"
+            "modprobe target_core_mod; echo -n /etc/rtslib-fb-target > /sys/kernel/config/target/dbroot;"
             "modprobe -a target_core_user tcm_loop iscsi_target_mod target_core_file iscsi_tcp;"
             f"echo InitiatorName={INITIATOR} > /etc/iscsi/initiatorname.iscsi; iscsid;"
             "mkdir -p /var/tmp/t"

@@ -1,0 +1,169 @@
+"""What goes wrong takes nobody else down: bad opens, hung and crashing handlers, killed workers and supervisors."""
+
+from __future__ import annotations
+
+import errno
+import time
+
+import pytest
+
+from tests.kernel.host import CORE, Host
+
+pytestmark = pytest.mark.vm
+
+MIB = 1 << 20
+FIO = (
+    "fio --name=v --filename={disk} --rw=randrw --bs=4k --size=16M --verify=crc32c --verify_fatal=1 --ioengine=libaio"
+    " --direct=1 --iodepth=8 --verify_backlog=256 --time_based --runtime={seconds} --output-format=json"
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("moody/open=nospace", errno.ENOSPC),
+        ("moody/open=raise", errno.EIO),
+        ("moody/open=exit", errno.EIO),
+        ("moody/bad", errno.EINVAL),
+        ("file//nowhere/at/all", errno.EINVAL),
+        ("nosuch/x", errno.ENOENT),
+        ("mood/x", errno.ENOENT),  # a prefix of a handler's name is another name
+    ],
+)
+def test_an_open_that_fails_gives_its_errno_and_leaves_nothing(host: Host, config: str, says: int) -> None:
+    made = host.create("no", 8 * MIB, config)
+    assert made.returncode != 0
+    script = (
+        "import os,sys\n"
+        f"os.makedirs('{CORE}/user_1/no')\nd='{CORE}/user_1/no/'\n"
+        "w=lambda f,v: os.write(os.open(d+f,os.O_WRONLY),v.encode())\n"
+        f"w('control','dev_size={8 * MIB}'); w('control','dev_config={config}')\n"
+        "try:\n w('enable','1')\nexcept OSError as e:\n print(e.errno)\n"
+        "os.rmdir(d)\n"
+    )
+    assert host.run(["/usr/bin/python3", "-c", script]).stdout.strip() == str(says)
+    assert host.sh("ls /dev/uio* 2> /dev/null | wc -l").strip() == "0"
+    assert host.create("yes", 8 * MIB, "ram/").returncode == 0
+
+
+def test_an_open_that_hangs_holds_up_nobody(host: Host) -> None:
+    hanging = host.machine.spawn(
+        f"mkdir -p {CORE}/user_9/hang; cd {CORE}/user_9/hang; echo -n dev_size={8 * MIB} > control;"
+        "echo -n dev_config=moody/open=hang > control; echo -n 1 > enable"
+    )
+    host.wait(lambda: "user_9" in host.sh(f"ls {CORE}") and "uio" in host.sh("ls /dev"), 30, "the device is being opened")
+    assert host.create("other", 8 * MIB, "ram/").returncode == 0
+    assert host.remove("other").returncode == 0
+    assert hanging.poll() is None
+    worker = host.sh("pgrep -f '^tcmu:hang' || ps -eo pid,comm | awk '$2 == \"tcmu:hang\" {print $1}'").split()[0]
+    host.sh(f"kill -9 {worker}")
+    assert hanging.wait(30).returncode != 0
+    host.sh(f"rmdir {CORE}/user_9/hang")
+
+
+@pytest.mark.parametrize("mood", ["raise", "exit", "hang"])
+def test_a_handler_that_fails_in_a_read_harms_its_own_device_alone(host: Host, mood: str) -> None:
+    assert host.create("ill", 8 * MIB, f"moody/read={mood}").returncode == 0
+    assert host.create("well", 8 * MIB, "ram/", hba=2).returncode == 0
+    ill, well = host.plug("ill"), host.plug("well", hba=2, number=2)
+    reading = host.machine.spawn(f"dd if={ill} of=/dev/null bs=4k skip=300 count=1 iflag=direct")
+    host.sh(f"dd if={well} of=/dev/null bs=1M count=8 iflag=direct 2> /dev/null")
+    if mood == "raise":
+        assert reading.wait(60).returncode != 0
+        host.sh(f"dd if={ill} of=/dev/null bs=4k count=1 iflag=direct 2> /dev/null")
+    else:
+        time.sleep(1)
+        if mood == "hang":
+            host.sh(f"kill -9 {host.worker('ill')}")
+        host.sh(f"dd if={well} of=/dev/null bs=1M count=8 iflag=direct 2> /dev/null")
+        reading.kill()
+    host.unplug(number=2)
+    assert host.remove("well", hba=2).returncode == 0
+
+
+def killing(host: Host, victim: str, seconds: int, every: float) -> None:
+    """Run fio on two devices for `seconds` and do `victim`'s harm to the first every few seconds."""
+    for number, name in ((1, "one"), (2, "two")):
+        assert host.create(name, 32 * MIB, f"file//var/tmp/t/{name}.img", hba=number).returncode == 0
+    disks = [host.plug("one", hba=1, number=1), host.plug("two", hba=2, number=2)]
+    jobs = [host.machine.spawn(FIO.format(disk=disk, seconds=seconds)) for disk in disks]
+    end = time.monotonic() + seconds - 2
+    kills = 0
+    while time.monotonic() < end:
+        time.sleep(every)
+        if victim == "worker":
+            host.run(f"kill -9 {host.worker('one')}")
+        else:
+            assert host.runner is not None
+            host.runner.kill()
+            host.runner.wait(30)
+            host.start()
+        kills += 1
+    for job in jobs:
+        result = job.wait(seconds + 120)
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+        assert "verify" not in result.stderr
+    assert kills > 1
+
+
+def test_workers_that_are_killed_under_load_cost_no_error(host: Host) -> None:
+    killing(host, "worker", 15, 3)
+    assert "killed by SIGKILL" in host.log()
+
+
+def test_a_supervisor_that_is_killed_under_load_costs_no_error(host: Host) -> None:
+    killing(host, "supervisor", 20, 2)
+
+
+def test_sigterm_under_load_ends_in_bounded_time_and_the_next_start_carries_on(host: Host) -> None:
+    assert host.create("load", 32 * MIB, "file//var/tmp/t/load.img").returncode == 0
+    disk = host.plug("load")
+    job = host.machine.spawn(FIO.format(disk=disk, seconds=12))
+    time.sleep(2)
+    before = time.monotonic()
+    assert host.stop(30).returncode == 0
+    assert time.monotonic() - before < 25
+    assert host.sh("ps -eo comm | grep -c ^tcmu: || true").strip() == "0"
+    host.start()
+    result = job.wait(120)
+    assert result.returncode == 0, result.stdout[-2000:]
+
+
+def test_without_a_runner_devices_can_be_removed_and_made_and_the_next_start_serves_them(host: Host) -> None:
+    assert host.create("old", 8 * MIB, "ram/").returncode == 0
+    assert host.stop().returncode == 0
+    assert host.remove("old").returncode == 0
+    assert host.create("new", 8 * MIB, "ram/").returncode == 0
+    host.start()
+    disk = host.plug("new")
+    host.sh(f"dd if={disk} of=/dev/null bs=1M count=8 iflag=direct 2> /dev/null")
+
+
+def test_a_device_is_removed_while_it_is_used(host: Host) -> None:
+    assert host.create("gone", 32 * MIB, "file//var/tmp/t/gone.img").returncode == 0
+    disk = host.plug("gone")
+    job = host.machine.spawn(FIO.format(disk=disk, seconds=30))
+    time.sleep(1)
+    host.unplug()
+    assert host.remove("gone").returncode == 0
+    job.wait(60)
+    assert host.sh("ls /dev/uio* 2> /dev/null | wc -l").strip() == "0"
+
+
+def test_a_second_runner_says_that_there_is_one(host: Host) -> None:
+    import sys
+
+    result = host.machine.run([sys.executable, "-m", "tcmu_core.cli.runner", "--config", host.config, "-l", "/tmp"])
+    assert result.returncode == 1
+    assert "already running" in result.stderr
+
+
+def test_a_hangup_opens_the_log_file_anew_everywhere(host: Host) -> None:
+    assert host.create("logged", 8 * MIB, "ram/").returncode == 0
+    log = host.log_dir / "tcmu-runner.log"
+    host.sh(f"mv {log} {log}.1")
+    assert host.runner is not None
+    host.runner.send_signal(1)
+    host.wait(lambda: host.run(f"test -s {log}; test -e {log}").returncode == 0 or None, 20, "the new file is there")
+    assert host.create("later", 8 * MIB, "ram/", hba=2).returncode == 0
+    assert "later" in host.sh(f"cat {log}")
