@@ -20,7 +20,7 @@ def decode(raw: bytes, bits: int) -> array[int]:
         if _SWAP and bits > 8:
             entries.byteswap()
         return entries
-    # The least significant bits come first (Refcount block entry). The table, as one long number, is masked and shifted.
+    # The least significant bits come first (Refcount block entry). The table is one long number here, masked whole.
     per_byte = 8 // bits
     number = int.from_bytes(raw)
     mask = int.from_bytes(bytes([(1 << bits) - 1]) * len(raw))

@@ -124,8 +124,10 @@ class LosingPower(HostFile):
         super().truncate(size)
 
     def punch(self, offset: int, length: int) -> bool:
-        self.log.append(("punch", offset, length))
-        return super().punch(offset, length)
+        done = super().punch(offset, length)
+        if done:
+            self.log.append(("punch", offset, length))
+        return done
 
 
 def after_power_cut(before: bytes, log: list[tuple[str, int, bytes | int]], moment: int, how: str, seed: int) -> bytes:
@@ -182,13 +184,15 @@ class PowerCuts:
         self._monkeypatch = monkeypatch
         self.logs: dict[str, list[tuple[str, int, bytes | int]]] = {}
 
-    def watch(self) -> None:
+    def watch(self, *, holes: bool = True) -> None:
+        """From now on; without `holes`, on a file system that has none."""
         cuts = self
 
         class Watched(LosingPower):
             def __init__(self, fd: int, path: str, *, read_only: bool) -> None:
                 super().__init__(fd, path, read_only=read_only)
                 self.log = cuts.logs.setdefault(path, [])
+                self._can_punch = holes
 
         self._monkeypatch.setattr(opening, "HostFile", Watched)
 

@@ -117,7 +117,7 @@ def cut_power_everywhere(
     chance = random.Random(seed)
     path, content = prepare(kind, directory, qemu, chance)
     before = path.read_bytes()
-    power_cuts.watch()
+    power_cuts.watch(holes=kind != "evictions")
     with opened_image(path, cache_bytes=1024 if kind == "evictions" else 8192) as image:
         log = power_cuts.logs[str(path)]
         load = Workload(image, content, log)
