@@ -9,6 +9,7 @@ DISTRIBUTIONS := . $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.
 PROJECTS      := $(DISTRIBUTIONS:%=%/pyproject.toml)
 EDITABLE      := $(DISTRIBUTIONS:%=-e %)
 PACKAGES      := tcmu_core $(patsubst plugins/%/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+BENCHMARKS    := $(patsubst benchmarks/%.py,%,$(shell grep -l __main__ benchmarks/*.py))
 PIP           := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 space := $(subst ,, )
@@ -31,7 +32,7 @@ lint: $(VENV)/.lint
 	    $(BIN)/mypy --strict $(addprefix -p ,$(subst -,_,$(PACKAGES)))
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m benchmarks
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 tools:
 	tools/install-test-tools
