@@ -23,6 +23,7 @@ from tcmu_core.bus.interface import (
     MANAGER_XML,
     ROOT_PATH,
     ROOT_XML,
+    MediumResult,
     handler_path,
     path_error,
 )
@@ -33,7 +34,6 @@ log = logging.getLogger("tcmu.bus")
 
 CHANGE_SECONDS = 20.0  # targetcli's call gives up after 25 s
 
-MediumResult = tuple[int, str]
 ChangeMedium = Callable[[str, str, int, str], Future[MediumResult]]
 
 
@@ -129,9 +129,6 @@ class Connection:
         return not problem
 
     def _publish(self, subtype: str, desc: str, check: Callable[..., Any], change: Callable[..., Any]) -> None:
-        # One string that is not valid on the bus would break GetManagedObjects, and every targetcli command with it.
-        text = desc.encode(errors="replace").decode().replace("\0", " ")
-
         def change_medium(call: Call, name: str, size: int, config: str) -> MediumResult | Later[MediumResult]:
             call.only_root()
             result: MediumResult | Later[MediumResult] = change(subtype, name, size, config)
@@ -141,7 +138,7 @@ class Connection:
             handler_path(subtype),
             HANDLER_XML,
             {"CheckConfig": check, "ChangeMedium": change_medium},
-            {"ConfigDesc": text},
+            {"ConfigDesc": desc},
         )
         self._objects[subtype] = exported
         self._root.emit("InterfacesAdded", "(oa{sa{sv}})", exported.path, exported.managed())

@@ -74,9 +74,17 @@ class Call:
 
     def answer(self, values: tuple[Any, ...]) -> None:
         """Return `values`, one for each out argument."""
+        try:
+            reply = GLib.Variant(
+                self._out, tuple(clean(value) if isinstance(value, str) else value for value in values)
+            )
+        except (TypeError, ValueError, OverflowError) as error:  # a caller always gets an answer
+            log.error("%s returned %r: %s", self.member, values, error)
+            self.fail(error)
+            return
         invocation = self._take()
         if invocation is not None:
-            invocation.return_value(GLib.Variant(self._out, values))
+            invocation.return_value(reply)
             _drop(invocation)
 
     def fail(self, error: BaseException) -> None:
@@ -84,12 +92,17 @@ class Call:
         invocation = self._take()
         if invocation is not None:
             name = error.name if isinstance(error, Refused) else FAILED
-            invocation.return_dbus_error(name, str(error) or repr(error))
+            invocation.return_dbus_error(name, clean(str(error) or repr(error)))
             _drop(invocation)
 
     def _take(self) -> Any:
         invocation, self._invocation = self._invocation, None
         return invocation
+
+
+def clean(text: str) -> str:
+    """Return `text` as D-Bus takes it: valid Unicode without NUL (D-Bus Specification, "Valid UTF-8 strings")."""
+    return text.encode(errors="replace").decode().replace("\0", " ")
 
 
 def _drop(invocation: Any) -> None:
@@ -124,7 +137,7 @@ class Exported:
             method.name: f"({''.join(arg.signature for arg in method.out_args)})" for method in interfaces[0].methods
         }
         self._methods = methods
-        self._properties = dict(properties or {})
+        self._properties = {name: clean(value) for name, value in (properties or {}).items()}
         self._registration = ObjectRegistration(bus, path, interfaces, self)
 
     def managed(self) -> dict[str, dict[str, Any]]:

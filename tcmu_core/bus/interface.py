@@ -13,6 +13,8 @@ PROPERTIES = "org.freedesktop.DBus.Properties"
 DBUS = "org.freedesktop.DBus"
 DBUS_PATH = "/org/freedesktop/DBus"
 
+MediumResult = tuple[int, str]  # what ChangeMedium returns: 0 or a negative errno, and what to tell the person
+
 HANDLER_XML = f"""
 <node>
   <interface name="{BUS_NAME}">

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from tcmu_core.bus.interface import BUS_NAME
+from tcmu_core.bus.interface import MediumResult
 from tcmu_core.handlers.registry import Handler
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ FIRST_RETRY = 0.5  # seconds; doubled up to LAST_RETRY
 LAST_RETRY = 30.0
 STOP_SECONDS = 5.0
 
-MediumResult = tuple[int, str]  # 0 or a negative errno, and what to tell the person
 ChangeMedium = Callable[[str, str, int, str], "MediumResult | Future[MediumResult]"]
 Post = Callable[..., object]
 
@@ -179,6 +178,3 @@ def _copy(done: Future[Any], answer: Future[Any]) -> None:
         answer.set_exception(error)
     else:
         answer.set_result(done.result())
-
-
-__all__ = ["BUS_NAME", "BusService", "ChangeMedium", "MediumResult"]

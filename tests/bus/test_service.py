@@ -157,6 +157,20 @@ def test_a_check_that_raises_is_an_answer(bus: PrivateBus, client: Client, serve
     assert (valid, message) == (False, "handler 'bad' failed in check_config: RuntimeError('oops')")
 
 
+def test_an_answer_that_is_not_valid_text_still_arrives(bus: PrivateBus, client: Client, serve: Serve) -> None:
+    def refuse(_cfgstring: str) -> None:
+        raise ConfigError("no \udcff here")
+
+    serve(bus, make_handler("file", refuse))
+    assert client.call(f"{ROOT}/file", BUS_NAME, "CheckConfig", "(s)", "file/x") == (False, "no ? here")
+
+
+def test_an_answer_of_the_wrong_type_is_an_error_to_the_caller(bus: PrivateBus, client: Client, serve: Serve) -> None:
+    serve(bus, make_handler("fbo"), change_medium=lambda *_: (1 << 40, "too much"))
+    with pytest.raises(GLib.Error, match=r"Error\.Failed"):
+        client.call(f"{ROOT}/fbo", BUS_NAME, "ChangeMedium", "(sts)", "cd", 0, "fbo//x.iso")
+
+
 def test_a_check_that_hangs_delays_no_other_call(bus: PrivateBus, client: Client, serve: Serve) -> None:
     release = threading.Event()
     serve(bus, make_handler("slow", lambda _cfgstring: void(release.wait())), make_handler("ram"))
