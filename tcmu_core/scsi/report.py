@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tcmu_core.scsi.unit import LogicalUnit, Steps
 
 _TIMEOUTS = 0x0A  # DESCRIPTOR LENGTH of a command timeouts descriptor (SPC-4 6.35.4)
+MEDIUM_CHANGED = (0x28, 0x00)  # SPC-4 annex F
 _SUPPORTED = 0x03  # SUPPORT: in conformance with the standard (SPC-4 6.35.3)
 
 
@@ -127,7 +128,11 @@ def start_stop_unit(unit: LogicalUnit, command: Command) -> Steps:
         raise MediumRemovalPrevented
     if not start and not cdb[4] & 0x04 and not unit.read_only:  # NO_FLUSH
         yield flushed(unit)
-    unit.started = start
+    if load:
+        if start and not unit.loaded:
+            unit.attention(*MEDIUM_CHANGED, but=command.nexus)
+        unit.loaded = start
+    unit.started = start or load
     unit.gate()
 
 

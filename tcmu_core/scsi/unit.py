@@ -14,6 +14,7 @@ from tcmu_core.errors import (
     HardwareError,
     InvalidFieldInCdb,
     InvalidOpcode,
+    MediumNotPresent,
     NotHandled,
     NotReadyStopped,
     TaskAborted,
@@ -78,6 +79,7 @@ class LogicalUnit:
         self.target: Target | None = None
         self.lun = 0
         self.started = True
+        self.loaded = True  # START STOP UNIT ejects the medium of a removable disk, and loads it again
         self.background: Background | None = None  # a sanitize or format operation that outlives its command
         self.prevented: set[Nexus] = set()
         self._carried: Command | None = None
@@ -108,6 +110,7 @@ class LogicalUnit:
         """Open the fast path while nothing stands in its way, and close it otherwise."""
         clear = (
             self.started
+            and self.loaded
             and not self._trace
             and self.background is None
             and self.backend.handle_cmd is None
@@ -206,6 +209,8 @@ class LogicalUnit:
         if row.ready:
             if self.background is not None:
                 raise self.background.not_ready()
+            if not self.loaded:
+                raise MediumNotPresent
             if not self.started:
                 raise NotReadyStopped
         if row.protected and self.write_protected:

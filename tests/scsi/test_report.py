@@ -161,6 +161,11 @@ def test_a_removable_medium_that_is_prevented_is_not_ejected() -> None:
     assert rig.send("1b 0 0 0 2 0").error == (5, 0x53, 2)
     rig.good("1e 0 0 0 0 0", who="b")
     rig.good("1b 0 0 0 2 0")
+    for cdb in ("0 0 0 0 0 0", cdb10(0x28, 0, 1), cdb10(0x2A, 0, 1)):
+        assert rig.send(cdb, room=BLOCK).error == (2, 0x3A, 0)
+    rig.good("1b 0 0 0 3 0")
+    rig.good("0 0 0 0 0 0")
+    assert rig.send("0 0 0 0 0 0", who="b").error == (6, 0x28, 0)
 
 
 @pytest.mark.parametrize(
