@@ -55,6 +55,8 @@ class Server:
     def start(self, handler: Handler) -> None:
         """Listen, say what is served, and start the command."""
         for number in STOP_SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # nohup(1): it is to outlive the terminal
             self.loop.on_signal(number, functools.partial(self.stop, number))
         reach = self._listen(*self.args.portal or ("127.0.0.1", 0 if self.args.shell_command else PORT))
         if self.args.json:

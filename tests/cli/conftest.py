@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,8 @@ def command(tmp_path: Path) -> Iterator[Start]:
     """Start `tcmu` as a process of its own, whose state is in the test's directory; it is gone after the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*argv: object, **more: Any) -> subprocess.Popen[str]:
-        words = [sys.executable, "-m", "tcmu_core.cli.tcmu", *(str(word) for word in argv)]
+    def start(*argv: object, before: Sequence[str] = (), **more: Any) -> subprocess.Popen[str]:
+        words = [*before, sys.executable, "-m", "tcmu_core.cli.tcmu", *(str(word) for word in argv)]
         if argv[0] == "serve":
             words += ["--state-dir", str(tmp_path / "state")]
         options: dict[str, Any] = {

@@ -85,3 +85,14 @@ def test_what_is_not_installed_is_not_found(fresh: Path) -> None:
     done = subprocess.run(words, env=clean(), cwd="/", capture_output=True, text=True, check=False)
     assert done.returncode == 3
     assert "no handler 'file': installed are shout; `pip install tcmu-file` may bring it" in done.stderr
+
+
+def test_what_it_needs_beside_its_code_is_installed_too(fresh: Path, tmp_path: Path) -> None:
+    (tmp_path / "tcmu.conf").write_text("log_levl = 3\n")
+    for words, status in ((["new", "other"], 0), (["serve", "shout", "x", "--config", "tcmu.conf"], 4)):
+        done = subprocess.run(
+            [str(fresh / "tcmu"), *words], env=clean(), cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status, done.stderr
+    assert "tcmu.conf:1: unknown key 'log_levl': did you mean 'log_level'?" in done.stderr
+    assert (tmp_path / "tcmu-other" / "pyproject.toml").exists()

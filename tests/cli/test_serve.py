@@ -214,6 +214,13 @@ def test_two_signals_are_as_one(serve: Serve) -> None:
     assert disk.stop(signal.SIGTERM).status == 0
 
 
+def test_under_nohup_it_outlives_the_terminal(serve: Serve) -> None:
+    disk = serve("ram", "--size", "1M", before=["nohup"])
+    disk.process.send_signal(signal.SIGHUP)
+    assert run("iscsi-inq", disk.uri).returncode == 0
+    assert disk.stop(signal.SIGTERM).status == 0
+
+
 def test_the_address_is_free_again_at_once(serve: Serve) -> None:
     disk = serve("ram", "--size", "1M")
     assert run("iscsi-inq", disk.uri).returncode == 0
