@@ -93,7 +93,6 @@ class Daemon:
         _raise_file_limit(options.nofile)
         for path in options.handler_path:
             log.debug("handler path: %s", path)
-        log.debug("%s", load_module())
         registry = Registry(options.handler_path)
         good = [handler for handler in registry if not handler.error]
         for handler in registry:
@@ -108,11 +107,15 @@ class Daemon:
             self.loop.on_signal(number, self._stop)
         self.loop.on_signal(signal.SIGHUP, self._reload)
         try:
+            log.debug("%s", load_module())
             self.supervisor.start()
-        except BaseException:
-            self.supervisor.stop(self.loop.stop)
-            self.loop.run()
-            raise
+        except BaseException as error:
+            if not isinstance(error, TcmuError) or not self.watcher.config.targets:
+                self.supervisor.stop(self.loop.stop)
+                self.loop.run()
+                raise
+            log.error("kernel devices are not served, the targets of %s are: %s", options.config, error)
+        self.supervisor.serve_targets()
         self.watcher.start(self.loop)
         self.bus = BusService(good, change_medium=self.supervisor.change_medium, post=self.loop.post)
         self.supervisor.bus = self.bus

@@ -24,6 +24,7 @@ from tcmu_core.kernel.uio import UioName
 from tcmu_core.log import Log
 from tcmu_core.loop import READ, Loop
 from tcmu_core.runner.channel import Message
+from tcmu_core.runner.keeper import PortalKeeper
 from tcmu_core.runner.managed import ManagedDevice
 from tcmu_core.runner.nursery import Nursery, WorkerProcess
 
@@ -56,6 +57,7 @@ class Supervisor:
         self.bus: Bus | None = None
         self._stopping = False
         self._nursery = Nursery(loop, list(handler_paths))
+        self.portal = PortalKeeper(self)
         self._netlink: NetlinkSocket | None = None
 
     # -- start and stop ---------------------------------------------------------------------------------------------
@@ -80,6 +82,10 @@ class Supervisor:
         finally:
             set_parameter("block_netlink", 0)
 
+    def serve_targets(self) -> None:
+        """Serve the `[targets]` of the configuration by the portal."""
+        self.portal.configure(self.config)
+
     def stop(self, then: Callable[[], object]) -> None:
         """Have every device let go, in bounded time; it stays blocked, so that initiators wait for the next start."""
         if self._stopping:
@@ -91,7 +97,7 @@ class Supervisor:
                 self._netlink.set_features(False)
             except TcmuError as error:
                 log.error("%s", error)
-        left = len(self.devices)
+        left = len(self.devices) + 1  # the portal
 
         def one_less() -> None:
             nonlocal left
@@ -99,8 +105,7 @@ class Supervisor:
             if not left:
                 self.loop.post(self._stopped, then)
 
-        if not left:
-            self.loop.post(self._stopped, then)
+        self.portal.stop(one_less)
         for device in list(self.devices.values()):
             device.drain(STOP_SECONDS, one_less)
 
@@ -246,6 +251,7 @@ class Supervisor:
         """Take new settings."""
         self.config = config
         self.tell_log()
+        self.portal.configure(config)
 
     def reopen_logs(self) -> None:
         """Open log files again, here and in every worker, and try again what was given up."""
@@ -256,9 +262,11 @@ class Supervisor:
 
     def tell_log(self) -> None:
         """Give every worker the settings of the log."""
+        settings = {"op": "log", **self.log_settings()}
+        self.portal.send(settings)
         for device in self.devices.values():
             if device.worker is not None:
-                device.worker.send({"op": "log", **self._log_settings()})
+                device.worker.send(settings)
 
     # -- for devices ------------------------------------------------------------------------------------------------
 
@@ -274,7 +282,7 @@ class Supervisor:
             "delay": delay,
             "park": park,
             "options": dict(self.config.handlers.get(device.name.subtype, {})),
-            "log": self._log_settings(),
+            "log": self.log_settings(),
         }
 
     def spawn(
@@ -288,7 +296,8 @@ class Supervisor:
         if self.devices.get(device.minor) is device:
             del self.devices[device.minor]
 
-    def _log_settings(self) -> Message:
+    def log_settings(self) -> Message:
+        """Return the settings of the log, as workers take them."""
         return {
             "level": int(self.logs.level),
             "devices": {name: int(level) for name, level in self.logs.devices.items()},

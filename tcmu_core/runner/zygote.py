@@ -22,6 +22,7 @@ import time
 
 from tcmu_core.handlers.registry import Registry
 from tcmu_core.runner import channel
+from tcmu_core.runner.portal import PortalWorker
 from tcmu_core.runner.worker import Worker
 
 log = logging.getLogger("tcmu.runner")
@@ -83,7 +84,8 @@ def _spawn(registry: Registry, job: channel.Message, fd: int, control: socket.so
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         control.close()
-        status = Worker(registry, job, socket.socket(fileno=fd)).run()
+        kind = PortalWorker if job.get("kind") == "portal" else Worker
+        status = kind(registry, job, socket.socket(fileno=fd)).run()
     except BaseException:
         log.exception("a worker failed")
     finally:
