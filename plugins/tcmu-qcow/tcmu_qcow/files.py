@@ -100,6 +100,8 @@ class HostFile:
         flags = os.O_CLOEXEC | os.O_NONBLOCK | (os.O_RDONLY if read_only else os.O_RDWR)
         if create:
             flags |= os.O_CREAT | os.O_EXCL
+        elif not read_only and stat.S_ISBLK(os.stat(path).st_mode):
+            flags |= os.O_EXCL  # refused while a file system, RAID or LVM has the device
         fd = os.open(path, flags, 0o600)
         mode = os.fstat(fd).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):

@@ -7,6 +7,7 @@ descriptor. (QEMU block/file-posix.c and include/block/block-common.h; checked a
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -33,6 +34,7 @@ class Permission(IntEnum):
 
 READER = (Permission.CONSISTENT_READ,)
 WRITER = (Permission.CONSISTENT_READ, Permission.WRITE, Permission.RESIZE)
+NO_LOCKS = (errno.EINVAL, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 DENIED = (Permission.WRITE, Permission.RESIZE)  # by an image format, to everyone else, reading or writing
 
 
@@ -47,7 +49,10 @@ def _held_elsewhere(file: HostFile, byte: int) -> bool:
 
 
 def lock_image(file: HostFile, *, write: bool) -> None:
-    """Take the locks that QEMU's format drivers take. ImageInUse when another program's stand against them."""
+    """Take the locks that QEMU's format drivers take. ImageInUse when another program's stand against them.
+
+    A file system without such locks is used without, as QEMU does.
+    """
     holds = WRITER if write else READER
     try:
         for permission in holds:
@@ -55,6 +60,8 @@ def lock_image(file: HostFile, *, write: bool) -> None:
         for permission in DENIED:
             _set(file, DENIES + permission)
     except OSError as error:
+        if error.errno in NO_LOCKS:
+            return
         raise ImageInUse(f"{file.path}: cannot lock the image: {error.strerror}") from error
     for permission in holds:
         if _held_elsewhere(file, DENIES + permission):
