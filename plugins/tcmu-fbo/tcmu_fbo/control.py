@@ -72,7 +72,7 @@ def start_stop_unit(drive: Drive, command: Command) -> Status:
         return Status.GOOD
     if action & LOEJ:
         if action & START:
-            drive.load()
+            drive.load(command.nexus)
         else:
             drive.eject()
     elif not action & START and drive.medium is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 from dataclasses import replace
 
-from tcmu_core import ConfigError, Device, FormatInProgress, MediumRemovalPrevented, Status
+from tcmu_core import ConfigError, Device, FormatInProgress, MediumRemovalPrevented, Nexus, Status
 from tcmu_fbo import modes
 from tcmu_fbo.config import Disc
 from tcmu_fbo.events import CHANGED, EventClass, Events, MediaEvent
@@ -98,8 +98,10 @@ class Drive:
         self._take_out()
         self.tray_open = True
 
-    def load(self) -> None:
-        """Close the tray, as an initiator asks for it (LOEJ 1, START 1), and use the disc that lies in it.
+    def load(self, nexus: Nexus) -> None:
+        """Close the tray, as `nexus` asks for it (LOEJ 1, START 1), and use the disc that lies in it.
+
+        It opened and closed the tray, and knows that the disc may be another one: the others are told.
 
         Raises:
             TrayClosed: its image is missing or can't be used.
@@ -112,16 +114,16 @@ class Drive:
         except (OSError, ConfigError) as error:
             self.device.log.error("the disc can't be loaded: %s", error)
             raise TrayClosed(str(error)) from error
-        self._put_in(medium)
+        self._put_in(medium, nexus)
 
     def _open(self, disc: Disc, size: int = 0) -> Medium:
         return open_disc(replace(disc, read_only=True) if self.protected else disc, size)
 
-    def _put_in(self, medium: Medium) -> None:
+    def _put_in(self, medium: Medium, by: Nexus | None = None) -> None:
         self._use(medium)
         self.events.add(EventClass.MEDIA, MediaEvent.NEW_MEDIA)
         self.events.add(EventClass.OPERATIONAL_CHANGE, CHANGED)
-        self.device.notify(*MEDIUM_MAY_HAVE_CHANGED)
+        self.device.notify(*MEDIUM_MAY_HAVE_CHANGED, but=by)
         self.device.log.info("disc in: %s, %d blocks", medium.profile.name, medium.blocks)
 
     def _use(self, medium: Medium) -> None:

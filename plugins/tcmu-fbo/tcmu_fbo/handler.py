@@ -72,11 +72,11 @@ class Optical:
         return served.run(self.drive, command) if served is not None else None
 
     @hookimpl
-    def reconfigure(self, change: Change) -> None:
+    def reconfigure(self, device: Device, change: Change) -> None:
         """Change the disc: a new cfgstring puts one in, an empty one takes it out; or switch the write cache."""
         if change.cfgstring is not None:
             self.drive.insert(config.parse(change.cfgstring))
         elif change.write_cache is not None:
             self.drive.modes.current[0x08]["wce"] = int(change.write_cache)
-        else:
+        elif change.size != device.size:
             raise NotImplementedError("a disc keeps its size: insert another one")

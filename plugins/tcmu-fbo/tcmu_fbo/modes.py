@@ -13,6 +13,7 @@ CHANGEABLE, SAVED = 1, 3  # page control (SPC-4 6.13.1): 0 current, 1 changeable
 
 ERROR_RECOVERY = 0x01
 CACHING = 0x08
+CONTROL = 0x0A
 POWER_CONDITION = 0x1A
 TIMEOUT_AND_PROTECT = 0x1D
 CAPABILITIES = 0x2A
@@ -32,6 +33,13 @@ PAGES: Mapping[int, Layout] = {
     ),
     # Caching (SBC-4 6.5.5)
     CACHING: Layout(20, **_HEAD, wce=flag(2, 2), rcd=flag(2, 0)),
+    # Control (SPC-4 7.5.8)
+    CONTROL: Layout(
+        12,
+        **_HEAD,
+        tst=Field(2, 7, 3), d_sense=flag(2, 2), gltsd=flag(2, 1), queue_algorithm=Field(3, 7, 4), qerr=Field(3, 2, 2),
+        swp=flag(4, 3), tas=flag(5, 6), busy_timeout=word(8),
+    ),
     # Power Condition
     POWER_CONDITION: Layout(
         12, **_HEAD, idle=flag(3, 1), standby=flag(3, 0), idle_timer=long(4), standby_timer=long(8)
@@ -70,6 +78,7 @@ PAGES: Mapping[int, Layout] = {
 DEFAULTS: Mapping[int, Mapping[str, int]] = {
     ERROR_RECOVERY: {"read_retry_count": 5, "write_retry_count": 5},
     CACHING: {"wce": 1},
+    CONTROL: {"gltsd": 1, "queue_algorithm": 1, "busy_timeout": 0xFFFF},  # unrestricted reordering; no time limit
     POWER_CONDITION: {},
     TIMEOUT_AND_PROTECT: {"group_1_timeout": 10, "group_2_timeout": 120},
 }

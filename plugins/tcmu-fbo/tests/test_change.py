@@ -160,10 +160,10 @@ def test_eject_opens_the_tray_and_load_closes_it(bench: Callable[..., Any], imag
     assert ready(drive) == TRAY_OPEN
     assert media(drive) == (REMOVAL, OPEN)
     assert drive.good("bd 00 000000000000 0008 00 00")[1] == 0x10
-    drive.good(LOAD)
-    for who in "ab":
-        assert [ready(drive, who), ready(drive, who)] == [CHANGED, GOOD]
-    assert media(drive) == (NEW_MEDIA, PRESENT)
+    drive.good(LOAD, who="a")
+    assert [ready(drive, "b"), ready(drive, "b")] == [CHANGED, GOOD]
+    assert ready(drive, "a") == GOOD  # which knows what it did
+    assert media(drive, "a") == (NEW_MEDIA, PRESENT)
     assert drive.good("bd 00 000000000000 0008 00 00")[1] == 0x00
 
 
@@ -172,7 +172,7 @@ def test_ejecting_twice_and_loading_twice_is_good(bench: Callable[..., Any], ima
     drive.good(EJECT)
     drive.good(EJECT)
     drive.good(LOAD)
-    assert ready(drive) == CHANGED
+    assert ready(drive) == GOOD
     drive.good(LOAD)
     assert ready(drive) == GOOD
 
@@ -203,7 +203,6 @@ def test_an_image_that_was_replaced_is_the_new_one_after_a_load(
     drive.good(EJECT)
     image("disc.iso", 60)
     drive.good(LOAD)
-    assert ready(drive) == CHANGED
     assert drive.good(READ_CAPACITY)[:4] == (59).to_bytes(4, "big")
 
 
@@ -289,7 +288,7 @@ def test_a_persistently_prevented_disc_is_ejected_by_initiators_only(
     assert drive.good(CHANGE_EVENT)[5] & 0x80
     drive.good(EJECT)
     drive.good(LOAD)
-    assert ready(drive) == CHANGED
+    assert ready(drive) == GOOD
     drive.good(PERSISTENT_ALLOW)
     drive.insert("")
 
