@@ -67,6 +67,7 @@ def _start(
     carrier = Command(command.cdb, [], 0, command.nexus)
     unit.post(unit.carry, carrier, _guarded(unit, background, work(), ended))
     if not immediate:
+        unit.tasks.park(command)
         yield ended
 
 

@@ -124,7 +124,7 @@ def start_stop_unit(unit: LogicalUnit, command: Command) -> Steps:
     start, load = bool(cdb[4] & 0x01), bool(cdb[4] & 0x02)
     if load and not unit.device.removable:
         raise InvalidFieldInCdb("LOEJ: the medium is not removable", field=(4, 1))
-    if load and not start and unit.prevented:
+    if load and start != unit.loaded and unit.prevented:
         raise MediumRemovalPrevented
     if not start and not cdb[4] & 0x04 and not unit.read_only:  # NO_FLUSH
         yield flushed(unit)

@@ -36,6 +36,7 @@ class TaskSet:
         self.active: dict[Command, Span] = {}
         self._locks: dict[Command, Span] = {}
         self._waiting: list[_Waiter] = []
+        self._parked: set[Command] = set()
         self._watchers: dict[Command, list[Callable[[], object]]] = {}
 
     @property
@@ -65,6 +66,10 @@ class TaskSet:
         self._locks.pop(command, None)
         self._grant()
 
+    def park(self, command: Command) -> None:
+        """Note that all that `command` does from now on is wait: an abort may end it at once."""
+        self._parked.add(command)
+
     def watch(self, command: Command, then: Callable[[], object]) -> None:
         """Call `then()` when `command` has ended; at once when it is not in flight."""
         if command in self.active:
@@ -76,6 +81,7 @@ class TaskSet:
         """Forget `command`, and let go on who waited for it."""
         self.active.pop(command, None)
         self._locks.pop(command, None)
+        self._parked.discard(command)
         if self._waiting:
             self._waiting = [waiter for waiter in self._waiting if waiter.command is not command]
             self._grant()
@@ -86,8 +92,8 @@ class TaskSet:
             then()
 
     def is_waiting(self, command: Command) -> bool:
-        """Return whether `command` has not begun because it waits for its turn."""
-        return any(waiter.command is command for waiter in self._waiting)
+        """Return whether `command` only waits: for its turn, or for what is not its own."""
+        return command in self._parked or any(waiter.command is command for waiter in self._waiting)
 
     def _wait(self, command: Command, span: Span, exclusive: bool) -> Future[None]:
         turn: Future[None] = Future()

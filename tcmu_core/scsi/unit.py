@@ -321,7 +321,12 @@ class LogicalUnit:
             future = waiting
 
     def _resume(self, command: Command, steps: Steps, future: Future[Any] | None) -> None:
-        if self._step(command, steps, future):
+        if command is self._carried:
+            self._step(command, steps, future)
+            self.gate()
+        elif command not in self.tasks.active:  # it was aborted while it waited
+            steps.close()
+        elif self._step(command, steps, future):
             self._end(command)
             command.done(command)
             self.tasks.ended(command)
@@ -374,7 +379,7 @@ class LogicalUnit:
         """ABORT TASK: `then()` is called when the command has ended; it gets no status."""
         command.aborted = True
         self.tasks.watch(command, then)
-        if self.tasks.is_waiting(command):  # it has not begun: nothing to wait for
+        if self.tasks.is_waiting(command):  # no hook has its buffers: nothing to wait for
             self._end(command)
             self.post(self._ended, command)
 

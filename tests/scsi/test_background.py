@@ -66,7 +66,10 @@ def test_commands_that_come_in_between_are_refused_and_no_reset_ends_it(full: Ri
     full.turn()
     for cdb in (cdb10(0x28, 0, 1), "1b 0 0 0 12 0", "1b 0 0 0 1 0", "0 0 0 0 0 0"):
         assert full.send(cdb, room=BLOCK, who="b").error == (2, 4, 0x1B)
-    full.unit.reset(None, lambda: None)
+    told: list[str] = []
+    full.unit.reset(None, lambda: told.append("reset"))
+    full.turn()
+    assert told == ["reset"]  # without waiting for the end of the sanitize
     full.target.disconnect(full.nexuses.pop("a"))
     full.turn()
     assert full.send("0 0 0 0 0 0", who="b").error == (6, 0x29, 3)
@@ -76,6 +79,7 @@ def test_commands_that_come_in_between_are_refused_and_no_reset_ends_it(full: Ri
     full.turn()
     full.good("0 0 0 0 0 0", who="b")
     assert full.memory.data == b"p" * len(full.memory.data)
+    assert len(ended) == 1
     assert ended[0].aborted
 
 
