@@ -61,7 +61,9 @@ def base(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Base]
     subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", root, raw, f"{room}M"], check=True)
     digests = some_files(root)
     shutil.rmtree(root)
-    subprocess.run(["qemu-img", "convert", "-c", "-W", "-f", "raw", "-O", "qcow2", raw, image], check=True)
+    subprocess.run(
+        ["qemu-img", "convert", "-c", "-o", "compression_type=zstd", "-f", "raw", "-O", "qcow2", raw, image], check=True
+    )
     raw.unlink()
     yield Base(image, digests)
     image.unlink()
