@@ -26,7 +26,7 @@ from tcmu_core.kernel.uio import UioDevice
 from tcmu_core.log import Level, Log
 from tcmu_core.loop import READ, Loop
 from tcmu_core.runner.channel import Channel, Message, send
-from tcmu_core.scsi.command import Initiator
+from tcmu_core.scsi.command import Command, Initiator
 from tcmu_core.scsi.unit import LogicalUnit
 
 log = logging.getLogger("tcmu.runner")
@@ -75,6 +75,7 @@ class Worker:
         self.ring: Ring
         self.channel: Channel
         self._drain_until = 0.0
+        self._patience = 0  # seconds; 0: as long as it takes
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit status."""
@@ -104,6 +105,8 @@ class Worker:
         self.loop.post(self._event, READ)
         if self.job["adopt"]:
             self.backstore.unblock()
+        if self._patience:
+            self.loop.call_later(self._patience, self._look_for_slow, set())
         self.loop.run()
         self.unit.close()
         return 0
@@ -131,7 +134,8 @@ class Worker:
     def _open(self) -> None:
         job, store = self.job, self.backstore
         handler = self.registry.get(job["handler"])
-        _, cfgstring = split_runner_options(job["cfgstring"])
+        options, cfgstring = split_runner_options(job["cfgstring"])
+        self._patience = options.get("tcmur_cmd_time_out", 0)
         block_size = store.block_size
         device = KernelDevice(
             name=job["name"],
@@ -183,6 +187,19 @@ class Worker:
             log.exception("the ring of %s is broken", self.log_name)
             logging.shutdown()
             os._exit(1)
+
+    def _look_for_slow(self, before: set[Command]) -> None:
+        """Report commands that were in flight at the last look, and so for longer than the cfgstring allows."""
+        now = set(self.ring.in_flight.values())
+        for command in now & before:
+            log.warning(
+                "command %d (%s) takes longer than %d s",
+                command.tag,
+                command.cdb.hex(" "),
+                self._patience,
+                extra={"device": self.log_name},
+            )
+        self.loop.call_later(self._patience, self._look_for_slow, now)
 
     def _message(self, message: Message, _fds: list[int]) -> None:
         match message["op"]:

@@ -40,7 +40,8 @@ def test_it_grows_while_it_is_used_and_the_initiator_sees_it(host: Host) -> None
     assert host.sh(f"cat /sys/block/{name}/size").strip() == str(32 * MIB // 512)
     host.sh(f"echo -n {64 * MIB} > {CORE}/user_1/grow/attrib/dev_size")
     # The first command after the change gets CAPACITY DATA HAS CHANGED, which the kernel logs and retries.
-    host.sh(f"dd if={disk} of=/dev/null bs=4k count=1 iflag=direct 2> /dev/null; echo 1 > /sys/block/{name}/device/rescan")
+    host.sh(f"dd if={disk} of=/dev/null bs=4k count=1 iflag=direct 2> /dev/null")
+    host.sh(f"echo 1 > /sys/block/{name}/device/rescan")
     assert host.sh(f"cat /sys/block/{name}/size").strip() == str(64 * MIB // 512)
     host.sh(f"echo tail | dd of={disk} bs=512 seek={64 * MIB // 512 - 1} oflag=direct conv=sync 2> /dev/null")
 
@@ -76,7 +77,10 @@ def test_a_change_that_the_handler_refuses_gives_its_errno(host: Host, attribute
     assert host.create("stiff", 32 * MIB, "moody/plain").returncode == 0
     path = f"{CORE}/user_1/stiff/attrib/{attribute}"
     before = host.sh(f"cat {path}")
-    script = f"import os\ntry:\n os.write(os.open({path!r}, os.O_WRONLY), {value!r}.encode())\nexcept OSError as e:\n print(e.errno)"
+    script = (
+        f"import os\ntry:\n os.write(os.open({path!r}, os.O_WRONLY), {value!r}.encode())\n"
+        "except OSError as e:\n print(e.errno)"
+    )
     assert host.run(["/usr/bin/python3", "-c", script]).stdout.strip() == str(says)
     assert host.sh(f"cat {path}") == before
 

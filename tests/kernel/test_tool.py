@@ -1,0 +1,86 @@
+"""`tcmu create | delete | resize | export | unexport | devices` on a real kernel."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from tests.kernel.host import CORE, INITIATOR, Host
+from tests.vm import Result
+
+pytestmark = pytest.mark.vm
+
+MIB = 1 << 20
+
+
+def tcmu(host: Host, *arguments: str) -> Result:
+    return host.run([sys.executable, "-m", "tcmu_core.cli.tcmu", *arguments])
+
+
+def test_a_device_from_create_to_delete(host: Host) -> None:
+    made = tcmu(host, "create", "disk", "64M", "file", "/var/tmp/t/disk.img")
+    assert (made.returncode, made.stdout) == (0, "disk: 64 MiB, file//var/tmp/t/disk.img\n"), made.stderr
+    shown = tcmu(host, "export", "disk")
+    assert shown.returncode == 0, shown.stderr
+    disk = shown.stdout.strip()
+    host.sh(f"set -e; test -b {disk}; echo Hello World | dd of={disk}; sync")
+    assert host.sh("head -c 12 /var/tmp/t/disk.img") == "Hello World\n"
+
+    assert tcmu(host, "resize", "disk", "128M").returncode == 0
+    assert host.sh(f"cat {CORE}/user_*/disk/attrib/dev_size").strip() == str(128 * MIB)
+    (listed,) = json.loads(tcmu(host, "devices", "--json").stdout)
+    assert (listed["name"], listed["size"], listed["config"]) == ("disk", 128 * MIB, "file//var/tmp/t/disk.img")
+    assert listed["uio"].startswith("uio")
+    assert listed["exports"][0].startswith("loopback naa.")
+
+    refused = tcmu(host, "delete", "disk")
+    assert refused.returncode == 1
+    assert "is exported: loopback" in refused.stderr
+    assert tcmu(host, "unexport", "disk").returncode == 0
+    assert tcmu(host, "delete", "disk").returncode == 0
+    assert host.sh(f"ls {CORE} | grep -c user_ || true").strip() == "0"
+    assert host.sh("stat -c %s /var/tmp/t/disk.img").strip() == str(128 * MIB)
+
+
+def test_an_iscsi_export_can_be_logged_in_to(host: Host) -> None:
+    assert tcmu(host, "create", "shared", "16M", "ram").returncode == 0
+    nobody = tcmu(host, "export", "shared", "--iscsi")
+    assert nobody.returncode == 1
+    assert "--acl" in nobody.stderr
+    shown = tcmu(host, "export", "shared", "--iscsi", "--acl", INITIATOR)
+    assert shown.returncode == 0, shown.stderr
+    _, discover, login = shown.stdout.splitlines()
+    try:
+        host.sh(f"{discover} && {login}")
+        assert "TCMU device" in host.sh("for i in $(seq 100); do lsscsi | grep TCMU && break; sleep 0.1; done")
+    finally:
+        host.sh("iscsiadm -m node -u; iscsiadm -m node -o delete; true")
+    assert tcmu(host, "delete", "--force", "shared").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["create", "x", "8M", "moody", "open=nospace"], 1, "No space left on device: there is no space"),
+        (["create", "x", "8M", "file", "/nowhere/at/all"], 1, "Invalid argument: the handler refuses"),
+        (["create", "x", "8M", "nosuch"], 1, "No such file or directory: tcmu-runner has no such handler"),
+        (["create", "x", "8M", "file", "/tmp/a:b"], 4, "can't hold ':'"),
+        (["create", "x", "8M", "ram", ";nonsense=1;"], 4, "nonsense"),
+        (["create", "x", "much", "ram"], 2, "'much' is no size"),
+        (["resize", "nosuch", "8M"], 1, "there is no device 'nosuch'; there are: none"),
+        (["delete", "nosuch"], 1, "there is no device"),
+    ],
+)
+def test_errors_are_explained(host: Host, arguments: list[str], status: int, says: str) -> None:
+    said = tcmu(host, *arguments)
+    assert says in said.stderr
+    assert said.returncode == status
+    assert host.sh(f"ls -d {CORE}/user_*/* 2> /dev/null | grep -v hba_ || true") == ""
+
+
+def test_without_a_runner_create_says_so(host: Host) -> None:
+    assert host.stop().returncode == 0
+    said = tcmu(host, "create", "x", "8M", "ram")
+    assert (said.returncode, "tcmu-runner is not running" in said.stderr) == (1, True)
