@@ -205,9 +205,10 @@ def test_eject_opens_the_tray_and_closes_it(drive: Callable[[str], Drive], iso: 
     cd = drive(f"ro/{iso}")
     cd.run("eject $sr")
     assert "device not ready" in cd.run("sg_turs $sr", check=False)
-    # MECHANISM STATUS: door open (the kernel would close it before it mounts, so it is not asked to)
+    # MECHANISM STATUS: door open
     assert " 00 10 00 " in cd.run("sg_raw -r 8 $sr bd 00 00 00 00 00 00 00 00 08 00 00")
-    cd.run("eject -t $sr && mount -o ro $sr /mnt")
+    cd.run("eject -t $sr && sg_turs $sr && mount -o ro $sr /mnt && umount /mnt")
+    cd.run("eject $sr && mount -o ro $sr /mnt")  # which makes the kernel close the tray
 
 
 def test_a_mounted_disc_is_held_and_let_go(drive: Callable[[str], Drive], iso: Path) -> None:
@@ -233,6 +234,15 @@ def test_another_disc_is_noticed(drive: Callable[[str], Drive], iso: Path, other
     cd.run("umount /mnt")
     assert cd.insert("").returncode == 0
     assert "no medium found" in cd.run("mount -o ro $sr /mnt", check=False)
+
+
+@pytest.mark.parametrize("drive", ["lio"], indirect=True)
+def test_targetcli_changes_the_disc(host: Host, drive: Callable[[str], Drive], iso: Path, other_iso: Path) -> None:
+    cd = drive(f"ro/{iso}")
+    words = f"/backstores/user:fbo changemedium cd {other_iso.stat().st_size} ro/{other_iso}\nexit\n"
+    said = host.run(["targetcli"], stdin=words, timeout=PATIENCE)
+    assert "Medium Changed" in said.stdout, said
+    assert "Volume id: SECOND" in cd.run("isoinfo -d -i $sr")
 
 
 def test_a_dvd_ram_is_formatted_given_a_file_system_written_and_verified(
