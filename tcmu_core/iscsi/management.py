@@ -9,7 +9,7 @@ from tcmu_core.iscsi.constants import TaskFunction, TaskResponse
 from tcmu_core.iscsi.errors import PduError
 from tcmu_core.iscsi.pdu import TaskManagementRequest, TaskManagementResponse
 from tcmu_core.scsi.command import Nexus
-from tcmu_core.scsi.target import parse_lun
+from tcmu_core.scsi.lun import parse_lun
 from tcmu_core.scsi.unit import LogicalUnit
 
 if TYPE_CHECKING:

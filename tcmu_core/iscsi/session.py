@@ -44,7 +44,8 @@ from tcmu_core.iscsi.transfer import Transfer
 from tcmu_core.iscsi.writes import Writes
 from tcmu_core.scsi import sense
 from tcmu_core.scsi.command import Command, Nexus
-from tcmu_core.scsi.target import ITNexus, Target, format_lun, parse_lun
+from tcmu_core.scsi.lun import format_lun, parse_lun
+from tcmu_core.scsi.target import ITNexus, Target
 
 log = logging.getLogger("tcmu.iscsi")
 

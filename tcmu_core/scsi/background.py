@@ -17,10 +17,11 @@ from tcmu_core.errors import (
 )
 from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.medium import CHUNK, flushed, parameter_list, put_blocks
+from tcmu_core.scsi.steps import PAUSE, Steps
 from tcmu_core.scsi.tasks import EVERYTHING
 
 if TYPE_CHECKING:
-    from tcmu_core.scsi.unit import LogicalUnit, Steps
+    from tcmu_core.scsi.unit import LogicalUnit
 
 OVERWRITE, BLOCK_ERASE, EXIT_FAILURE_MODE = 0x01, 0x02, 0x1F  # service actions of SANITIZE (SBC-4 table 111)
 _IMMED = 0x80
@@ -89,8 +90,6 @@ def _guarded(unit: LogicalUnit, background: Background, steps: Steps, ended: Fut
 
 def overwrite(unit: LogicalUnit, background: Background, pattern: bytes, passes: int, invert: bool) -> Steps:
     """Write the pattern to every block, `passes` times, inverted on every other pass when `invert`."""
-    from tcmu_core.scsi.unit import PAUSE
-
     size = unit.block_size
     blocks = unit.blocks
     step = max(1, CHUNK // size)
@@ -110,8 +109,6 @@ def overwrite(unit: LogicalUnit, background: Background, pattern: bytes, passes:
 
 def erase(unit: LogicalUnit, background: Background) -> Steps:
     """Make every block read as zeros, by discarding where the handler can."""
-    from tcmu_core.scsi.unit import PAUSE
-
     zero = unit.backend.discard or unit.backend.write_zeroes
     if zero is None:
         yield from overwrite(unit, background, bytes(unit.block_size), 1, False)

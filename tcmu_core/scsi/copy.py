@@ -16,9 +16,10 @@ from tcmu_core.errors import (
 from tcmu_core.scsi.command import Command, Nexus
 from tcmu_core.scsi.medium import CHUNK, flushed, parameter_list, put_blocks
 from tcmu_core.scsi.opcodes import Access, Op
+from tcmu_core.scsi.steps import Steps
 
 if TYPE_CHECKING:
-    from tcmu_core.scsi.unit import LogicalUnit, Steps
+    from tcmu_core.scsi.unit import LogicalUnit
 
 MAX_TARGETS, MAX_SEGMENTS = 16, 16
 MAX_LIST_LENGTH = 4096  # bytes of all descriptors

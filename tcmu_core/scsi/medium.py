@@ -12,9 +12,10 @@ from tcmu_core.errors import InvalidFieldInCdb, LbaOutOfRange, Miscompare, Param
 from tcmu_core.scsi.command import Command, Status
 from tcmu_core.scsi.decode import lba_and_count
 from tcmu_core.scsi.opcodes import Op
+from tcmu_core.scsi.steps import Steps
 
 if TYPE_CHECKING:
-    from tcmu_core.scsi.unit import LogicalUnit, Steps
+    from tcmu_core.scsi.unit import LogicalUnit
 
 CHUNK = 1 << 20  # bytes that a command of several steps holds in memory at once
 MAX_COMPARE_AND_WRITE = 255  # blocks: VPD page B0, one byte

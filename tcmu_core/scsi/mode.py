@@ -11,13 +11,15 @@ from tcmu_core.errors import (
     ParameterListLengthError,
     SavingNotSupported,
 )
+from tcmu_core.scsi.attention import MODE_PARAMETERS_CHANGED
 from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.medium import flushed, parameter_list
 from tcmu_core.scsi.opcodes import Op
+from tcmu_core.scsi.steps import Steps
 
 if TYPE_CHECKING:
     from tcmu_core.device import Device
-    from tcmu_core.scsi.unit import LogicalUnit, Steps
+    from tcmu_core.scsi.unit import LogicalUnit
 
 ALL_PAGES = 0x3F
 ALL_SUBPAGES = 0xFF
@@ -217,7 +219,7 @@ def mode_select(unit: LogicalUnit, command: Command) -> Steps:
         _check_descriptor(unit, data[head : head + described], bool(not short and data[4] & 1), head)
     cached = unit.write_cache
     if unit.modes.change(data[head + described :]):
-        unit.attention(0x2A, 0x01, but=command.nexus)
+        unit.attention(*MODE_PARAMETERS_CHANGED, but=command.nexus)
         unit.refresh()
         if cached and not unit.write_cache:
             yield flushed(unit)  # what was volatile until now

@@ -10,9 +10,10 @@ from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.decode import lba_and_count
 from tcmu_core.scsi.medium import CHUNK, flushed, parameter_list, put_blocks
 from tcmu_core.scsi.opcodes import Op
+from tcmu_core.scsi.steps import Steps
 
 if TYPE_CHECKING:
-    from tcmu_core.scsi.unit import LogicalUnit, Steps
+    from tcmu_core.scsi.unit import LogicalUnit
 
 MAX_UNMAP_DESCRIPTORS = 256
 MAX_UNMAP_BLOCKS = 1 << 20  # of one command: it must end before an initiator gives up on it

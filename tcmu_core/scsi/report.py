@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING
 
 from tcmu_core.errors import InvalidFieldInCdb, InvalidFieldInParameterList, MediumRemovalPrevented, UnitAttention
 from tcmu_core.scsi import sense
+from tcmu_core.scsi.attention import MEDIUM_CHANGED
 from tcmu_core.scsi.command import Command
+from tcmu_core.scsi.lun import report_luns_data
 from tcmu_core.scsi.medium import flushed, parameter_list
 from tcmu_core.scsi.opcodes import Op, Opcode
+from tcmu_core.scsi.steps import Steps
 
 if TYPE_CHECKING:
-    from tcmu_core.scsi.unit import LogicalUnit, Steps
+    from tcmu_core.scsi.unit import LogicalUnit
 
 _TIMEOUTS = 0x0A  # DESCRIPTOR LENGTH of a command timeouts descriptor (SPC-4 6.35.4)
-MEDIUM_CHANGED = (0x28, 0x00)  # SPC-4 annex F
 _SUPPORTED = 0x03  # SUPPORT: in conformance with the standard (SPC-4 6.35.3)
 
 
@@ -44,8 +46,6 @@ def _stopped_fixed() -> bytes:
 
 def report_luns(unit: LogicalUnit, command: Command) -> None:
     """REPORT LUNS: SPC-4 6.33."""
-    from tcmu_core.scsi.target import report_luns_data
-
     luns = [unit.lun] if unit.target is None else sorted(unit.target.units)
     command.put(report_luns_data(command.cdb, luns))
 

@@ -15,12 +15,19 @@ from tcmu_core.errors import (
     ParameterListLengthError,
     ReservationConflict,
 )
+from tcmu_core.scsi.attention import (
+    REGISTRATIONS_PREEMPTED,
+    RESERVATIONS_PREEMPTED,
+    RESERVATIONS_RELEASED,
+    establish,
+)
 from tcmu_core.scsi.command import Command, Nexus
 from tcmu_core.scsi.medium import parameter_list
 from tcmu_core.scsi.opcodes import Access, Op
+from tcmu_core.scsi.steps import Steps
 
 if TYPE_CHECKING:
-    from tcmu_core.scsi.unit import LogicalUnit, Steps
+    from tcmu_core.scsi.unit import LogicalUnit
 
 MAX_REGISTRATIONS = 256
 
@@ -56,9 +63,6 @@ EXCLUSIVE = (
     PrType.EXCLUSIVE_ACCESS_REGISTRANTS_ONLY,
     PrType.EXCLUSIVE_ACCESS_ALL_REGISTRANTS,
 )
-RESERVATIONS_PREEMPTED = (0x2A, 0x03)  # SPC-4 annex F
-RESERVATIONS_RELEASED = (0x2A, 0x04)
-REGISTRATIONS_PREEMPTED = (0x2A, 0x05)
 
 
 class InsufficientRegistrationResources(CommandError):
@@ -264,8 +268,6 @@ class Reservations:
 
     def _tell(self, whom: Callable[[Registrant], bool], attention: tuple[int, int], *, but: Registrant) -> None:
         """Establish a unit attention for the nexuses of some registrants, not for the one that acts."""
-        from tcmu_core.scsi.unit import establish
-
         for nexus in self._unit.nexuses:
             other = Registrant.of(nexus)
             if other != but and whom(other):

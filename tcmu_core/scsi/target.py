@@ -15,39 +15,13 @@ from tcmu_core.scsi.identity import (
     designator,
     name_string,
 )
+from tcmu_core.scsi.lun import report_luns_data
 from tcmu_core.scsi.opcodes import Op
+from tcmu_core.scsi.tasks import countdown
 from tcmu_core.scsi.unit import LogicalUnit
 
 RELATIVE_PORT = 1
-_FLAT_SPACE = 0x4000  # SAM-5 4.7.4
 _NOT_CAPABLE = 0x7F  # peripheral qualifier 011b, device type 1Fh (SPC-4 6.6.2)
-
-
-def parse_lun(data: bytes | memoryview) -> int | None:
-    """Return the number in an eight-byte LUN with peripheral or flat space addressing; None for any other."""
-    first = int.from_bytes(data[:2], "big")
-    if any(data[2:8]):
-        return None
-    method = first >> 14
-    if method == 0:
-        return first if first < 256 else None
-    return first & 0x3FFF if method == 1 else None
-
-
-def format_lun(lun: int) -> bytes:
-    """Return the eight bytes of a LUN: peripheral device addressing below 256, flat space above."""
-    return (lun if lun < 256 else _FLAT_SPACE | lun).to_bytes(2, "big") + bytes(6)
-
-
-def report_luns_data(cdb: bytes, luns: list[int]) -> bytes:
-    """Return the parameter data of REPORT LUNS (SPC-4 6.33.2); there are no well known logical units."""
-    room = int.from_bytes(cdb[6:10], "big")
-    if cdb[2] > 0x02 and cdb[2] not in (0x10, 0x11, 0x12):
-        raise InvalidFieldInCdb("SELECT REPORT", field=(2, 7))
-    if room < 16:
-        raise InvalidFieldInCdb("ALLOCATION LENGTH must be at least 16", field=(6, 7))
-    listed = b"".join(format_lun(lun) for lun in luns) if cdb[2] in (0x00, 0x02) else b""
-    return (len(listed).to_bytes(4, "big") + bytes(4) + listed)[:room]
 
 
 class ITNexus:
@@ -109,17 +83,7 @@ class Target:
 
     def reset(self, it: ITNexus | None, then: Callable[[], object]) -> None:
         """TARGET RESET: reset every unit; `then()` when all has ended."""
-        left = len(self.units)
-        if not left:
-            then()
-            return
-
-        def one_ended() -> None:
-            nonlocal left
-            left -= 1
-            if not left:
-                then()
-
+        one_ended = countdown(len(self.units), then)
         for lun, unit in self.units.items():
             unit.reset(it.luns[lun][1] if it is not None else None, one_ended)
 

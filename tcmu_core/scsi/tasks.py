@@ -26,6 +26,21 @@ def overlap(one: Span, other: Span) -> bool:
     return one[0] < other[1] and other[0] < one[1]
 
 
+def countdown(count: int, then: Callable[[], object]) -> Callable[[], object]:
+    """Return a function whose call number `count` calls `then()`; for a count of 0 that is done at once."""
+    left = count
+
+    def one_less() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            then()
+
+    if not count:
+        then()
+    return one_less
+
+
 class TaskSet:
     """Tracks commands in flight, and gives a command a span of its own where it asks for one.
 

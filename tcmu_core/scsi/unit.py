@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import logging
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,7 +21,9 @@ from tcmu_core.errors import (
     WriteProtected,
     from_oserror,
 )
+from tcmu_core.log import DEBUG_SCSI_CMD
 from tcmu_core.scsi import hot, sense
+from tcmu_core.scsi.attention import CAPACITY_CHANGED, COMMANDS_CLEARED, LUN_RESET, POWER_ON, establish
 from tcmu_core.scsi.command import Command, Initiator, Nexus, Status, TaskAttribute
 from tcmu_core.scsi.copy import CopyResults
 from tcmu_core.scsi.decode import describe, span_of
@@ -30,27 +31,14 @@ from tcmu_core.scsi.identity import Identity
 from tcmu_core.scsi.mode import ModePages
 from tcmu_core.scsi.opcodes import Access, Opcode
 from tcmu_core.scsi.reservations import AptplStore, Reservations
+from tcmu_core.scsi.steps import PAUSE, Steps, checked, follow
 from tcmu_core.scsi.table import table_for
-from tcmu_core.scsi.tasks import EVERYTHING, TaskSet
+from tcmu_core.scsi.tasks import EVERYTHING, TaskSet, countdown
 
 if TYPE_CHECKING:
     from tcmu_core.backend import Backend
     from tcmu_core.scsi.background import Background
     from tcmu_core.scsi.target import Target
-
-log = logging.getLogger("tcmu.scsi")
-DEBUG_SCSI_CMD = 5  # the runner's level 5: below logging.DEBUG
-
-Steps = Generator[Any, Any, Any]
-
-POWER_ON = (0x29, 0x00)  # SPC-4 annex F
-LUN_RESET = (0x29, 0x03)
-MODE_PARAMETERS_CHANGED = (0x2A, 0x01)
-CAPACITY_CHANGED = (0x2A, 0x09)
-COMMANDS_CLEARED = (0x2F, 0x00)
-MAX_ATTENTIONS = 16
-
-PAUSE: Future[None] = Future()  # yielded by a long command: let others run, then go on
 
 
 class Post(Protocol):
@@ -307,9 +295,7 @@ class LogicalUnit:
             if waiting is None:
                 future = None
                 continue
-            if not isinstance(waiting, Future):
-                future = _wrong_result(waiting)
-                continue
+            waiting = checked(waiting)
             if waiting is PAUSE:
                 self.gate()
                 self.post(self._resume, command, steps, None)
@@ -416,17 +402,7 @@ class LogicalUnit:
         self.refresh()
 
     def _abort_all(self, commands: list[Command], then: Callable[[], object]) -> None:
-        left = len(commands)
-        if not left:
-            then()
-            return
-
-        def one_ended() -> None:
-            nonlocal left
-            left -= 1
-            if not left:
-                then()
-
+        one_ended = countdown(len(commands), then)
         for command in commands:
             self.abort(command, one_ended)
 
@@ -453,24 +429,3 @@ class LogicalUnit:
             except Exception as error:
                 self.device.log.error("the last flush failed: %s", error)
         self.backend.close()
-
-
-def follow(result: Any) -> Steps:
-    """Run what a command or a hook returned to its end: a generator, a Future, a status, or None."""
-    if isinstance(result, Generator):
-        return (yield from result)
-    if result is None or isinstance(result, Status):
-        return result
-    return (yield result)
-
-
-def _wrong_result(value: object) -> Future[Any]:
-    failed: Future[Any] = Future()
-    failed.set_exception(TypeError(f"a hook returned {value!r}: it must return None or a Future"))
-    return failed
-
-
-def establish(nexus: Nexus, attention: tuple[int, int]) -> None:
-    """Queue a unit attention for one nexus, once; a power-on stands for everything that comes after it."""
-    if attention not in nexus.attentions and len(nexus.attentions) < MAX_ATTENTIONS:
-        nexus.attentions.append(attention)
