@@ -1,0 +1,115 @@
+"""The kernel's own initiator (open-iscsi) on a disk of the portal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.vm import Job, Machine
+
+pytestmark = pytest.mark.vm
+
+TCMU = [sys.executable, "-m", "tcmu_core.cli.tcmu"]
+TARGET = "iqn.2026-01.test:disk"
+PORTAL = "127.0.0.1:3260"
+PATIENCE = 180
+STATE = f"/tmp/state-{os.getpid()}"
+IMAGE = f"/tmp/disk-{os.getpid()}.img"
+NODE = f"iscsiadm -m node -T {TARGET} -p {PORTAL}"
+
+
+@pytest.fixture(scope="module")
+def vm() -> Iterator[Machine]:
+    with Machine(cpus=2, memory="1G") as machine:
+        machine.modprobe("iscsi_tcp", "ext4", "crc32c")
+        # A session that breaks comes back at once, and its commands wait for that.
+        settings = "node.session.timeo.replacement_timeout = 120\nnode.conn[0].timeo.login_timeout = 15\n"
+        machine.run(f"printf '{settings}' >>/etc/iscsi/iscsid.conf; mkdir -p /run/lock/iscsi && iscsid", check=True)
+        yield machine
+
+
+def wait(vm: Machine, condition: str) -> None:
+    """Wait in the guest until a shell condition holds."""
+    script = f"for i in $(seq 400); do if {condition}; then exit 0; fi; sleep 0.2; done; exit 1"
+    vm.run(script, timeout=PATIENCE, check=True)
+
+
+def serve(vm: Machine, *options: str) -> Job:
+    """Serve a file of the guest at the portal's usual port."""
+    place = ["--portal", PORTAL, "--target", TARGET, "--state-dir", STATE]
+    job = vm.spawn([*TCMU, "serve", "file", IMAGE, "--size", "16M", *place, *options])
+    wait(vm, "grep -q ' 0100007F:0CBC 00000000:0000 0A ' /proc/net/tcp")  # listening
+    return job
+
+
+def log_in(vm: Machine, **settings: str) -> str:
+    """Make the disk appear with these settings of the node; return its device."""
+    vm.run(f"iscsiadm -m node -o new -T {TARGET} -p {PORTAL}", check=True)
+    for name, value in settings.items():
+        vm.run(f"{NODE} -o update -n '{name}' -v '{value}'", check=True)
+    vm.run(f"{NODE} --login", timeout=PATIENCE, check=True)
+    find = "ls -d /sys/class/iscsi_session/session*/device/target*/*/block/sd* 2>/dev/null"
+    wait(vm, f"{find} | grep -q .")
+    return "/dev/" + vm.run(find, check=True).stdout.split()[0].rpartition("/")[2]
+
+
+def log_out(vm: Machine, job: Job) -> None:
+    vm.run(f"{NODE} --logout; {NODE} -o delete", timeout=PATIENCE)
+    job.terminate()
+    job.wait(timeout=PATIENCE)
+    vm.run(f"rm -f {IMAGE}")
+
+
+CHAP = {
+    "node.session.auth.authmethod": "CHAP",
+    "node.session.auth.username": "joe",
+    "node.session.auth.password": "twelve chars!",
+}
+DIGESTS = {"node.conn[0].iscsi.HeaderDigest": "CRC32C", "node.conn[0].iscsi.DataDigest": "CRC32C"}
+SOLICITED = {
+    "node.session.iscsi.InitialR2T": "Yes",
+    "node.session.iscsi.ImmediateData": "No",
+    "node.session.iscsi.MaxBurstLength": "16384",
+    "node.conn[0].iscsi.MaxRecvDataSegmentLength": "4096",
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [([], {}), ([], DIGESTS), ([], SOLICITED), (["--chap", "joe:twelve chars!"], CHAP)],
+    ids=["plain", "digests", "small solicited bursts", "CHAP"],
+)
+def test_a_file_system_keeps_its_files(vm: Machine, options: list[str], settings: dict[str, str]) -> None:
+    job = serve(vm, *options)
+    try:
+        disk = log_in(vm, **settings)
+        vm.run(
+            f"set -e; mkfs.ext4 -q {disk}; mkdir -p /mnt; mount {disk} /mnt; cp -r /usr/share/zoneinfo/Australia /mnt/;"
+            "umount /mnt; echo 3 >/proc/sys/vm/drop_caches;"
+            f"mount {disk} /mnt; diff -r /usr/share/zoneinfo/Australia /mnt/Australia; umount /mnt;"
+            f"fsck.ext4 -fn {disk}",
+            timeout=PATIENCE,
+            check=True,
+        )
+    finally:
+        log_out(vm, job)
+
+
+def test_a_session_survives_the_death_of_the_portal(vm: Machine) -> None:
+    job = serve(vm)
+    try:
+        disk = log_in(vm)
+        vm.run(
+            f"dd if=/dev/urandom of=/tmp/data bs=1M count=8 && dd if=/tmp/data of={disk} oflag=direct bs=64k",
+            check=True,
+        )
+        job.kill()
+        job.wait(timeout=PATIENCE)
+        reading = vm.spawn(f"cmp -n 8388608 /tmp/data {disk}")
+        job = serve(vm)
+        assert reading.wait(timeout=PATIENCE).returncode == 0
+    finally:
+        log_out(vm, job)
