@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
 
 import pydbus
-from gi.repository import Gio, GLib
+from gi.repository import Gio, GLib, GObject
 
 from tcmu_core.bus.check import Checker, Later, Verdict, split_config
 from tcmu_core.bus.export import ACCESS_DENIED, Call, Exported, ask_bus
@@ -33,6 +34,9 @@ from tcmu_core.handlers.registry import Handler
 log = logging.getLogger("tcmu.bus")
 
 CHANGE_SECONDS = 20.0  # targetcli's call gives up after 25 s
+CLOSE_SECONDS = 1.0  # for GDBus's worker to let go of a connection
+
+_never_closed: list[Any] = []  # anchors of connections that did not close in time: to free one would be a risk
 
 ChangeMedium = Callable[[str, str, int, str], Future[MediumResult]]
 
@@ -64,6 +68,7 @@ class Connection:
         self._unfit: set[str] = set()
         self._name: Any = None
         self._bus = _connect(address)
+        self._anchor = anchor(self._bus.con)
         self.dbus_bus_acquired()
         self._closed_id = self._bus.con.connect(
             "closed", lambda _con, _by_peer, error: lost(error.message if error else "closed")
@@ -99,6 +104,13 @@ class Connection:
         self._objects.clear()
         if not con.is_closed():
             _quietly(con.close_sync, None)
+        deadline = time.monotonic() + CLOSE_SECONDS
+        while not con.is_closed() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if con.is_closed():
+            self._anchor.unset()
+        else:
+            _never_closed.append(self._anchor)
 
     # -- handlers ---------------------------------------------------------------------------------------------------
 
@@ -210,6 +222,16 @@ class Connection:
             return f"process {ask_bus(self._bus, 'GetConnectionUnixProcessID', BUS_NAME, 'u')}"
         except GLib.Error:
             return "another program"
+
+
+def anchor(con: Any) -> Any:
+    """Return what holds a reference to a connection in C, until `unset` is called on it.
+
+    GDBus's worker thread takes a reference for each message while it holds a lock of all connections. Were that the
+    second one, PyGObject would be told and wait for the GIL there, while a connection that the garbage collector
+    frees, with the GIL, waits for that lock: the whole process would stand still.
+    """
+    return GObject.Value(Gio.DBusConnection, con)
 
 
 def _connect(address: str) -> Any:

@@ -17,6 +17,7 @@ from gi.repository import Gio, GLib
 
 import tcmu_core
 from tcmu_core.bus import BusService
+from tcmu_core.bus.connection import anchor
 from tcmu_core.bus.interface import BUS_NAME
 from tcmu_core.handlers.registry import Handler, _inspect
 from tcmu_core.loop import Loop
@@ -46,6 +47,7 @@ OPEN_POLICY = """
   </policy>
 """
 POLICY_FILE = Path(str(files("tcmu_core") / "data" / "conf" / "tcmu-runner.dbus.conf"))
+anchors: list[Any] = []  # the clients' connections, for the reason that `anchor` gives
 AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 
 
@@ -86,9 +88,11 @@ class PrivateBus:
     def connect(self) -> Any:
         """Return a connection of a client of its own."""
         flags = Gio.DBusConnectionFlags
-        return Gio.DBusConnection.new_for_address_sync(
+        con = Gio.DBusConnection.new_for_address_sync(
             self.address, flags.AUTHENTICATION_CLIENT | flags.MESSAGE_BUS_CONNECTION, None, None
         )
+        anchors.append(anchor(con))
+        return con
 
     def busctl(self, *arguments: str, user: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
         """Run busctl on this bus, as root or as `user`."""
