@@ -2,15 +2,16 @@
 
     python -m benchmarks.qcow_kernel [--seconds 4] [--rounds 2]
 
-Each daemon serves a qcow2 image of its own (64 KiB clusters, in the guest's memory) as a local disk over LIO's loopback
-fabric, and gets the same fio jobs; rounds alternate. “First write” fills an image that has no clusters yet. Under
-emulation (no /dev/kvm) only the ratios mean anything.
+Each daemon serves a qcow2 image of its own (version 2, 64 KiB clusters, in the guest's memory) as a local disk over
+LIO's loopback fabric, and gets the same fio jobs; rounds alternate. “First write” fills an image that has no clusters
+yet. Under emulation (no /dev/kvm) only the ratios mean anything.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.kernel import CORE, LOOP, MAX_SECTORS, OURS, THEIRS, daemon
-from tests.vm import Machine
+from tests.vm import CommandFailed, Machine
 
 SIZE = 192 << 20
 JOBS = {  # name: fio's rw, block size, depth
@@ -73,8 +74,8 @@ def turn(machine: Machine, who: str, seconds: float) -> Iterator[tuple[str, floa
     """Run every job on one daemon; yields (job, operations a second)."""
     full, fresh = "/tmp/full.qcow2", "/tmp/fresh.qcow2"
     machine.run(
-        f"rm -f {full} {fresh}; qemu-img convert -f raw -O qcow2 /tmp/data.raw {full};"
-        f"qemu-img create -q -f qcow2 {fresh} {SIZE}",
+        f"rm -f {full} {fresh}; qemu-img convert -f raw -O qcow2 -o compat=0.10 /tmp/data.raw {full};"
+        f"qemu-img create -q -f qcow2 -o compat=0.10 {fresh} {SIZE}",
         check=True,
     )
     with daemon(machine, who):
@@ -82,7 +83,10 @@ def turn(machine: Machine, who: str, seconds: float) -> Iterator[tuple[str, floa
             for name, job in JOBS.items():
                 yield name, fio(machine, device, job, f"--time_based --runtime={seconds} --ramp_time=0.5")
         with disk(machine, fresh) as device:
-            yield FIRST, fio(machine, device, ("write", "256k", 8), f"--size={SIZE}")
+            try:
+                yield FIRST, fio(machine, device, ("write", "256k", 8), f"--size={SIZE}")
+            except CommandFailed as error:
+                print(f"{who}: {FIRST}: {error.result.stderr.splitlines()[0]}", file=sys.stderr)
     for image in (full, fresh):
         checked = machine.run(f"qemu-img check {image}").returncode
         print(f"{who}: qemu-img check {image}: {'clean' if not checked else f'exit {checked}'}", file=sys.stderr)
@@ -108,7 +112,7 @@ def main() -> None:
                     results[name][who].append(rate)
     print(f"{'operations a second':22}" + "".join(f"{who:>18}" for who in PEERS) + f"{'ratio':>8}")
     for name, row in results.items():
-        ours, theirs = (statistics.mean(row[who]) for who in PEERS)
+        ours, theirs = (statistics.mean(row[who] or [math.nan]) for who in PEERS)
         print(f"{name:22}{ours:>18,.0f}{theirs:>18,.0f}{ours / theirs:>8.2f}")
 
 

@@ -58,10 +58,21 @@ class WritableQcow2(Qcow2Image):
         try:
             if self.broken is not None:
                 return False
-            end_index = (offset + length - 1) >> self._l1_shift
-            if any(index not in self._l2 for index in {offset >> self._l1_shift, end_index}):
+            l1_index, at = offset >> self._l1_shift, offset & self._mask
+            table = self._l2.get(l1_index)
+            if table is None:
                 return False
-            host, n = self._in_place(offset, length)
+            if at + length <= self._mask + 1 and self._plain:
+                entry = table.entries[(offset >> self._bits) & self._l2_mask]
+                if entry & self._odd or not entry & self.meta.l1[l1_index] & q.COPIED:
+                    return False
+                host, n = (entry & q.OFFSET_MASK) + at, length
+                self._check_owned(offset - at, entry)
+                table.used = True
+            elif (offset + length - 1) >> self._l1_shift in self._l2:
+                host, n = self._in_place(offset, length)
+            else:
+                return False
             if n < length or not self._at_once(host, n):
                 return False
             self.data_file.pwritev(buffers, host)

@@ -161,7 +161,7 @@ def test_a_power_cut_at_any_write_corrupts_nothing(
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_power_cut_at_any_write_of_many_workloads_corrupts_nothing(
     kind: str, seed: int, tmp_path: Path, qemu: object, opened_image: Callable, power_cuts: object
