@@ -30,6 +30,10 @@ class ControlError(TcmuError):
     """No such process answers, or it refused; the message says which and why."""
 
 
+class NoSuchDrive(ControlError):
+    """No process of ours serves a drive of that name."""
+
+
 class ControlSocket:
     """The socket of this process in `directory`; `answer(message)` is called on the loop for each message.
 
@@ -98,7 +102,7 @@ def find(directory: Path, name: str) -> Path:
     """Return the socket of the process that serves the device called `name`.
 
     Raises:
-        ControlError: there is none, or more than one.
+        NoSuchDrive: there is none; ControlError: there is more than one.
     """
     known: dict[Path, str] = {}
     for path in sorted(directory.glob(PATTERN)):
@@ -114,7 +118,7 @@ def find(directory: Path, name: str) -> Path:
     if not found:
         names = ", ".join(sorted(set(known.values())))
         hint = f"served here: {names}" if names else f"no `tcmu serve` of yours has a drive (looked in {directory})"
-        raise ControlError(f"there is no drive {name!r}: {hint}")
+        raise NoSuchDrive(f"there is no drive {name!r}: {hint}")
     return found[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tcmu_core.kernel import configfs
 from tests.cli.conftest import Call, Serving, run
 
 Serve = Callable[..., Serving]
@@ -76,6 +78,38 @@ def test_a_drive_that_there_is_not_is_named_with_those_that_there_are(
     serve("ram", "--size", "1M", "--name", "ram")
     other = call("eject", "dvd", *state)
     assert "there is no drive 'dvd': served here: cd\n" in other.err
+
+
+@pytest.fixture
+def core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What configfs shows of one device of the kernel."""
+    attributes = tmp_path / "core" / "user_3" / "dvd" / "attrib"
+    attributes.mkdir(parents=True)
+    (attributes.parent / "enable").touch()
+    (attributes / "dev_config").write_text("fbo/ro//srv/one.iso\n")
+    monkeypatch.setattr(configfs, "CORE", tmp_path / "core")
+    return attributes / "dev_config"
+
+
+def test_the_disc_of_a_device_of_the_kernel_is_changed_by_its_configuration(
+    call: Call, core: Path, state: list[str]
+) -> None:
+    core.write_text("fbo/x")
+    assert call("insert", "dvd", "ro//srv/two.iso", *state).status == 0
+    assert core.read_text() == "fbo/ro//srv/two.iso"
+
+
+def test_a_device_of_the_kernel_that_is_held_says_so(
+    call: Call, core: Path, state: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(path: Path, value: str) -> None:
+        assert (path, value) == (core, "fbo/")
+        raise configfs.ConfigfsError("writing", OSError(errno.EBUSY, "busy"))
+
+    monkeypatch.setattr(configfs, "write", busy)
+    said = call("eject", "dvd", *state)
+    assert said.status == 1
+    assert "dvd: an initiator holds the disc" in said.err
 
 
 def test_two_drives_of_one_name_are_not_guessed_at(

@@ -245,6 +245,21 @@ def test_targetcli_changes_the_disc(host: Host, drive: Callable[[str], Drive], i
     assert "Volume id: SECOND" in cd.run("isoinfo -d -i $sr")
 
 
+@pytest.mark.parametrize("drive", ["lio"], indirect=True)
+def test_tcmu_eject_and_insert_reach_the_kernels_device(
+    vm: Machine, drive: Callable[[str], Drive], iso: Path, other_iso: Path
+) -> None:
+    cd = drive(f"ro/{iso}")
+    cd.run("mount -o ro $sr /mnt")
+    held = vm.run([*TCMU, "eject", "cd"])
+    assert "an initiator holds the disc" in held.stderr
+    cd.run("umount /mnt")
+    vm.run([*TCMU, "eject", "cd"], check=True)
+    assert "device not ready" in cd.run("sg_turs $sr", check=False)
+    vm.run([*TCMU, "insert", "cd", f"ro/{other_iso}"], check=True)
+    assert "Volume id: SECOND" in cd.run("isoinfo -d -i $sr")
+
+
 def test_a_dvd_ram_is_formatted_given_a_file_system_written_and_verified(
     drive: Callable[[str], Drive], vm: Machine, tree: Path
 ) -> None:
