@@ -113,6 +113,7 @@ class TaskSet:
     def _wait(self, command: Command, span: Span, exclusive: bool) -> Future[None]:
         turn: Future[None] = Future()
         self._waiting.append(_Waiter(command, span, exclusive, turn))
+        self._grant()  # a command that waits no longer stands in the way of one that waits to be alone
         return turn
 
     def _may(self, command: Command, span: Span, exclusive: bool, before: list[_Waiter]) -> bool:

@@ -239,6 +239,16 @@ def test_what_many_commands_write_is_what_they_read(threads: int, digests: dict[
             assert answer.data == pattern
 
 
+def test_many_compare_and_writes_of_one_block_all_end() -> None:
+    with served(threads=4) as running, running.client() as client:
+        client.login().read(0, 1)
+        cdb = bytes([0x89]) + bytes(12) + b"\1\0\0"
+        zeros = bytes(1024)
+        client.send(*[client.initiator.command(cdb, write=zeros, data=zeros) for _ in range(100)])
+        answers = [client.receive() for _ in range(100)]
+        assert all(isinstance(answer, p.ScsiResponse) and answer.status == 0 for answer in answers)
+
+
 def test_a_transport_id_is_the_name_and_the_isid() -> None:
     identity = transport_id("iqn.x", bytes.fromhex("800000010203"))
     assert identity == b"\x45\x00\x00\x18iqn.x,i,0x800000010203\0\0"
