@@ -137,11 +137,7 @@ def start_stop_unit(unit: LogicalUnit, command: Command) -> Steps:
 
 
 def prevent_allow(unit: LogicalUnit, command: Command) -> None:
-    """PREVENT ALLOW MEDIUM REMOVAL: SPC-4 6.16; counted per nexus."""
-    if not unit.device.removable:
-        if command.cdb[4] & 0x03:
-            raise InvalidFieldInCdb("PREVENT: the medium is not removable", field=(4, 1))
-        return
+    """PREVENT ALLOW MEDIUM REMOVAL: SPC-4 6.16; kept per nexus, and without effect on a fixed disk."""
     if command.cdb[4] & 0x01:
         unit.prevented.add(command.nexus)
     else:

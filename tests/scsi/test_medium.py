@@ -93,6 +93,28 @@ def test_fua_write_is_flushed_before_good(rig: Rig, cdb: bytes) -> None:
     assert rig.memory.flushed == 1
 
 
+def several_steps(flags: int) -> list[tuple[bytes, bytes]]:
+    """Return the writes of several steps, with these flags in byte 1, and the data for a medium of zeros."""
+    sent = [(caw(0, 1), bytes(BLOCK) + A), (cdb16(0x8B, 8, 1), A), (atomic(16, 1), A)]
+    return [(cdb[:1] + bytes([flags]) + cdb[2:], data) for cdb, data in sent]
+
+
+def test_fua_holds_for_the_commands_of_several_steps(rig: Rig) -> None:
+    for flags, flushes in ((0, 0), (8, 1)):
+        for cdb, data in several_steps(flags):
+            before = rig.memory.flushed
+            rig.memory.data[:] = bytes(len(rig.memory.data))
+            rig.good(cdb, data)
+            assert rig.memory.flushed - before == flushes
+
+
+def test_without_a_write_cache_the_commands_of_several_steps_flush() -> None:
+    rig = make_rig(write_cache=False)
+    for number, (cdb, data) in enumerate(several_steps(0), 1):
+        rig.good(cdb, data)
+        assert rig.memory.flushed == number
+
+
 def test_plain_write_is_not_flushed(rig: Rig) -> None:
     rig.good(cdb10(0x2A, 0, 1), A)
     assert rig.memory.flushed == 0

@@ -154,6 +154,12 @@ def test_power_conditions_and_ejecting_a_fixed_disk_are_refused(rig: Rig, byte: 
     assert (got.error, got.field) == ((5, 0x24, 0), field)
 
 
+def test_preventing_the_removal_from_a_fixed_disk_is_harmless(rig: Rig) -> None:
+    rig.good("1e 0 0 0 1 0")
+    rig.good("1b 0 0 0 0 0")
+    rig.good("1b 0 0 0 1 0")
+
+
 def test_a_removable_medium_that_is_prevented_is_not_ejected() -> None:
     rig = make_rig(removable=True)
     rig.nexus("b")
@@ -225,6 +231,14 @@ def test_vpd_pages_listed_are_the_pages_that_there_are(rig: Rig) -> None:
         if got.status == 0:
             assert got.data[1] == page
             assert int.from_bytes(got.data[2:4], "big") == len(got.data) - 4
+
+
+def test_a_device_that_is_no_disk_has_no_pages_of_a_disk() -> None:
+    rig = make_rig(device_type=5)
+    assert rig.good("12 1 0 0 ff 0", room=255)[4:] == bytes([0x00, 0x80, 0x83, 0x86])
+    for page in ("b0", "b1", "b2"):
+        assert rig.send(f"12 1 {page} 0 ff 0", room=255).error == (5, 0x24, 0)
+    assert rig.send(cdb10(0x2F, 0, 1)).error == (5, 0x20, 0)
 
 
 def test_provisioning_page_follows_the_handler() -> None:
