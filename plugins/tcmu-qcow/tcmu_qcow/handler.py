@@ -54,6 +54,8 @@ class Handler:
         except BaseException:
             self._close()
             raise
+        if isinstance(self._image, WritableQcow2) and self._image.lost:
+            device.log.error("%s", self._image.lost)
         self._threads_until = 0.0  # writes go to the threads until then (monotonic)
 
     def _describe(self, device: Device, config: Config, wanted: int | None) -> None:

@@ -22,8 +22,9 @@ from tcmu_qcow.bitmaps import invalidate_bitmaps
 from tcmu_qcow.errors import CorruptImage
 from tcmu_qcow.files import HostFile
 from tcmu_qcow.header import Header
+from tcmu_qcow.journal import LARGEST, Journal
 from tcmu_qcow.refcounts import Refcounts
-from tcmu_qcow.tables import Table, TableCache, decode
+from tcmu_qcow.tables import Table, TableCache, decode, load_l1
 
 L1_SLICE = 64  # entries in 512 bytes
 MOST_UNLINKED = 65536  # runs of clusters that wait to be freed before a write-back is forced
@@ -33,14 +34,14 @@ class Metadata:
     """All tables of one image. Every method is called under the image's lock."""
 
     def __init__(
-        self, file: HostFile, data_file: HostFile, header: Header, *, read_only: bool, cache_bytes: int
+        self, file: HostFile, data_file: HostFile, header: Header, *, read_only: bool, cache_bytes: int, journal: bool
     ) -> None:
         self.file = file
         self.data_file = data_file
         self.header = header
         self.read_only = read_only
         self.l1_offset = header.l1_table_offset
-        self.l1 = load_l1(file, header, header.l1_table_offset, header.l1_size)
+        self.l1 = load_l1(file, header.l1_table_offset, header.l1_size)
         self.l2 = TableCache(cache_bytes // header.cluster_size)
         self.stride = 2 if header.extended_l2 else 1
         self.refcounts = Refcounts(file, header, max(cache_bytes // 4, 1 << 20), self.begin)
@@ -54,6 +55,8 @@ class Metadata:
         self._unlinked: list[tuple[int, int]] = []  # no longer referred to, in memory
         self._awaiting: list[tuple[int, int]] = []  # no longer referred to in the file, before a barrier
         self.began = read_only
+        self._journal: Journal | None = None
+        self._keep_journal = journal
         self._io = threading.Condition()
         self._in_flight = 0  # reads and writes of guest data that run without the lock
 
@@ -122,11 +125,20 @@ class Metadata:
         self.refcounts.metadata.add(cluster)
         self.l2.pop(l1_index, None)
         self._keep(l1_index, table)
+        before = self.l1[l1_index : l1_index + 1]
         self.l1[l1_index] = table.offset | q.COPIED
+        if self._journal is not None:
+            self._journal.add(self.l1_offset + 8 * l1_index, before, self.l1[l1_index : l1_index + 1])
         self._l1_dirty.add(l1_index // L1_SLICE)
         if old is not None:
             self.unlink(old.offset >> header.cluster_bits, 1)
         return table
+
+    def changed(self, table: Table, first: int, before: array[int]) -> None:
+        """The words of an L2 table from `first` on were these before."""
+        table.touch(first, len(before))
+        if self._journal is not None:
+            self._journal.add(table.offset + 8 * first, before, table.entries[first : first + len(before)])
 
     # -- clusters ----------------------------------------------------------------------------------------------------
 
@@ -137,8 +149,11 @@ class Metadata:
             last[-1] = (last[-1][0], last[-1][1] + count)
         else:
             last.append((cluster, count))
-            if len(last) > MOST_UNLINKED:
-                self.write_back()
+
+    def bound(self) -> None:
+        """Write back before what waits for it takes too much memory. Between two commands, never within one."""
+        if len(self._unlinked) > MOST_UNLINKED or (self._journal is not None and self._journal.size > LARGEST):
+            self.write_back()
 
     def release_unused(self, cluster: int, count: int) -> None:
         """Give back clusters that were allocated and never linked."""
@@ -159,6 +174,8 @@ class Metadata:
                 self.set_dirty(True)
             elif changed:
                 file.flush()
+            if self._journal is None and self._keep_journal:
+                self._journal = Journal(file)
             self.began = True
 
     def set_dirty(self, dirty: bool) -> None:
@@ -194,6 +211,8 @@ class Metadata:
             for table in sorted(self.l2.pending, key=lambda table: table.offset):
                 table.write_back(self.file)
             self._write_l1()
+        if self._journal is not None:
+            self._journal.clear()
         self._awaiting += self._unlinked
         self._unlinked = []
 
@@ -254,10 +273,7 @@ class Metadata:
             self.sync()
         if self.header.dirty and not self.read_only:
             self.set_dirty(False)
+        if self._journal is not None:
+            self._journal.close(remove=True)
+            self._journal = None
         self.began = self.read_only or (not self.header.lazy_refcounts and self.began)
-
-
-def load_l1(file: HostFile, header: Header, offset: int, entries: int) -> array[int]:
-    """An L1 table of `entries`, whose place in the file was checked."""
-    raw = file.pread(entries * 8, offset).ljust(entries * 8, b"\0")
-    return decode(raw, 64)

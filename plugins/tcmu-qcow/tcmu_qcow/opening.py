@@ -14,6 +14,7 @@ from tcmu_qcow.compression import require_zstd
 from tcmu_qcow.errors import CorruptImage, ImageError, UnsupportedImage
 from tcmu_qcow.files import HostFile
 from tcmu_qcow.header import Header, parse_header
+from tcmu_qcow.journal import recover
 from tcmu_qcow.locking import lock_image
 from tcmu_qcow.qcow1 import Qcow1Image
 from tcmu_qcow.qcow2 import DEFAULT_CACHE
@@ -102,17 +103,21 @@ def _open_qcow2(file: HostFile, options: OpenOptions, writing: bool) -> Writable
         require_zstd(file.path)
     data_file = _open_data_file(file, header, options, writing) if header.has_data_file else None
     try:
+        lost = recover(file, header) if writing and options.lock else None
         if writing and (header.dirty or options.repair):
             rebuild_refcounts(file, header)
         snapshot = find_snapshot(file, header, options.snapshot) if options.snapshot is not None else None
-        return WritableQcow2(
+        image = WritableQcow2(
             file,
             header,
             data_file,
             read_only=not writing,
             cache_bytes=options.cache_bytes,
             snapshot=snapshot,
+            journal=options.lock,
         )
+        image.lost = lost
+        return image
     except BaseException:
         if data_file is not None:
             data_file.close()

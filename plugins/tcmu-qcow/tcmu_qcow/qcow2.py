@@ -12,8 +12,9 @@ from tcmu_qcow.compression import ClusterCache, decompress, locate
 from tcmu_qcow.errors import CorruptImage
 from tcmu_qcow.files import HostFile
 from tcmu_qcow.header import Header
-from tcmu_qcow.metadata import Metadata, load_l1
+from tcmu_qcow.metadata import Metadata
 from tcmu_qcow.snapshots import Snapshot
+from tcmu_qcow.tables import load_l1
 
 DEFAULT_CACHE = 32 << 20  # bytes of L2 tables; 64 KiB clusters: maps 256 GiB
 
@@ -30,16 +31,20 @@ class Qcow2Image(Node):
         read_only: bool,
         cache_bytes: int = DEFAULT_CACHE,
         snapshot: Snapshot | None = None,
+        journal: bool = True,
     ) -> None:
         super().__init__(file, header.size)
         self.data_file = data_file or file
         self.header = header
         self.read_only = read_only or snapshot is not None
-        self.meta = Metadata(file, self.data_file, header, read_only=self.read_only, cache_bytes=cache_bytes)
+        self.meta = Metadata(
+            file, self.data_file, header, read_only=self.read_only, cache_bytes=cache_bytes, journal=journal
+        )
         if snapshot is not None:
-            self.meta.l1 = load_l1(file, header, snapshot.l1_table_offset, snapshot.l1_size)
+            self.meta.l1 = load_l1(file, snapshot.l1_table_offset, snapshot.l1_size)
             self.size = snapshot.disk_size
         self.broken: CorruptImage | None = None  # why nothing may be written any more
+        self.lost: str | None = None  # what a killed process before us had not flushed, if that could not be recovered
         self._clusters = ClusterCache(header.cluster_size)
         self._bits = header.cluster_bits
         self._mask = header.cluster_size - 1

@@ -14,9 +14,8 @@ from tcmu_qcow.compression import locate
 from tcmu_qcow.errors import CorruptImage
 from tcmu_qcow.files import HostFile
 from tcmu_qcow.header import Header, check_region
-from tcmu_qcow.metadata import load_l1
 from tcmu_qcow.snapshots import read_snapshots
-from tcmu_qcow.tables import TYPECODES, decode, encode
+from tcmu_qcow.tables import TYPECODES, decode, encode, load_l1
 
 CHUNK_BITS = 12  # counts are kept for 4096 clusters at a time, where there are any
 
@@ -99,7 +98,7 @@ def count_references(file: HostFile, header: Header) -> References:
         if entries:
             references.add_table(offset, entries * 8, "L1 table")
     for offset, entries in l1_tables:
-        _count_l1(file, header, references, load_l1(file, header, offset, entries))
+        _count_l1(file, header, references, load_l1(file, offset, entries))
     _count_bitmaps(file, header, references)
     for cluster in references.tables:
         if references.get(cluster) != 1:
@@ -111,7 +110,7 @@ def count_references(file: HostFile, header: Header) -> References:
 def _check_copied(file: HostFile, header: Header, references: References) -> None:
     """An entry of the active tables that says COPIED is the only reference: else a snapshot would be written to."""
     size = header.cluster_size
-    for entry in load_l1(file, header, header.l1_table_offset, header.l1_size):
+    for entry in load_l1(file, header.l1_table_offset, header.l1_size):
         offset = entry & q.OFFSET_MASK
         if not offset:
             continue

@@ -45,6 +45,11 @@ def encode(entries: array[int], bits: int) -> bytes:
     return entries.tobytes()
 
 
+def load_l1(file: HostFile, offset: int, entries: int) -> array[int]:
+    """An L1 table of `entries`, whose place in the file was checked."""
+    return decode(file.pread(entries * 8, offset).ljust(entries * 8, b"\0"), 64)
+
+
 class Table:
     """One cluster of metadata: an L2 table or a refcount block."""
 

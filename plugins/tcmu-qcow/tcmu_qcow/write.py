@@ -34,6 +34,7 @@ class WritableQcow2(Qcow2Image):
             with self._corruption_noted():
                 self.meta.begin()
                 yield
+                self.meta.bound()
 
     # -- write -------------------------------------------------------------------------------------------------------
 
@@ -248,6 +249,7 @@ class WritableQcow2(Qcow2Image):
         bits, stride, entries = self._bits, self.meta.stride, table.entries
         old: list[int] = []
         first = index
+        before = entries[index * stride : (index - (-(at + n) >> bits)) * stride]
         while n:
             part = min(n, self._mask + 1 - at)
             slot = index * stride
@@ -263,7 +265,7 @@ class WritableQcow2(Qcow2Image):
             at = 0
             index += 1
             cluster += 1
-        table.touch(first * stride, (index - first) * stride)
+        self.meta.changed(table, first * stride, before)
         self._unlink(old)
 
     def _unlink(self, entries: list[int]) -> None:
@@ -369,8 +371,9 @@ class WritableQcow2(Qcow2Image):
             new = entry | q.ZERO
         if new == entry:
             return
+        before = table.entries[index : index + 1]
         table.entries[index] = new
-        table.touch(index)
+        self.meta.changed(table, index, before)
         if has_host and not new & q.COPIED:
             self._let_go(entry, offset)
 
@@ -391,8 +394,9 @@ class WritableQcow2(Qcow2Image):
             return
         if (new, zeroed) == (entry, bitmap):
             return
+        before = table.entries[2 * index : 2 * index + 2]
         table.entries[2 * index], table.entries[2 * index + 1] = new, zeroed
-        table.touch(2 * index, 2)
+        self.meta.changed(table, 2 * index, before)
         if has_host and not new:
             self._let_go(entry, offset)
 
