@@ -330,7 +330,7 @@ def _as_digests(value: Any) -> list[str]:
     known = {name.lower(): name for name in DIGESTS}
     names = [name.lower() for name in ([value] if isinstance(value, str) else value)]
     if not names or not known.keys() >= set(names):
-        raise _WrongError(f"write {', '.join(DIGESTS)}, or both in the order of preference")
+        raise _WrongError(f"write {', '.join(DIGESTS)}, or both")
     return [known[name] for name in names]
 
 

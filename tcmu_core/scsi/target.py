@@ -56,7 +56,6 @@ class Target:
     def __init__(self, name: str, units: Mapping[int, LogicalUnit]) -> None:
         self.name = name
         self.units = dict(units)
-        self.connections: list[ITNexus] = []
         port = RELATIVE_PORT.to_bytes(4, "big")
         self.designators = (
             designator(CODE_SET_BINARY, 0x04 | ASSOCIATION_PORT, port)
@@ -70,14 +69,10 @@ class Target:
 
     def connect(self, initiator: Initiator) -> ITNexus:
         """Make the I_T nexus of an initiator port."""
-        nexus = ITNexus(self, initiator)
-        self.connections.append(nexus)
-        return nexus
+        return ITNexus(self, initiator)
 
     def disconnect(self, it: ITNexus) -> None:
         """End an I_T nexus on every unit."""
-        if it in self.connections:
-            self.connections.remove(it)
         for lun, (_, nexus) in it.luns.items():
             self.units[lun].detach(nexus)
 

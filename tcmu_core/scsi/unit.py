@@ -342,6 +342,7 @@ class LogicalUnit:
             error = HardwareError(str(error))
         assert isinstance(error, CommandError)
         command.status = error.status
+        command.transferred = 0
         if error.status == Status.CHECK_CONDITION:
             command.sense = sense.encode(error, descriptor=self.modes.descriptor_sense)
         if self._trace:

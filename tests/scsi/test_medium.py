@@ -115,6 +115,18 @@ def test_without_a_write_cache_the_commands_of_several_steps_flush() -> None:
         assert rig.memory.flushed == number
 
 
+@pytest.mark.parametrize("cdb", [cdb10(0x28, 0, 1, 8), cdb12(0xA8, 0, 1, 8), cdb16(0x88, 0, 1, 8)])
+def test_fua_read_brings_the_cache_to_the_medium_first(rig: Rig, cdb: bytes) -> None:
+    rig.good(cdb, room=BLOCK)
+    assert rig.memory.flushed == 1
+
+
+def test_read_6_has_no_fua_the_same_bit_is_a_part_of_its_lba() -> None:
+    rig = make_rig(size=1 << 29)
+    rig.good("08 08 00 03 01 00", room=BLOCK)
+    assert rig.memory.flushed == 0
+
+
 def test_plain_write_is_not_flushed(rig: Rig) -> None:
     rig.good(cdb10(0x2A, 0, 1), A)
     assert rig.memory.flushed == 0

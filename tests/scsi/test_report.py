@@ -99,6 +99,17 @@ def test_report_luns_lists_every_unit() -> None:
     assert rig.send("a0 0 0 0 0 0 0 0 0 f 0 0", room=15).error == (5, 0x24, 0)
 
 
+@pytest.mark.parametrize(
+    ("select", "listed"), [(0, 8), (1, 0), (2, 8), (0x10, 0), (0x11, 0), (0x12, 0), (3, None), (0x13, None)]
+)
+def test_report_luns_by_select_report(rig: Rig, select: int, listed: int | None) -> None:
+    got = rig.send(bytes([0xA0, 0, select, 0, 0, 0, 0, 0, 0, 64, 0, 0]), room=64)
+    if listed is None:
+        assert (got.error, got.field) == ((5, 0x24, 0), (2, 7))
+    else:
+        assert int.from_bytes(got.data[:4], "big") == listed
+
+
 # -- unit attentions ---------------------------------------------------------------------------------------------------
 
 

@@ -106,6 +106,15 @@ def test_an_ordered_command_waits_for_the_earlier_and_holds_the_later(slow: Rig)
     assert after
 
 
+def test_a_status_other_than_good_comes_back_after_a_wait_too(slow: Rig) -> None:
+    slow.start(cdb10(0x2A, 0, 1), A)
+    fetch, ended = slow.start(cdb10(0x34, 0, 1), attribute=ORDERED)
+    assert not ended
+    release(slow)
+    assert ended == [fetch]
+    assert fetch.status == Status.CONDITION_MET
+
+
 def test_the_unit_is_fast_again_after_contention(slow: Rig) -> None:
     slow.start(caw(0), bytes(BLOCK) + A)
     while slow.memory.held:
