@@ -46,7 +46,7 @@ BAD = [
     ("[portal]\nmax_connections = 0", "t.conf:2: max_connections: 0 is too small"),
     ("[portal]\nqueue_depth = 100000", "t.conf:2: queue_depth: 100000 is too large"),
     ("[portal]\nlogin_timeout = soon", "t.conf:2: login_timeout: 'soon' is no number"),
-    ("[portal]\ndata_digest = md5", "t.conf:2: data_digest: write CRC32C, None, or both of preference"),
+    ("[portal]\ndata_digest = md5", "t.conf:2: data_digest: write CRC32C, None, or both"),
     ("[portal]\nmutual_user = me\nmutual_password = x", "mutual CHAP needs incoming CHAP users too"),
     ("[portal]\n[[chap]]\na =", "t.conf:2: CHAP needs a name and a secret that are not empty"),
     (TARGET, "t.conf:2: target 'iqn.2025-01.local.tcmu:a' has no logical unit: add a section [[[lun 0]]]"),
