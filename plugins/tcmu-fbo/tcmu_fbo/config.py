@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from tcmu_core import ConfigError, boolean, parse_cfgstring
 from tcmu_fbo.profiles import BY_NAME, Profile
 
 PREFIX_OPTIONS = ("ro",)
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +22,19 @@ class Disc:
     profile: Profile | None = None
 
 
-def parse(cfgstring: str) -> Disc | None:
+def parse(cfgstring: str, defaults: Mapping[str, str] = NOTHING) -> Disc | None:
     """Return the disc that `cfgstring` names; None for an empty tray.
+
+    `defaults` are the options that tcmu.conf has for the handler: for what the cfgstring does not say.
 
     Raises:
         ConfigError: with what to write instead.
     """
-    parsed = parse_cfgstring(cfgstring, {"ro": boolean, "profile": profile_named})
-    read_only = parsed.options.get("ro", False)
+    known = {"ro": boolean, "profile": profile_named}
+    parsed = parse_cfgstring(cfgstring, known)
+    usual = parse_cfgstring("".join(f";{name}={value}" for name, value in defaults.items()), known).options
+    options = {**usual, **parsed.options}
+    read_only = options.get("ro", False)
     path = parsed.body
     # The C runner's form: options as path components in front of the one that begins with a slash.
     while not path.startswith("/") and "//" in path:
@@ -35,10 +43,10 @@ def parse(cfgstring: str) -> Disc | None:
             raise ConfigError(f"unknown option {option!r} in front of the path: known are {', '.join(PREFIX_OPTIONS)}")
         read_only = True
     if not path:
-        if parsed.options or read_only:
+        if parsed.options or path != parsed.body:
             raise ConfigError("options without an image: write the path of an image, or nothing for an empty drive")
         return None
-    return Disc(path, read_only, parsed.options.get("profile"))
+    return Disc(path, read_only, options.get("profile"))
 
 
 def profile_named(name: str) -> Profile:

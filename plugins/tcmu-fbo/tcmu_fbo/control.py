@@ -54,7 +54,7 @@ IDLE_POWER, STANDBY_POWER, ACTIVE_POWER = 2, 3, 1
 START, LOEJ = 0x01, 0x02  # byte 4 of START STOP UNIT
 
 
-def start_stop_unit(drive: Drive, command: Command) -> Status:
+def start_stop_unit(drive: Drive, command: Command) -> Status | Future[Status]:
     """START STOP UNIT: close or open the tray; the disc itself spins up whenever it is needed.
 
     Power conditions (byte 4, high nibble) from active to standby are taken, and told as a power event.
@@ -75,8 +75,8 @@ def start_stop_unit(drive: Drive, command: Command) -> Status:
             drive.load(command.nexus)
         else:
             drive.eject()
-    elif not action & START and drive.medium is not None:
-        drive.medium.flush()
+    elif not action & START:
+        return drive.device.offload(_flush, drive)
     return Status.GOOD
 
 

@@ -33,6 +33,7 @@ class Drive:
         self.formatting: FormatInProgress | None = None
         self.events = Events()
         self.modes = modes.ModePages()
+        self.modes.current[modes.CACHING]["wce"] = int(device.write_cache)
         self.read_speed = FULL  # kB/s as SET CD SPEED gave it; FFFFh: as fast as the disc allows
         self.write_speed = FULL
         self.position = 0  # the LBA of the last block that was read, sought or written
@@ -135,9 +136,7 @@ class Drive:
         medium, self.medium = self.medium, None
         self.device.size = 0
         if medium is not None:
-            if not medium.read_only:
-                medium.flush()
-            medium.release()
+            self._let_go(medium)
             self.events.add(EventClass.MEDIA, MediaEvent.MEDIA_REMOVAL)
             self.events.add(EventClass.OPERATIONAL_CHANGE, CHANGED)
             self.device.log.info("disc out")
@@ -146,8 +145,14 @@ class Drive:
         """Let go of the disc."""
         medium, self.medium = self.medium, None
         if medium is not None:
+            self._let_go(medium)
+
+    def _let_go(self, medium: Medium) -> None:
+        try:
             medium.flush()
-            medium.release()
+        except OSError as error:  # the disc goes all the same
+            self.device.log.error("the last flush of the disc failed: %s", error)
+        medium.release()
 
     # -- formatting ---------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from tcmu_core import Change, Command, Device, Status, hookimpl
 from tcmu_fbo import config, table
 from tcmu_fbo.data import writable
 from tcmu_fbo.drive import Drive
+from tcmu_fbo.modes import CACHING
 from tcmu_fbo.profiles import BLOCK
 
 CD_DVD = 0x05  # peripheral device type (SPC-4 6.6.2)
@@ -21,6 +22,10 @@ class Optical:
     read-only one is a CD-ROM, DVD-ROM or BD-ROM by its size. Without an image the drive is empty.
     """
 
+    config_desc = (
+        "The path of an image or block device, an optical disc: in front of it ro/ for a write-protected one, "
+        "behind it ;profile=cd-rom, dvd-rom, bd-rom or dvd-ram. Nothing at all is an empty drive."
+    )
     drive: Drive
 
     @hookimpl
@@ -31,7 +36,7 @@ class Optical:
     @hookimpl
     def open(self, device: Device) -> None:
         """Open the drive with the disc that the cfgstring names."""
-        disc = config.parse(device.cfgstring)
+        disc = config.parse(device.cfgstring, device.options)
         device.device_type = CD_DVD
         device.removable = True
         device.block_size = BLOCK
@@ -75,8 +80,8 @@ class Optical:
     def reconfigure(self, device: Device, change: Change) -> None:
         """Change the disc: a new cfgstring puts one in, an empty one takes it out; or switch the write cache."""
         if change.cfgstring is not None:
-            self.drive.insert(config.parse(change.cfgstring))
+            self.drive.insert(config.parse(change.cfgstring, device.options))
         elif change.write_cache is not None:
-            self.drive.modes.current[0x08]["wce"] = int(change.write_cache)
+            self.drive.modes.current[CACHING]["wce"] = int(change.write_cache)
         elif change.size != device.size:
             raise NotImplementedError("a disc keeps its size: insert another one")

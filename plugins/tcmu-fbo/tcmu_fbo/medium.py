@@ -83,14 +83,14 @@ class Medium:
             try:
                 count = os.preadv(self.fd, there[:MAX_IOV], offset, flags)
             except OSError as error:
-                if flags and error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
-                    return False
+                if flags:
+                    return False  # it would have to wait, or can't tell: a read that may wait can
                 if error.errno in _GONE:
                     raise MediumNotPresent(str(error)) from error
                 raise ReadError(f"block {offset // BLOCK}: {error}", information=offset // BLOCK) from error
             if not count:
                 if flags:
-                    return False  # the end, or just what the page cache has: only a read that may wait can tell
+                    return False
                 raise ReadError(f"the image ends at byte {offset} of {self.length}", information=offset // BLOCK)
             offset += count
             _, there = split(there, count)

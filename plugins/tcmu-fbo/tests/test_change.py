@@ -177,6 +177,18 @@ def test_ejecting_twice_and_loading_twice_is_good(bench: Callable[..., Any], ima
     assert ready(drive) == GOOD
 
 
+def test_a_disc_whose_last_flush_fails_is_out_all_the_same(
+    bench: Callable[..., Any], image: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    drive = bench(str(image()))
+    monkeypatch.setattr("os.fdatasync", fail)
+    drive.good(EJECT)
+    assert ready(drive) == TRAY_OPEN
+
+
 def test_closing_an_empty_tray_leaves_it_empty(bench: Callable[..., Any]) -> None:
     drive = bench()
     drive.good(EJECT)

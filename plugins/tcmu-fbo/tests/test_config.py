@@ -44,6 +44,15 @@ def test_a_wrong_cfgstring_says_what_to_write(text: str, message: str) -> None:
         parse(text)
 
 
+def test_tcmu_conf_has_defaults_for_what_the_cfgstring_does_not_say() -> None:
+    defaults = {"ro": "yes", "profile": "dvd-rom"}
+    assert parse("/img.iso", defaults) == Disc("/img.iso", read_only=True, profile=DVD_ROM)
+    assert parse("/img.iso;ro=no;profile=dvd-ram", defaults) == Disc("/img.iso", profile=DVD_RAM)
+    assert parse("", defaults) is None
+    with pytest.raises(ConfigError, match="unknown option 'speed'"):
+        parse("/img.iso", {"speed": "8"})
+
+
 @pytest.mark.parametrize(
     ("blocks", "profile"),
     [

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.vm
 
 BLOCK = 2048
 TCMU = [sys.executable, "-m", "tcmu_core.cli.tcmu"]
-PATIENCE = 120
+PATIENCE = 300
 
 
 @pytest.fixture(scope="module")
