@@ -120,7 +120,7 @@ def write_and_verify(drive: Drive, command: Command) -> Answer:
 def verify(drive: Drive, command: Command) -> Answer:
     """VERIFY (10), (12), (16): read the blocks, and with BYTCHK compare them with the initiator's data."""
     medium = drive.ready()
-    lba, count = _range(drive, medium, command.cdb) if command.cdb[0] >> 5 == 1 else extent(command.cdb)
+    lba, count = extent(command.cdb)
     medium.check(lba, count)
     compared = bool(command.cdb[1] & BYTCHK)
     size = count * BLOCK

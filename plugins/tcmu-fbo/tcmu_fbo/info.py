@@ -382,7 +382,6 @@ def capabilities(drive: Drive) -> dict[str, int]:
         "dvd_ram_read": 1,
         "dvd_rom_read": 1,
         "dvd_ram_write": 1,
-        "mode_2_form_1": 0,
         "loading_mechanism": features.TRAY,
         "eject": 1,
         "lock_state": drive.device.prevented(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from tcmu_core.scsi.command import Initiator
 from tcmu_core.scsi.unit import LogicalUnit
 from tcmu_fbo import Optical
 from tcmu_fbo.drive import Drive
+
+# A loop device needs root.
+collect_ignore = [] if os.geteuid() == 0 and Path("/dev/loop-control").exists() else ["test_block_device.py"]
 
 BLOCK = 2048
 DEADLINE = 60  # seconds until a command that has not ended counts as hung
