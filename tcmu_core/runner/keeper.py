@@ -8,7 +8,6 @@ from typing import Protocol
 
 from tcmu_core.config.settings import Config
 from tcmu_core.loop import Loop, Timer
-from tcmu_core.runner import portal
 from tcmu_core.runner.channel import Message
 from tcmu_core.runner.nursery import WorkerProcess
 
@@ -74,6 +73,8 @@ class PortalKeeper:
         self._cancel_timer()
         self._draining = False
         if self._config.targets:
+            from tcmu_core.runner import portal  # the iSCSI part: no need to load it where there are no targets
+
             job = portal.job(self._config, self.parent.log_settings())
             self.worker = self.parent.spawn(job, self._message, self._died)
 

@@ -93,13 +93,13 @@ class Host:
 
     # -- devices, by configfs alone ---------------------------------------------------------------------------------
 
-    def create(self, name: str, size: int, config: str, *, hba: int = 1, extra: str = "") -> Result:
+    def create(self, name: str, size: int, config: str, *, hba: int = 1, extra: str = "", then: str = "") -> Result:
         """Make a backstore as the walkthrough's script does; the result is that of enabling it."""
         directory = f"{CORE}/user_{hba}/{name}"
         return self.run(
             f"mkdir -p {directory} && cd {directory} && echo -n dev_size={size} > control &&"
             f"echo -n 'dev_config={config}' > control && {extra or ':'} &&"
-            f"{{ echo -n 1 > enable || {{ s=$?; cd /; rmdir {directory}; exit $s; }} }}"
+            f"{{ echo -n 1 > enable || {{ s=$?; cd /; rmdir {directory}; exit $s; }} }} && {then or ':'}"
         )
 
     def remove(self, name: str, *, hba: int = 1) -> Result:
