@@ -28,7 +28,6 @@ Answer = Status | Future[Status]
 
 FUA = 0x08  # byte 1 of WRITE (SBC-4 5.40)
 BYTCHK = 0x02  # byte 1 of VERIFY
-MAX_TRANSFER = 32 << 20  # bytes of one command
 STEP = 1 << 20  # bytes that VERIFY holds at once
 
 
@@ -46,8 +45,6 @@ def _range(drive: Drive, medium: Medium, cdb: bytes) -> tuple[int, int]:
     """Return the extent of a CDB, checked against the disc."""
     lba, count = extent(cdb)
     medium.check(lba, count)
-    if count * BLOCK > MAX_TRANSFER:
-        raise InvalidFieldInCdb(f"more than {MAX_TRANSFER >> 20} MiB in one command", field=(7, 7))
     if count:
         drive.position = lba + count - 1
     return lba, count
@@ -240,8 +237,6 @@ def _read_sectors(drive: Drive, command: Command, lba: int, count: int) -> Answe
     medium.check(lba, count)
     each = sum(SIZES[part] for part in chosen)
     command.wanted = each * count
-    if command.wanted > MAX_TRANSFER:
-        raise InvalidFieldInCdb(f"more than {MAX_TRANSFER >> 20} MiB in one command", field=(6, 7))
     if not each or not count:
         return Status.GOOD
     drive.position = lba + count - 1

@@ -60,6 +60,12 @@ def test_a_read_with_less_room_gives_what_fits(bench: Callable[..., Any], image:
     assert (got.data, got.wanted) == (block(0) + block(1)[:100], 2 * BLOCK)
 
 
+def test_a_read_may_be_as_long_as_its_cdb_can_say(bench: Callable[..., Any], image: Callable[..., Path]) -> None:
+    drive = bench(f"ro/{image(blocks=0xFFFF, sparse=True)}")
+    got = drive.send(cdb10(0x28, 0, 0xFFFF), room=4096)
+    assert (got.status, got.transferred, got.wanted) == (0, 4096, 0xFFFF * BLOCK)
+
+
 def test_a_last_block_that_is_not_whole_ends_in_zeros(bench: Callable[..., Any], image: Callable[..., Path]) -> None:
     drive = bench(f"ro/{image(blocks=10, extra=700)}")
     assert drive.good("25 00 00000000 0000 00 00")[:4] == (10).to_bytes(4, "big")
