@@ -1,4 +1,7 @@
-"""Servers under measurement: started on a free port of loopback, stopped by their own process id."""
+"""Servers under measurement: started on a free port of loopback, stopped by their own process id.
+
+They run in sessions of their own, so that Ctrl-C reaches the benchmark alone, which then stops them in order.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,7 @@ def tcmu(image: Path, directory: Path) -> Iterator[Server]:
     """Serve `image` by our own portal, with every setting as it comes."""
     command = [sys.executable, "-m", "tcmu_core.cli.tcmu", "serve", "file", str(image)]
     command += ["--portal", "127.0.0.1:0", "--state-dir", str(directory / "state"), "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -88,7 +91,6 @@ def tgt(image: Path, directory: Path, options: Mapping[str, str]) -> Iterator[Se
     environment = {**os.environ, "TGT_IPC_SOCKET": str(control)}
     port = free_port()
     name = "iqn.2025-01.local.bench:disk"
-
     tid = ("--tid", "1")
 
     def admin(mode: str, operation: str, *arguments: str) -> None:
@@ -96,7 +98,8 @@ def tgt(image: Path, directory: Path, options: Mapping[str, str]) -> Iterator[Se
         subprocess.run(command, env=environment, check=True, timeout=PATIENCE)
 
     command = ["tgtd", "-f", "-C", "1", "--iscsi", f"portal=127.0.0.1:{port}"]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, text=True) as process:
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, env=environment, stderr=quiet, text=True, start_new_session=True) as process:
         try:
             wait_for(lambda: Path(f"{control}.1").exists() and answers(port), process, "tgtd")
             admin("target", "new", *tid, "--targetname", name)
