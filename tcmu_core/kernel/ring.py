@@ -146,16 +146,19 @@ class Ring:
                     self._answer(command)
                     silent += 1
                 else:
-                    tail = self._tail
-                    slot = start + tail
-                    len_op = words[slot >> 2]
-                    while len_op & 7 != 1:
-                        slot = self._skip(slot, len_op)
+                    if self._tail == at:  # nothing older is in flight: the slot is its own, id and flags are right
+                        words[(entry >> 2) + 2] = 0
+                        tail = self._at
+                    else:
+                        slot = start + self._tail
                         len_op = words[slot >> 2]
-                    respond(memory, slot + 4, cmd_id, 0, 0, 0, 0)
-                    tail = slot + (len_op & 0xFFFFFFF8) - start
-                    if tail == size:
-                        tail = 0
+                        while len_op & 7 != 1:
+                            slot = self._skip(slot, len_op)
+                            len_op = words[slot >> 2]
+                        respond(memory, slot + 4, cmd_id, 0, 0, 0, 0)
+                        tail = slot + (len_op & 0xFFFFFFF8) - start
+                        if tail == size:
+                            tail = 0
                     if not tso:
                         self._fence()
                     self._tail = words[tail_word] = tail
