@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tcmu_core.cli.handlers import absolute
 from tcmu_core.cli.options import Parser
 from tcmu_core.cli.options import size as size_argument
 from tcmu_core.cli.output import Exit, Output, human
@@ -88,8 +89,9 @@ def _command(
 
 
 def _create(args: argparse.Namespace) -> int:
-    config = f"{args.handler}/{args.cfgstring}"
-    _check(args.handler, args.cfgstring, config)
+    cfgstring = absolute(args.handler, args.cfgstring)
+    config = f"{args.handler}/{cfgstring}"
+    _check(args.handler, cfgstring, config)
     lio = _rtslib()
     _need_runner()
     if any(one.name == args.name for one in lio.RTSRoot().storage_objects):

@@ -68,6 +68,7 @@ class Worker:
         self.control = control
         self.backstore = Backstore(job["hba"], job["name"])
         self.log_name = f"{job['handler']}/{job['name']}"
+        self.config = f"{job['handler']}/{job['cfgstring']}"
         self.loop: Loop
         self.log: Log
         self.uio: UioDevice
@@ -170,6 +171,8 @@ class Worker:
         device = self.unit.device
         if device.size is not None and device.size != self.backstore.size:
             self.backstore.write("attrib/dev_size", device.size)
+        if self.backstore.read("attrib/dev_config") != self.config:
+            self.backstore.write("attrib/dev_config", self.config)
         if bool(int(self.backstore.read("attrib/emulate_write_cache"))) != device.write_cache:
             self.backstore.write("attrib/emulate_write_cache", int(device.write_cache))
 
@@ -281,6 +284,7 @@ class Worker:
             if cfgstring != device.cfgstring or (device.removable and not device.size):
                 backend.reconfigure(Change(cfgstring=cfgstring))
                 device.cfgstring = cfgstring
+                self.config = f"{device.handler}/{change.cfgstring}"
                 if not device.removable:  # another medium is more than another capacity: its handler has told of it
                     self.unit.resize(device.size or 0)
                 self.unit.refresh()

@@ -110,3 +110,19 @@ def test_targetcli_creates_changes_and_deletes_and_shows_our_message_for_a_bad_c
     assert said.count("good (8.0MiB) deactivated") == 1
     assert "Deleted storage object good" in said
     assert host.sh(f"ls {CORE} | grep user_ || true") == ""
+
+
+def test_targetcli_changes_the_medium_of_an_optical_drive(host: Host) -> None:
+    host.sh("for n in a b; do yes disc $n | head -c 4194304 > /var/tmp/t/$n.iso; done; modprobe sr_mod")
+    said = targetcli(host, "/backstores/user:fbo create disc 4M ro//var/tmp/t/a.iso")
+    assert "Created user-backed storage object disc" in said
+    drive = host.plug("disc", hba=0)
+    assert drive.startswith("/dev/sr")
+    assert host.sh(f"head -c 6 {drive}") == "disc a"
+    said = targetcli(host, "/backstores/user:fbo changemedium disc 4M ro//var/tmp/t/b.iso")
+    assert "Medium Changed" in said
+    assert host.sh(f"head -c 6 {drive}") == "disc b"
+    assert host.sh(f"cat {CORE}/user_0/disc/attrib/dev_config").strip() == "fbo/ro//var/tmp/t/b.iso"
+    said = targetcli(host, "/backstores/user:fbo changemedium disc 4M ro//var/tmp/t/none.iso")
+    assert "none.iso" in said
+    assert host.sh(f"head -c 6 {drive}") == "disc b"
