@@ -14,6 +14,7 @@ from tcmu_core.iscsi.session import Session
 
 LOGIN_SEGMENT = 8192  # MaxRecvDataSegmentLength while nothing was negotiated (RFC 7143 13.12)
 LOGIN_BUFFER = 65536
+SEGMENTS = 8  # PDUs of the longest data segment that either buffer holds: a queue of large commands in one piece
 
 
 class Host(Directory, Protocol):
@@ -34,13 +35,13 @@ class Connection:
         limits = host.settings.limits
         self.host = host
         self.notify = notify
+        self._size = max(SEGMENTS * (BHS + limits.segment), LOGIN_BUFFER)
         self.inbox = Inbox(LOGIN_BUFFER)
-        self.outbox = Outbox(max(4 * limits.segment, LOGIN_BUFFER), limits.send_queue)
+        self.outbox = Outbox(self._size, limits.send_queue)
         self.session: Session | None = None
         self.login = Login(host)
         self.pump: Callable[[], None] = self._pump_login
         self._ended: str | None = None
-        self._size = max(4 * limits.segment, LOGIN_BUFFER)
         self.room = self.inbox.room
 
     @property
