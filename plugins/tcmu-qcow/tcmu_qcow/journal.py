@@ -14,9 +14,11 @@ changed the image.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import stat
 import struct
+import sys
 from array import array
 from collections.abc import Iterator
 
@@ -26,9 +28,10 @@ from tcmu_qcow.header import Header
 from tcmu_qcow.repair import rebuild_refcounts
 from tcmu_qcow.tables import decode, encode
 
-HEAD = struct.Struct("=8s36s")  # magic, boot id
+HEAD = struct.Struct("=8s36sQ")  # magic, boot id, generation of the image's inode
 RECORD = struct.Struct("=QI")
 MAGIC = b"tcmuqcj1"
+_FS_IOC_GETVERSION = 0x80087601  # linux/fs.h
 LARGEST = 4 << 20  # bytes of records before the tables are written
 
 
@@ -53,6 +56,14 @@ def _boot_id() -> bytes:
         return text.read(36)
 
 
+def _generation(file: HostFile) -> int:
+    """What tells a file from an earlier one that had its inode number; 0 where the file system can't say."""
+    try:
+        return int.from_bytes(fcntl.ioctl(file.fd, _FS_IOC_GETVERSION, bytes(8)), sys.byteorder)
+    except OSError:
+        return 0
+
+
 class Journal:
     """The records of one image that is open for writing."""
 
@@ -66,7 +77,7 @@ class Journal:
                     os.unlink(self._path)
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
                 self._fd = os.open(self._path, flags, 0o600)
-                os.write(self._fd, HEAD.pack(MAGIC, _boot_id()))
+                os.write(self._fd, HEAD.pack(MAGIC, _boot_id(), _generation(file)))
 
     def add(self, offset: int, before: array[int], after: array[int]) -> None:
         """Words of the image change."""
@@ -91,17 +102,17 @@ class Journal:
                     os.unlink(self._path)
 
 
-def _records(path: str) -> Iterator[tuple[int, array[int], array[int]]]:
+def _records(path: str, file: HostFile) -> Iterator[tuple[int, array[int], array[int]]]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return
-    with open(fd, "rb") as file:
+    with open(fd, "rb") as records:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             return
-        data = file.read()
-    if len(data) < HEAD.size or HEAD.unpack_from(data) != (MAGIC, _boot_id()):
+        data = records.read()
+    if len(data) < HEAD.size or HEAD.unpack_from(data) != (MAGIC, _boot_id(), _generation(file)):
         return
     at = HEAD.size
     while at + RECORD.size <= len(data):
@@ -120,7 +131,7 @@ def recover(file: HostFile, header: Header) -> str | None:
         return None
     known: dict[int, set[int]] = {}
     final: dict[int, int] = {}
-    for offset, before, after in _records(path):
+    for offset, before, after in _records(path, file):
         for number, (old, new) in enumerate(zip(before, after, strict=True)):
             known.setdefault(offset + 8 * number, {old}).add(new)
             final[offset + 8 * number] = new

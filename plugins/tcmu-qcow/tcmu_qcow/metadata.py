@@ -264,6 +264,12 @@ class Metadata:
         self.file.truncate(end << bits)
         return [(cluster, count) for cluster, count in free if cluster < end]
 
+    def end_journal(self, *, remove: bool) -> None:
+        """No more changes come. What wasn't written stays in the journal unless it is removed."""
+        if self._journal is not None:
+            self._journal.close(remove=remove)
+            self._journal = None
+
     def settle(self) -> None:
         """Everything to the disk, refcounts of freed clusters and the dirty bit included: what close needs."""
         self.write_back()
@@ -273,7 +279,5 @@ class Metadata:
             self.sync()
         if self.header.dirty and not self.read_only:
             self.set_dirty(False)
-        if self._journal is not None:
-            self._journal.close(remove=True)
-            self._journal = None
+        self.end_journal(remove=True)
         self.began = self.read_only or (not self.header.lazy_refcounts and self.began)

@@ -268,6 +268,7 @@ class Qcow2Image(Node):
                 if not self.read_only and self.broken is None and self.file.fd >= 0:
                     self.meta.settle()
         finally:
+            self.meta.end_journal(remove=self.broken is not None)
             if self.data_file is not self.file:
                 self.data_file.close()
             self.file.close()

@@ -208,6 +208,18 @@ def power_cuts(monkeypatch: pytest.MonkeyPatch) -> PowerCuts:
     return PowerCuts(monkeypatch)
 
 
+@pytest.fixture(scope="session")
+def memory() -> str | None:
+    """Where files are in memory, for tests that wait for the disk often; None where that is nowhere."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+@pytest.fixture
+def fast_dir(memory: str | None) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="tcmu-test-", dir=memory) as name:
+        yield Path(name)
+
+
 @pytest.fixture
 def sparse_dir() -> Iterator[Path]:
     """A directory whose file system knows holes and tells how much of a file it stores."""

@@ -32,7 +32,7 @@ def info(qemu: object, path: Path) -> dict:
     ],
 )
 def test_an_image_is_as_it_was_asked_for(
-    tmp_path: Path,
+    fast_dir: Path,
     qemu: object,
     opened_image: Callable,
     disk: type,
@@ -42,7 +42,7 @@ def test_an_image_is_as_it_was_asked_for(
     lazy: bool,
     bits: int,
 ) -> None:
-    path = tmp_path / "new.qcow2"
+    path = fast_dir / "new.qcow2"
     options = CreateOptions(5 * MIB + 512, cluster_size, None, None, version, extended, lazy, bits)
     create_image(str(path), options)
     qemu.check(path)
@@ -79,8 +79,8 @@ def test_preallocation_gives_clusters_a_place(
     qemu.check(path)
 
 
-def test_a_large_disk_of_small_clusters_can_be_made(tmp_path: Path, qemu: object) -> None:
-    path = tmp_path / "new.qcow2"
+def test_a_large_disk_of_small_clusters_can_be_made(fast_dir: Path, qemu: object) -> None:
+    path = fast_dir / "new.qcow2"
     create_image(str(path), CreateOptions(64 << 30, 512))
     qemu.check(path)
     assert info(qemu, path)["virtual-size"] == 64 << 30
@@ -88,11 +88,11 @@ def test_a_large_disk_of_small_clusters_can_be_made(tmp_path: Path, qemu: object
 
 @pytest.mark.parametrize("fmt", ["raw", "qcow2", "qcow"])
 def test_an_overlay_takes_size_and_format_from_its_backing_file(
-    tmp_path: Path, qemu: object, opened_image: Callable, disk: type, fmt: str
+    fast_dir: Path, qemu: object, opened_image: Callable, disk: type, fmt: str
 ) -> None:
-    (tmp_path / "raw").write_bytes(b"z" * MIB)
-    qemu.img("convert", "-f", "raw", "-O", fmt, tmp_path / "raw", tmp_path / "base")
-    path = tmp_path / "new.qcow2"
+    (fast_dir / "raw").write_bytes(b"z" * MIB)
+    qemu.img("convert", "-f", "raw", "-O", fmt, fast_dir / "raw", fast_dir / "base")
+    path = fast_dir / "new.qcow2"
     create_image(str(path), CreateOptions(backing="base"))
     told = info(qemu, path)
     assert (told["virtual-size"], told["backing-filename"], told["backing-filename-format"]) == (MIB, "base", fmt)
@@ -114,21 +114,21 @@ def test_an_overlay_takes_size_and_format_from_its_backing_file(
         (CreateOptions(1 << 50, 512), "too many"),
     ],
 )
-def test_what_cannot_be_made_is_explained_and_leaves_nothing(tmp_path: Path, options: CreateOptions, says: str) -> None:
+def test_what_cannot_be_made_is_explained_and_leaves_nothing(fast_dir: Path, options: CreateOptions, says: str) -> None:
     with pytest.raises(ImageError, match=says):
-        create_image(str(tmp_path / "new.qcow2"), options)
-    assert list(tmp_path.iterdir()) == []
+        create_image(str(fast_dir / "new.qcow2"), options)
+    assert list(fast_dir.iterdir()) == []
 
 
-def test_a_file_that_is_there_is_not_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "new.qcow2"
+def test_a_file_that_is_there_is_not_replaced(fast_dir: Path) -> None:
+    path = fast_dir / "new.qcow2"
     path.write_bytes(b"precious")
     with pytest.raises(FileExistsError):
         create_image(str(path), CreateOptions(MIB))
     assert path.read_bytes() == b"precious"
 
 
-def test_a_given_backing_format_is_recorded(tmp_path: Path, qemu: object) -> None:
-    base = qemu.create(tmp_path / "base.qcow2", MIB)
-    create_image(str(tmp_path / "new.qcow2"), CreateOptions(MIB, backing=str(base), backing_format=Format.RAW))
-    assert info(qemu, tmp_path / "new.qcow2")["backing-filename-format"] == "raw"
+def test_a_given_backing_format_is_recorded(fast_dir: Path, qemu: object) -> None:
+    base = qemu.create(fast_dir / "base.qcow2", MIB)
+    create_image(str(fast_dir / "new.qcow2"), CreateOptions(MIB, backing=str(base), backing_format=Format.RAW))
+    assert info(qemu, fast_dir / "new.qcow2")["backing-filename-format"] == "raw"

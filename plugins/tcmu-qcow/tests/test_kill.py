@@ -77,12 +77,12 @@ def journal_of(path: Path) -> Path:
     ],
 )
 def test_a_killed_process_loses_nothing(
-    tmp_path: Path, qemu: object, opened_image: Callable, disk: type, options: tuple[str, ...]
+    fast_dir: Path, qemu: object, opened_image: Callable, disk: type, options: tuple[str, ...]
 ) -> None:
-    (tmp_path / "base.raw").write_bytes(b"b" * SIZE)
+    (fast_dir / "base.raw").write_bytes(b"b" * SIZE)
     snapshot = "snapshot" in options
     options = tuple(option for option in options if option != "snapshot")
-    path = qemu.create(tmp_path / "disk.qcow2", SIZE, *options, backing=tmp_path / "base.raw")
+    path = qemu.create(fast_dir / "disk.qcow2", SIZE, *options, backing=fast_dir / "base.raw")
     model = bytearray(b"b" * SIZE)
     for seed in range(4):
         model = die(path, seed, model)
@@ -98,27 +98,28 @@ def test_a_killed_process_loses_nothing(
     assert not journal_of(path).exists()
 
 
+@pytest.mark.parametrize(("command", "byte"), [(f"write -P 2 0 {SIZE}", b"\x02"), (f"write -z 0 {SIZE}", b"\x00")])
 def test_what_another_program_changed_since_is_not_undone(
-    tmp_path: Path, qemu: object, opened_image: Callable, disk: type
+    fast_dir: Path, qemu: object, opened_image: Callable, disk: type, command: str, byte: bytes
 ) -> None:
-    path = qemu.create(tmp_path / "disk.qcow2", SIZE, "cluster_size=4096")
+    path = qemu.create(fast_dir / "disk.qcow2", SIZE, "cluster_size=4096")
     qemu.io(path, "write -P 1 0 4k")
     die(path, 5, bytes(SIZE))
     assert journal_of(path).exists()
     qemu.img("check", "-r", "all", path)
-    qemu.io(path, f"write -P 2 0 {SIZE}")
+    qemu.io(path, command)
     with opened_image(path) as image:
         assert "lost" in image.lost
-        assert disk(image).read() == b"\x02" * SIZE
+        assert disk(image).read() == byte * SIZE
         disk(image).write(0, b"\x03" * 512)
     qemu.check(path)
     assert not journal_of(path).exists()
 
 
 def test_the_records_of_another_boot_are_not_used(
-    tmp_path: Path, qemu: object, opened_image: Callable, disk: type
+    fast_dir: Path, qemu: object, opened_image: Callable, disk: type
 ) -> None:
-    path = qemu.create(tmp_path / "disk.qcow2", SIZE, "cluster_size=4096")
+    path = qemu.create(fast_dir / "disk.qcow2", SIZE, "cluster_size=4096")
     die(path, 6, bytes(SIZE))
     records = journal_of(path)
     data = records.read_bytes()
@@ -129,8 +130,8 @@ def test_the_records_of_another_boot_are_not_used(
     qemu.check(path)
 
 
-def test_a_record_that_is_cut_short_is_no_record(tmp_path: Path, qemu: object, opened_image: Callable) -> None:
-    path = qemu.create(tmp_path / "disk.qcow2", SIZE, "cluster_size=4096")
+def test_a_record_that_is_cut_short_is_no_record(fast_dir: Path, qemu: object, opened_image: Callable) -> None:
+    path = qemu.create(fast_dir / "disk.qcow2", SIZE, "cluster_size=4096")
     die(path, 7, bytes(SIZE))
     records = journal_of(path)
     data = records.read_bytes()

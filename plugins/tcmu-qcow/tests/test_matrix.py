@@ -167,8 +167,10 @@ class Play:
             self.snapshots[name] = bytes(self.model)
 
 
-def play(kind: Kind, qemu: object, opened_image: Callable, moves: list[tuple[str, int, int]], seed: int) -> None:
-    directory = Path(tempfile.mkdtemp(prefix="tcmu-qcow-"))
+def play(
+    kind: Kind, qemu: object, opened_image: Callable, moves: list[tuple[str, int, int]], seed: int, memory: str | None
+) -> None:
+    directory = Path(tempfile.mkdtemp(prefix="tcmu-qcow-", dir=memory))
     try:
         game = Play(kind, directory, qemu, seed)
         blocks = kind.size // BLOCK
@@ -212,9 +214,9 @@ QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.
 @settings(max_examples=7, derandomize=True, deadline=None, database=None, suppress_health_check=QUIET)
 @given(moves=MOVES, seed=st.integers(0, 1 << 32))
 def test_we_and_qemu_take_turns(
-    kind: Kind, qemu: object, opened_image: Callable, moves: list[tuple[str, int, int]], seed: int
+    kind: Kind, qemu: object, opened_image: Callable, memory: str | None, moves: list[tuple[str, int, int]], seed: int
 ) -> None:
-    play(kind, qemu, opened_image, moves, seed)
+    play(kind, qemu, opened_image, moves, seed, memory)
 
 
 @pytest.mark.soak
@@ -222,6 +224,6 @@ def test_we_and_qemu_take_turns(
 @settings(max_examples=150, deadline=None, database=None, suppress_health_check=QUIET)
 @given(moves=MOVES, seed=st.integers(0, 1 << 32))
 def test_we_and_qemu_take_many_turns(
-    kind: Kind, qemu: object, opened_image: Callable, moves: list[tuple[str, int, int]], seed: int
+    kind: Kind, qemu: object, opened_image: Callable, memory: str | None, moves: list[tuple[str, int, int]], seed: int
 ) -> None:
-    play(kind, qemu, opened_image, moves, seed)
+    play(kind, qemu, opened_image, moves, seed, memory)
