@@ -252,9 +252,7 @@ class ManagedDevice:
         if found is not None:
             self._changed(*found, errno.ETIMEDOUT, f"the handler did not answer within {CHANGE_SECONDS:g} s")
 
-    def _changed(
-        self, change: Change, future: Future[tuple[int, str]], timer: Timer, code: int, reason: str
-    ) -> None:
+    def _changed(self, change: Change, future: Future[tuple[int, str]], timer: Timer, code: int, reason: str) -> None:
         timer.cancel()
         if not code and change.cfgstring is not None:
             self.name = UioName(self.name.hba, self.name.device, change.cfgstring)

@@ -199,4 +199,3 @@ class PortalWorker:
             self.loop.stop()
         else:
             self.loop.call_later(POLL, self._drained)
-

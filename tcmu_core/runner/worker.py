@@ -157,9 +157,7 @@ class Worker:
             self.unit.trace = self.log.level_of(self.log_name) is Level.DEBUG_SCSI_CMD
             nexus = self.unit.attach(INITIATOR)
             nexus.attentions.clear()  # the kernel reports power-on and reset to each of its nexuses itself
-            self.ring = Ring(
-                self.uio.memory, self.unit, nexus, post=self.loop.post, doorbell=self.uio.ring_doorbell
-            )
+            self.ring = Ring(self.uio.memory, self.unit, nexus, post=self.loop.post, doorbell=self.uio.ring_doorbell)
             if not job["adopt"]:
                 self._record()
         except BaseException:

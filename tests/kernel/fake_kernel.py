@@ -124,9 +124,7 @@ class FakeKernel:
                 valid = read_len if flags & 2 and read_len else None
                 if status and valid is None:
                     data = b""
-                self.answers.append(
-                    Answer(cmd_id, status, self.memory[entry + 16 : entry + 112], valid, data[:valid])
-                )
+                self.answers.append(Answer(cmd_id, status, self.memory[entry + 16 : entry + 112], valid, data[:valid]))
                 for page in sent.pages:
                     self.memory[self.data_at + page * DATA_PAGE : self.data_at + (page + 1) * DATA_PAGE] = (
                         bytes([FRESH]) * DATA_PAGE
