@@ -29,7 +29,7 @@ from tcmu_core.scsi.copy import CopyResults
 from tcmu_core.scsi.decode import describe, span_of
 from tcmu_core.scsi.identity import Identity
 from tcmu_core.scsi.mode import ModePages
-from tcmu_core.scsi.opcodes import Access, Opcode
+from tcmu_core.scsi.opcodes import Access, Op, Opcode
 from tcmu_core.scsi.reservations import AptplStore, Reservations
 from tcmu_core.scsi.steps import PAUSE, Steps, checked, follow
 from tcmu_core.scsi.table import table_for
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from tcmu_core.backend import Backend
     from tcmu_core.scsi.background import Background
     from tcmu_core.scsi.target import Target
+
+_SCSI_2_LUN = 0xE0 << 32  # bits 7 to 5 of byte 1 of a 6-byte CDB
 
 
 class Post(Protocol):
@@ -190,6 +192,9 @@ class LogicalUnit:
         """Raise what the CDB's reserved bits, a reservation, or the unit's state say against a command."""
         cdb = command.cdb
         excess = int.from_bytes(cdb[: len(row.usage)], "big") & ~int.from_bytes(row.usage, "big")
+        if excess and row.code == Op.INQUIRY:
+            # Linux finds a unit's standard by an INQUIRY of SCSI-2, which has the LUN in byte 1 (SCSI-2 7.2.2).
+            excess &= ~_SCSI_2_LUN
         if excess:
             bit = excess.bit_length() - 1  # the highest reserved bit that is set, counted from the CDB's end
             raise InvalidFieldInCdb("a reserved bit is set", field=(len(row.usage) - 1 - bit // 8, bit % 8))
