@@ -127,7 +127,7 @@ def test_a_table_in_the_cache_is_not_read_again(
 
 
 def test_a_failed_flush_is_never_followed_by_a_good_one(
-    tmp_path: Path, qemu: object, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, qemu: object, opened_image: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = qemu.create(tmp_path / "disk.qcow2", 8 * MIB)
     real = os.fdatasync
@@ -147,3 +147,8 @@ def test_a_failed_flush_is_never_followed_by_a_good_one(
     for act in (image.flush, image.close):
         with pytest.raises(OSError, match="an earlier flush failed"):
             act()
+    with opened_image(path) as image:  # what was in the page cache all the time is found again
+        data = bytearray(4 * KIB)
+        image.read(0, [memoryview(data)])
+        assert data == b"x" * 4 * KIB
+    qemu.check(path)
