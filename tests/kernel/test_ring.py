@@ -452,3 +452,14 @@ def test_every_command_is_answered_once_with_its_own_data(steps: list[Any], flag
     assert not expected
     assert bench.kernel.head == bench.kernel.tail
     assert not bench.ring.in_flight
+
+
+def test_the_ring_works_with_fences_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tcmu_core.kernel.ring._TOTAL_STORE_ORDER", False)
+    bench = Bench(lambda command: command.cdb[1] == 0 and good(command))
+    ids = [bench.kernel.command(bytes([0x28, deferred]) + bytes(8), room=512) for deferred in (0, 1, 0, 1, 0)]
+    bench.ring.process()
+    while bench.unit.kept:
+        bench.finish(bench.unit.kept[-1])
+    assert {answer.cmd_id for answer in bench.kernel.answers} == set(ids)
+    assert bench.kernel.head == bench.kernel.tail
