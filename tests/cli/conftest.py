@@ -60,6 +60,14 @@ class Serving:
         return Said(self.process.returncode, out, err)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def hangups_arrive() -> Iterator[None]:
+    """Undo what nohup did to the session of the tests: their children would ignore SIGHUP, as they should."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Call:
     """Run `tcmu` in this process."""
