@@ -28,6 +28,6 @@ def host(machine_host: Host) -> Iterator[Host]:
         " rm -f $t/tpgt_1/lun/lun_*/x; rmdir $t/tpgt_1/lun/lun_* $t/tpgt_1 $t; done;"
         "ls -d iscsi/iqn* > /dev/null 2>&1 && targetctl clear;"
         "for d in core/user_*/*/enable; do [ -e $d ] && rmdir ${d%/enable}; done;"
-        "rmdir core/user_* 2> /dev/null; rm -rf /var/tmp/t/*; true",
+        "modprobe sd_mod; rmdir core/user_* 2> /dev/null; rm -rf /var/tmp/t/*; true",
         timeout=60,
     )
