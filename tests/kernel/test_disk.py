@@ -112,7 +112,7 @@ def test_a_vendor_command_is_answered(host: Host) -> None:
     assert host.create("vendor", 32 * MIB, "ram/").returncode == 0
     disk = host.plug("vendor")
     for cdb in ("c1" + " 00" * 9, "ff" + " 00" * 9, "7f 00 00 00 00 00 00 18" + " 00" * 24):
-        said = host.run(f"timeout 10 sg_raw {disk} {cdb}", timeout=30)
+        said = host.run(f"timeout 10 sg_raw --cmdset=1 {disk} {cdb}", timeout=30)
         assert "Illegal Request" in said.stdout + said.stderr
     assert host.run(f"sg_turs {disk}").returncode == 0
 
