@@ -1,4 +1,4 @@
-"""One boot and one runner for all tests of the kernel side; a test that breaks the runner starts it again."""
+"""One boot and one runner for the tests of a module; a test that breaks the runner starts it again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.kernel.host import Host
 from tests.vm import Machine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def machine_host() -> Iterator[Host]:
     with Machine(cpus=2, memory="2G") as machine:
         yield Host(machine)
