@@ -35,12 +35,12 @@ def run(uri: str, *tests: str, sanitize: bool = False) -> Results:
             [*words, uri, uri], capture_output=True, text=True, errors="replace", timeout=TIMEOUT, check=False
         )
         before = results.ran
-        _read(done.stdout, results)
+        read(done.stdout, results)
         assert results.ran > before, f"{test} ran nothing: {done.stdout[-500:]}{done.stderr[-500:]}"
     return results
 
 
-def _read(text: str, results: Results) -> None:
+def read(text: str, results: Results) -> None:
     """Sort the tests of one log by their outcome."""
     family, name, lines = "", "", list[str]()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conformance.suite import Results, _read
+from tests.conformance.suite import Results, read
 from tests.kernel.host import CORE, Host
 
 pytestmark = [pytest.mark.vm, pytest.mark.soak]
@@ -35,7 +35,7 @@ def test_the_suite_fails_only_where_lio_itself_fails(host: Host) -> None:
     results = Results()
     for family in dict.fromkeys(families):
         said = host.run(f"timeout 600 iscsi-test-cu --dataloss -V --test=ALL.{family} {URI} {URI}", timeout=700)
-        _read(said.stdout, results)
+        read(said.stdout, results)
     print(f"{len(results.passed)} passed, {len(results.failed)} failed, {len(results.skipped)} skipped")
     for name, why in sorted(results.failed.items()):
         print(f"{name}\n{why}")
