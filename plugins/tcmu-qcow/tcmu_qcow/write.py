@@ -319,15 +319,16 @@ class WritableQcow2(Qcow2Image):
                 if self.header.data_file_raw and self.data_file.punch(offset, span - offset):
                     offset = span
                     continue
-                first = min(-(-offset // granule) * granule, span)
-                last = max(stop // granule * granule, first)
-                self._write_zero_bytes(offset, first - offset)
-                if last > first:
+                first, last = -(-offset // granule) * granule, stop // granule * granule
+                if first >= last:
+                    self._write_zero_bytes(offset, span - offset)
+                else:
+                    self._write_zero_bytes(offset, first - offset)
                     if self.header.data_file_raw or (self.header.version == 2 and self.backing is not None):
                         self._write_zero_bytes(first, min(last, span) - first)
                     else:
                         self._zero_granules(first, last - first, free)
-                self._write_zero_bytes(last, span - last)
+                    self._write_zero_bytes(last, span - last)
             offset = span
 
     def _write_zero_bytes(self, offset: int, length: int) -> None:

@@ -40,6 +40,22 @@ def test_discarded_clusters_go_back_to_the_file_system(
     qemu.check(path)
 
 
+@pytest.mark.parametrize(
+    "options", [(), ("compat=0.10",), ("extended_l2=on", "cluster_size=64k"), ("cluster_size=4k",)]
+)
+@pytest.mark.parametrize("change", ["discard", "write_zeroes"])
+def test_the_beginning_of_a_last_cluster_that_is_cut_short_outlives_its_end(
+    sparse_dir: Path, qemu: object, opened_image: Callable, disk: type, options: tuple[str, ...], change: str
+) -> None:
+    size = MIB + 7 * 512
+    path = qemu.create(sparse_dir / "disk.qcow2", size, *options)
+    with opened_image(path) as image:
+        disk(image).write(0, b"k" * size)
+        getattr(image, change)(MIB + 512, size - MIB - 512)
+        assert disk(image).read() == b"k" * (MIB + 512) + bytes(6 * 512)
+    qemu.check(path)
+
+
 def test_freed_clusters_are_used_again(sparse_dir: Path, qemu: object, opened_image: Callable, disk: type) -> None:
     path = qemu.create(sparse_dir / "disk.qcow2", 16 * MIB)
     with opened_image(path) as image:
