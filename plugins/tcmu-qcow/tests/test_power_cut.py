@@ -134,7 +134,7 @@ def cut_power_everywhere(
             how = HOW[(moment + way) % len(HOW)]
             survivor.write_bytes(power_cuts.state(before, path, moment, how, seed + moment))
             judge(kind, survivor, qemu, opened_image, load.possible_at(moment), moment, how)
-    assert len(log) > 70
+    assert len(log) > 50  # or it was no workload
 
 
 def judge(
