@@ -21,8 +21,9 @@ def terminal(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]
 
     def start(*argv: str, **environment: str) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", "tcmu_core.cli.tcmu", "serve", *argv, "--state-dir", str(tmp_path / "state")]
+        # exec: script(1) runs a shell, and some shells stay behind their last command and answer Ctrl-C themselves.
         process = subprocess.Popen(
-            ["script", "--quiet", "--return", "--command", shlex.join(words), "/dev/null"],
+            ["script", "--quiet", "--return", "--command", f"exec {shlex.join(words)}", "/dev/null"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path), **environment},
