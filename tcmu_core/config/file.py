@@ -25,6 +25,7 @@ from tcmu_core.iscsi.settings import DIGESTS, Access, ChapUser, Limits, PortalSe
 from tcmu_core.log import Level
 
 MAX_SIZE = 2 << 20  # bytes; as the C runner
+MIN_MEMORY = 64 << 20  # bytes; an idle worker takes 20 MiB or so, and would be replaced for ever
 MAX_LUN = 16383  # SAM-5 4.7.4: flat space addressing
 # RFC 7143 4.2.7.2: lower case after the preparation of 4.2.7.1, so upper case is refused rather than folded
 _NAME = re.compile(
@@ -93,13 +94,16 @@ class _Reader:
         self._validate()
         self._raise()
         values = self.values
+        handlers = {name: dict(own) for name, own in values["handlers"].items()}
+        limits = {name: own.pop("memory_limit") for name, own in handlers.items()}  # ours, not the handler's
         config = Config(
             log_level=self._level(),
             log_dir=Path(values["log_dir"]),
             syslog=values["syslog"],
             log_levels=MappingProxyType({name: _clamped(level) for name, level in values["log_levels"].items()}),
             foreign_devices=ForeignDevices(values["foreign_devices"]),
-            handlers=MappingProxyType({name: MappingProxyType(dict(own)) for name, own in values["handlers"].items()}),
+            handlers=MappingProxyType({name: MappingProxyType(own) for name, own in handlers.items()}),
+            memory_limits=MappingProxyType({name: limit for name, limit in limits.items() if limit is not None}),
             portal=self._portal(values["portal"], values["targets"]),
             targets=tuple(self._target(name, own) for name, own in values["targets"].items()),
             given=frozenset(key for key in values.scalars if key not in values.defaults),
@@ -309,6 +313,13 @@ def _as_size(value: Any) -> int | None:
         raise _WrongError(str(error)) from None
 
 
+def _as_memory(value: Any) -> int | None:
+    number = _as_size(value)
+    if number is not None and number < MIN_MEMORY:
+        raise _WrongError(f"{_scalar(value)!r} is less than a worker needs: {MIN_MEMORY >> 20}M or more")
+    return number
+
+
 def _as_block_size(value: Any) -> int:
     number = _as_size(value) or 0
     if number < 512 or number > 65536 or number & (number - 1):
@@ -351,6 +362,7 @@ _CHECKS = {
     "level": _as_level,
     "yes_or_no": _as_boolean,
     "size": _as_size,
+    "memory": _as_memory,
     "block_size": _as_block_size,
     "addresses": _as_addresses,
     "digests": _as_digests,

@@ -51,8 +51,8 @@ class TargetConfig:
 class Config:
     """A whole tcmu.conf; `Config()` is one that says nothing.
 
-    `log_levels` maps `subtype/name` to that device's level, `handlers` a handler's name to its defaults.
-    `warnings` are for the log.
+    `log_levels` maps `subtype/name` to that device's level, `handlers` a handler's name to its defaults,
+    `memory_limits` to the bytes that a worker of it may take. `warnings` are for the log.
     """
 
     log_level: Level = Level.INFO
@@ -61,6 +61,7 @@ class Config:
     log_levels: Mapping[str, Level] = field(default_factory=_nothing)
     foreign_devices: ForeignDevices = ForeignDevices.REJECT
     handlers: Mapping[str, Mapping[str, str]] = field(default_factory=_nothing)
+    memory_limits: Mapping[str, int] = field(default_factory=_nothing)
     portal: PortalSettings = field(default_factory=PortalSettings)
     targets: tuple[TargetConfig, ...] = ()
     given: frozenset[str] = frozenset()  # the top-level keys that the file has: they outrank the command line

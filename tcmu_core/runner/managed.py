@@ -81,6 +81,7 @@ class ManagedDevice:
     _timer: Timer | None = None
     _ping: Timer | None = None
     _pinged: float = 0.0
+    _excess: str = ""  # why the worker is being replaced
     _then: Callable[[], object] | None = None
 
     @property
@@ -148,15 +149,29 @@ class ManagedDevice:
         if self.worker is None or self.state is not State.SERVING:
             return
         if self._pinged:
+            # Busy or hung, only a person can tell. One that is busy with slow storage must not be killed for it.
             log.warning(
-                "its worker has not answered for %d s: the handler is busy or hangs",
+                "its worker has not answered for %d s: the handler is busy or hangs (kill -9 %d replaces it)",
                 time.monotonic() - self._pinged,
+                self.worker.pid,
                 extra={"device": self.title},
             )
         else:
             self._pinged = time.monotonic()
             self.worker.send({"op": "ping"})
         self._ping = self.parent.loop.call_later(PING_SECONDS, self._send_ping)
+
+    def hold_to(self, limit: int) -> None:
+        """Replace the worker if it has more than `limit` bytes of memory: it answers what is in flight, then ends."""
+        if self.worker is None or self.state is not State.SERVING or self._excess:
+            return
+        used = self.worker.memory
+        if used <= limit:
+            return
+        self._excess = f"it took {used >> 20} MiB of memory, the handler's memory_limit is {limit >> 20} MiB"
+        log.error("its worker is replaced: %s", self._excess, extra={"device": self.title})
+        self.worker.send({"op": "drain"})
+        self._set_timer(CLOSE_SECONDS, self._kill)
 
     # -- its end ----------------------------------------------------------------------------------------------------
 
@@ -165,6 +180,7 @@ class ManagedDevice:
             return
         self.worker = None
         self._pinged = 0.0
+        reason, self._excess = self._excess or reason, ""
         if self._ping is not None:
             self._ping.cancel()
         for change, future, timer in list(self._changes.values()):

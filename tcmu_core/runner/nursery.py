@@ -6,10 +6,12 @@ import contextlib
 import itertools
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from tcmu_core.loop import READ, Loop
 from tcmu_core.runner import channel
@@ -33,6 +35,15 @@ class WorkerProcess:
         self.on_message = on_message
         self.on_death = on_death
         self.doomed = False
+
+    @property
+    def memory(self) -> int:
+        """Return the bytes of anonymous memory that it has, in RAM and in swap; 0 for one that has ended."""
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text()
+        except OSError:
+            return 0
+        return sum(int(kib) << 10 for kib in re.findall(r"^(?:RssAnon|VmSwap):\s*(\d+) kB", status, re.MULTILINE))
 
     def send(self, message: Message) -> None:
         """Tell it something."""

@@ -30,6 +30,7 @@ from tcmu_core.runner.nursery import Nursery, WorkerProcess
 
 log = logging.getLogger("tcmu.runner")
 
+MEMORY_SECONDS = 2.0  # between two looks at workers whose memory is limited
 STOP_SECONDS = 10.0  # for workers to end, before they are killed
 
 
@@ -81,6 +82,7 @@ class Supervisor:
                 self._adopt(minor, name)
         finally:
             set_parameter("block_netlink", 0)
+        self._limit_memory()
 
     def serve_targets(self) -> None:
         """Serve the `[targets]` of the configuration by the portal."""
@@ -226,6 +228,14 @@ class Supervisor:
             self._reply(request, -errno.EINVAL)
             return
         device.change(change).add_done_callback(lambda done: self._reply(request, -done.result()[0]))
+
+    def _limit_memory(self) -> None:
+        """Hold workers to their handlers' limits, from outside: one that leaks may well hang, too."""
+        for device in list(self.devices.values()):
+            limit = self.config.memory_limits.get(device.name.subtype)
+            if limit is not None:
+                device.hold_to(limit)
+        self.loop.call_later(MEMORY_SECONDS, self._limit_memory)
 
     # -- for D-Bus and the daemon -----------------------------------------------------------------------------------
 

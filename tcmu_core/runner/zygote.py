@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 from tcmu_core.handlers.registry import Registry
 from tcmu_core.runner import channel
@@ -27,6 +28,11 @@ from tcmu_core.runner.worker import Worker
 
 log = logging.getLogger("tcmu.runner")
 
+# oom_score_adj of a worker, proc(5). The service protects the runner (OOMScoreAdjust=-900); a worker that inherited
+# this would outlive everybody else while its handler leaks. One that is killed is replaced and loses no acknowledged
+# write, so it is judged by its size, as any program. Not above 0: each point is a thousandth of all memory, and
+# small workers, whose death frees nothing, would have to go before the program that took too much.
+WORKERS_OOM_SCORE = 0
 GRACE = 12.0  # seconds that workers have to end by themselves when the supervisor has gone
 
 
@@ -84,6 +90,7 @@ def _spawn(registry: Registry, job: channel.Message, fd: int, control: socket.so
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         control.close()
+        _expose_to_oom_killer()
         kind = PortalWorker if job.get("kind") == "portal" else Worker
         status = kind(registry, job, socket.socket(fileno=fd)).run()
     except BaseException:
@@ -91,6 +98,13 @@ def _spawn(registry: Registry, job: channel.Message, fd: int, control: socket.so
     finally:
         logging.shutdown()
         os._exit(status)
+
+
+def _expose_to_oom_killer() -> None:
+    score = Path("/proc/self/oom_score_adj")
+    with contextlib.suppress(OSError):
+        if int(score.read_text()) < WORKERS_OOM_SCORE:
+            score.write_text(f"{WORKERS_OOM_SCORE}\n")
 
 
 def _reap() -> list[tuple[int, int]]:

@@ -40,6 +40,11 @@ BAD = [
     ("[log_levels]\n[[file/a]]\nx = 1", "t.conf:2: file/a: must be a key, not a section"),
     ("[handlers]\nfile = 1", "t.conf:2: unknown key 'file' in [handlers]"),
     ("[handlers]\n[[file]]\n[[[x]]]", "t.conf:3: x: must be a key, not a section"),
+    (
+        "[handlers]\n[[file]]\nmemory_limit = 1M",
+        "t.conf:3: memory_limit: '1M' is less than a worker needs: 64M or more",
+    ),
+    ("[handlers]\n[[file]]\nmemory_limit = much", "t.conf:3: memory_limit: 'much' is no size"),
     ("[portal]\nlisten = nowhere", "t.conf:2: listen: portal address 'nowhere': write it like 127.0.0.1:3260 or"),
     ("[portal]\nlisten = 127.0.0.1:99999", "t.conf:2: listen: portal address '127.0.0.1:99999': write it like"),
     ("[portal]\nlisten = 0.0.0.0", "t.conf:2: portal 0.0.0.0: anybody on the network could write to the disks; "),
@@ -173,6 +178,12 @@ def test_targets_have_logical_units_in_order() -> None:
         LunConfig(2, "ram", name="r"),
         LunConfig(7, "file", name="a-7", size=1 << 30, read_only=True),
     )
+
+
+def test_a_memory_limit_is_the_runners_and_no_option_of_the_handler() -> None:
+    config = parse("[handlers]\n[[file]]\nmemory_limit = 512M\ndirect = 1\n[[rbd]]\nconf = x\n")
+    assert config.memory_limits == {"file": 512 << 20}
+    assert config.handlers == {"file": {"direct": "1"}, "rbd": {"conf": "x"}}
 
 
 def test_the_portal_gets_its_settings() -> None:

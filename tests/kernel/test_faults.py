@@ -1,21 +1,38 @@
-"""What goes wrong takes nobody else down: bad opens, hung and crashing handlers, killed workers and supervisors."""
+"""What goes wrong takes nobody else down: bad opens, handlers that hang, crash, leak, killed workers and runners."""
 
 from __future__ import annotations
 
 import errno
+import json
 import time
+from collections.abc import Iterator
 
 import pytest
 
+from tcmu_core.runner.managed import CLOSE_SECONDS
 from tests.kernel.host import CORE, Host
+from tests.vm import Result
 
 pytestmark = pytest.mark.vm
 
 MIB = 1 << 20
+LONGEST_STALL = 3.0
+LONGEST_RESTART = 60.0
 FIO = (
     "fio --name=v --filename={disk} --rw=randrw --bs=4k --size=16M --verify=crc32c --verify_fatal=1 --ioengine=libaio"
     " --direct=1 --iodepth=8 --verify_backlog=256 --time_based --runtime={seconds} --output-format=json"
 )
+
+
+def stall(result: Result) -> float:
+    """Return the seconds that fio's slowest request took, once it has ended without an error."""
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    assert "verify" not in result.stderr
+    (job,) = json.loads(result.stdout[result.stdout.index("{") :])["jobs"]
+    assert job["error"] == 0
+    slowest = max(job[way]["clat_ns"]["max"] for way in ("read", "write")) / 1e9
+    print(f"the slowest request took {slowest:.3f} s")
+    return float(slowest)
 
 
 @pytest.mark.parametrize(
@@ -80,11 +97,88 @@ def test_a_handler_that_fails_in_a_read_harms_its_own_device_alone(host: Host, m
     assert host.remove("well", hba=2).returncode == 0
 
 
-def killing(host: Host, victim: str, seconds: int, every: float) -> None:
-    """Run fio on two devices for `seconds` and do `victim`'s harm to the first every few seconds."""
+@pytest.fixture
+def limited(host: Host) -> Iterator[Host]:
+    """A host whose runner allows moody workers 96 MiB."""
+
+    def configure(more: str) -> None:
+        read = host.log().count("new settings")
+        host.sh(f"printf 'log_level = 4\\n{more}' > {host.config}")
+        host.wait(lambda: host.log().count("new settings") > read, 30, "the configuration is read again")
+
+    configure("[handlers]\\n[[moody]]\\nmemory_limit = 96M\\n")
+    yield host
+    configure("")
+
+
+def test_a_handler_that_leaks_is_replaced_at_its_limit_and_costs_no_error(limited: Host) -> None:
+    host = limited
+    assert host.create("leaky", 8 * MIB, "moody/read=leak").returncode == 0
+    assert host.create("well", 32 * MIB, "file//var/tmp/t/well.img", hba=2).returncode == 0
+    leaky, well = host.plug("leaky"), host.plug("well", hba=2, number=2)
+    first = host.worker("leaky")
+    reading = host.machine.spawn(
+        f"fio --name=r --filename={leaky} --rw=randread --bs=4k --offset=2M --rate_iops=4 --direct=1 --time_based"
+        " --runtime=10 --output-format=json"
+    )
+    other = host.machine.spawn(FIO.format(disk=well, seconds=10))
+    stall(reading.wait(120))
+    assert stall(other.wait(120)) < LONGEST_STALL
+    assert "the handler's memory_limit is 96 MiB" in host.log()
+    assert host.worker("leaky") != first
+    assert "/leaky: its worker ended: it took" in host.log()
+
+
+def test_a_handler_that_takes_all_memory_is_killed_alone_and_costs_no_error(host: Host) -> None:
+    assert host.runner is not None
+    runner = host.runner.pid
+    # As the service has it; workers that inherited this would go last.
+    host.sh(f"echo -900 | tee /proc/{runner}/oom_score_adj /proc/$(pgrep -P {runner})/oom_score_adj")
+    assert host.create("hog", 8 * MIB, "moody/read=hog+once=/var/tmp/t/hogged").returncode == 0
+    assert host.create("well", 32 * MIB, "file//var/tmp/t/well.img", hba=2).returncode == 0
+    hog, well = host.plug("hog"), host.plug("well", hba=2, number=2)
+    before = host.worker("hog"), host.worker("well")
+    other = host.machine.spawn(FIO.format(disk=well, seconds=10))
+    host.sh(f"dd if={hog} of=/dev/null bs=4k skip=600 count=1 iflag=direct 2> /dev/null")
+    stall(other.wait(120))
+    killed = host.sh("dmesg | grep -o 'Killed process [0-9]* ([^)]*)'").splitlines()
+    assert killed == [f"Killed process {before[0]} (tcmu:hog)"]
+    assert host.worker("hog") != before[0]
+    assert host.worker("well") == before[1]
+    assert host.runner.poll() is None
+
+
+def test_a_worker_that_hangs_is_killed_by_hand_and_costs_no_error(host: Host) -> None:
+    assert host.create("hung", 8 * MIB, "moody/read=hang+once=/var/tmp/t/hung").returncode == 0
+    disk = host.plug("hung")
+    reading = host.machine.spawn(f"dd if={disk} of=/dev/null bs=4k skip=600 count=1 iflag=direct")
+    host.wait(lambda: host.run("test -e /var/tmp/t/hung").returncode == 0, 30, "the handler hangs")
+    host.sh(f"kill -9 {host.worker('hung')}")
+    assert reading.wait(60).returncode == 0
+
+
+@pytest.mark.parametrize(("mood", "says"), [("hang", "its worker does not end: killed"), ("raise", "moody today")])
+def test_a_close_that_fails_ends_in_bounded_time_and_harms_nobody(host: Host, mood: str, says: str) -> None:
+    assert host.create("ill", 8 * MIB, f"moody/close={mood}").returncode == 0
+    assert host.create("well", 8 * MIB, "ram/", hba=2).returncode == 0
+    well = host.plug("well", hba=2, number=2)
+    before = len(host.log())
+    removal = host.machine.spawn(f"rmdir {CORE}/user_1/ill")
+    host.sh(f"dd if={well} of=/dev/null bs=1M count=8 iflag=direct 2> /dev/null")
+    if mood == "hang":
+        assert removal.poll() is None
+    assert removal.wait(CLOSE_SECONDS + 20).returncode == 0
+    assert says in host.log()[before:]
+    assert host.sh("ps -eo comm | grep ^tcmu:").split() == ["tcmu:well"]
+    assert host.sh("ls /dev/uio* | wc -l").strip() == "1"
+
+
+def killing(host: Host, victim: str, seconds: int, every: float) -> float:
+    """Run fio on two devices, kill the first one's worker or the supervisor now and then; return the other's stall."""
     for number, name in ((1, "one"), (2, "two")):
         assert host.create(name, 32 * MIB, f"file//var/tmp/t/{name}.img", hba=number).returncode == 0
     disks = [host.plug("one", hba=1, number=1), host.plug("two", hba=2, number=2)]
+    served = host.worker("two")
     jobs = [host.machine.spawn(FIO.format(disk=disk, seconds=seconds)) for disk in disks]
     end = time.monotonic() + seconds - 2
     kills = 0
@@ -98,20 +192,19 @@ def killing(host: Host, victim: str, seconds: int, every: float) -> None:
             host.runner.wait(30)
             host.start()
         kills += 1
-    for job in jobs:
-        result = job.wait(seconds + 120)
-        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
-        assert "verify" not in result.stderr
     assert kills > 1
+    assert victim == "supervisor" or host.worker("two") == served
+    _, other = [stall(job.wait(seconds + 120)) for job in jobs]
+    return other
 
 
 def test_workers_that_are_killed_under_load_cost_no_error(host: Host) -> None:
-    killing(host, "worker", 15, 3)
+    assert killing(host, "worker", 15, 3) < LONGEST_STALL
     assert "killed by SIGKILL" in host.log()
 
 
 def test_a_supervisor_that_is_killed_under_load_costs_no_error(host: Host) -> None:
-    killing(host, "supervisor", 20, 2)
+    assert killing(host, "supervisor", 20, 2) < LONGEST_RESTART
 
 
 def test_sigterm_under_load_ends_in_bounded_time_and_the_next_start_carries_on(host: Host) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,7 @@ class FakeWorker:
         self.pid = 1000
         self.told: list[Any] = []
         self.killed = False
+        self.memory = 20 << 20
 
     def send(self, message: Any) -> None:
         self.told.append(message)
@@ -201,6 +203,68 @@ def test_a_drain_that_hangs_leaves_the_device_blocked() -> None:
     assert case.parent.worker.job["park"]
     case.parent.worker.die("it ended")
     assert done == [0]
+
+
+LIMIT = 64 << 20
+
+
+def test_a_worker_within_its_memory_limit_is_left_alone() -> None:
+    case = Case().serving()
+    case.parent.worker.memory = LIMIT
+    case.device.hold_to(LIMIT)
+    assert case.parent.worker.told == []
+
+
+def test_a_worker_over_its_memory_limit_drains_and_the_next_one_starts_at_once() -> None:
+    case = Case().serving()
+    leaking = case.parent.worker
+    leaking.memory = LIMIT + 1
+    for _ in range(2):
+        case.device.hold_to(LIMIT)
+    assert leaking.told == [{"op": "drain"}]
+    assert not leaking.killed
+    leaking.die("it ended")
+    assert case.parent.worker.job == {"adopt": True, "delay": 0.0, "park": False}
+    assert case.device.reason == "it took 64 MiB of memory, the handler's memory_limit is 64 MiB"
+    case.serving()
+    case.device.hold_to(LIMIT)
+    assert case.parent.worker.told == [{"op": "record"}]
+
+
+def test_a_worker_over_its_memory_limit_that_does_not_end_is_killed() -> None:
+    case = Case().serving()
+    case.parent.worker.memory = LIMIT + 1
+    case.device.hold_to(LIMIT)
+    case.parent.loop.fire("_kill")
+    assert case.parent.worker.killed
+    case.parent.worker.die("killed by SIGKILL")
+    assert case.device.state is State.OPENING
+
+
+def test_leaks_that_take_their_time_never_have_a_device_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case()
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for _ in range(managed.MAX_CRASHES + 2):
+        case.serving()
+        now += managed.STEADY_SECONDS + 1
+        case.parent.worker.memory = LIMIT + 1
+        case.device.hold_to(LIMIT)
+        case.parent.worker.die("it ended")
+        assert case.parent.worker.job["delay"] == 0.0
+    assert case.device.state is State.OPENING
+
+
+def test_a_worker_that_does_not_answer_is_named_and_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    case = Case().serving()
+    for _ in range(3):
+        case.parent.loop.fire("_send_ping")
+    assert case.parent.worker.told == [{"op": "ping"}]
+    assert not case.parent.worker.killed
+    assert [record.getMessage().partition("(")[2] for record in caplog.records if record.levelname == "WARNING"] == [
+        "kill -9 1000 replaces it)",
+        "kill -9 1000 replaces it)",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,8 @@
-"""A disk in memory whose cfgstring says how it misbehaves: `open=hang|raise|exit|slow`, `read=hang|raise|exit|leak`."""
+"""A disk in memory whose cfgstring says how it misbehaves.
+
+`open=hang|raise|exit|nospace`, `read=hang|raise|exit|leak|hog`, `close=hang|raise`; with `once=/file` in reads until
+that file is there, which the first one makes.
+"""
 
 import errno
 import os
@@ -32,13 +36,26 @@ class Handler:
 
     @hookimpl
     def close(self):
-        if self.mood.get("close") == "hang":
-            time.sleep(3600)
+        match self.mood.get("close"):
+            case "hang":
+                time.sleep(3600)
+            case "raise":
+                raise RuntimeError("moody today")
+
+    def is_moody(self):
+        once = self.mood.get("once")
+        if once is None:
+            return True
+        try:
+            os.close(os.open(once, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
 
     @hookimpl
     def read(self, device, offset, buffers):
         # The first blocks are left alone, so that the kernel can look at the disk.
-        if offset >= 1 << 20:
+        if offset >= 1 << 20 and self.is_moody():
             match self.mood.get("read"):
                 case "hang":
                     time.sleep(3600)
@@ -47,8 +64,10 @@ class Handler:
                 case "exit":
                     os._exit(3)
                 case "leak":
+                    self.leaked.append(b"x" * (16 << 20))
+                case "hog":
                     while True:
-                        self.leaked.append(bytearray(os.urandom(1 << 20)))
+                        self.leaked.append(b"x" * (64 << 20))
         for buffer in buffers:
             buffer[:] = self.data[offset : offset + len(buffer)]
             offset += len(buffer)
