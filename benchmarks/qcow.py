@@ -1,14 +1,13 @@
 """tcmu-qcow through the portal beside qemu-nbd and qemu-storage-daemon, on the same image, by the same client.
 
-    python -m benchmarks.qcow [--rounds 3]
+    python -m benchmarks.qcow [--rounds 3] [--write]
 
 The client is `qemu-img bench`, over iSCSI on loopback to us and over NBD on a Unix socket to QEMU's servers. Every case
-runs on each server in turn, several times; the best run of each counts. A ratio above 1 means that tcmu-qcow is faster.
+runs on each server in turn, round by round.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shlex
@@ -17,15 +16,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.comparison import Comparison, options
+from tcmu_core import __version__
+
+OURS = "tcmu-qcow"
 GIB = 1 << 30
 SIZE = GIB
 STRIDE = 4096 * 10007  # prime in blocks: visits the disk in no order that read-ahead knows
-ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,13 @@ class Case:
 
 
 CASES = [
-    Case("random read 4K, depth 1", 4096, 1, STRIDE, 16000),
-    Case("random read 4K, depth 32", 4096, 32, STRIDE, 40000),
-    Case("random write 4K, depth 1", 4096, 1, STRIDE, 16000, write=True),
-    Case("random write 4K, depth 32", 4096, 32, STRIDE, 40000, write=True),
-    Case("sequential read 256K, depth 4", 256 << 10, 4, 256 << 10, SIZE // (256 << 10)),
-    Case("sequential write 256K, depth 4", 256 << 10, 4, 256 << 10, SIZE // (256 << 10), write=True),
-    Case("first write 256K, depth 4", 256 << 10, 4, 256 << 10, SIZE // (256 << 10), write=True, fresh=True),
+    Case("4 KiB random read, depth 1", 4096, 1, STRIDE, 16000),
+    Case("4 KiB random read, depth 32", 4096, 32, STRIDE, 40000),
+    Case("4 KiB random write, depth 1", 4096, 1, STRIDE, 16000, write=True),
+    Case("4 KiB random write, depth 32", 4096, 32, STRIDE, 40000, write=True),
+    Case("256 KiB sequential read, depth 4", 256 << 10, 4, 256 << 10, SIZE // (256 << 10)),
+    Case("256 KiB sequential write, depth 4", 256 << 10, 4, 256 << 10, SIZE // (256 << 10), write=True),
+    Case("256 KiB first write, depth 4", 256 << 10, 4, 256 << 10, SIZE // (256 << 10), write=True, fresh=True),
 ]
 
 
@@ -108,7 +110,7 @@ def storage_daemon(image: Path, case: Case) -> float:
 
 
 SERVERS: dict[str, Callable[[Path, Case], float]] = {
-    "tcmu-qcow": ours,
+    OURS: ours,
     "qemu-nbd": qemu_nbd,
     "qemu-storage-daemon": storage_daemon,
 }
@@ -123,46 +125,39 @@ def make(path: Path, *, full: bool) -> None:
         run(["qemu-io", "-f", "qcow2", *commands, str(path)])
 
 
-def measure(directory: Path, rounds: int) -> Iterator[tuple[Case, dict[str, float]]]:
+def measure(directory: Path, cases: Sequence[Case], comparison: Comparison) -> None:
     full = directory / "full.qcow2"
     make(full, full=True)
-    for case in CASES:
-        best: dict[str, float] = {}
-        for _ in range(rounds):
-            for name, serve in SERVERS.items():
+    for number in range(comparison.rounds):
+        for case in cases:
+            names = list(SERVERS)[:: -1 if number % 2 else 1]
+            for name in names:
                 image = full
                 if case.fresh:
                     image = directory / "fresh.qcow2"
                     make(image, full=False)
-                took = serve(image, case)
-                best[name] = min(best.get(name, took), took)
+                comparison.add(case.name, case.block, name, case.count / SERVERS[name](image, case))
                 if case.write:
                     run(["qemu-img", "check", "-q", "-f", "qcow2", str(image)])
-        yield case, best
+        print(f"round {number + 1} is over", file=sys.stderr, flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="runs of each case on each server")
+def main() -> int:
+    parser = options(__doc__ or "", rounds=3)
     parser.add_argument("--dir", default=None, help="where the images are made (2.5 GiB)")
-    arguments = parser.parse_args()
+    args = parser.parse_args()
     for tool in ("qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon"):
         if shutil.which(tool) is None:
             raise SystemExit(f"{tool} is missing: apt-get install qemu-utils qemu-system-common")
-    peers = [name for name in SERVERS if name != "tcmu-qcow"]
-    print(f"{'case':32} {'tcmu-qcow':>16} " + " ".join(f"{name + ' (ratio)':>28}" for name in peers))
-    with tempfile.TemporaryDirectory(prefix="tcmu-bench-", dir=arguments.dir) as directory:
-        for case, best in measure(Path(directory), arguments.rounds):
-            mine = best["tcmu-qcow"]
-            cells = [f"{rate(case, best[name])} ({best[name] / mine:4.2f})".rjust(28) for name in peers]
-            print(f"{case.name:32} {rate(case, mine):>16} " + " ".join(cells), flush=True)
-
-
-def rate(case: Case, took: float) -> str:
-    if case.block >= 65536:
-        return f"{case.count * case.block / took / 1e6:,.0f} MB/s"
-    return f"{case.count / took:,.0f} IOPS"
+    comparison = Comparison.begin(OURS, args.rounds)
+    comparison.versions = {"tcmu-core": __version__, "QEMU": run(["qemu-img", "--version"]).split()[2]}
+    with tempfile.TemporaryDirectory(prefix="tcmu-bench-", dir=args.dir) as directory:
+        measure(Path(directory), [case for case in CASES if args.jobs in case.name], comparison)
+    print(comparison.section())
+    if args.write:
+        comparison.publish("qcow")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

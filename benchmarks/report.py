@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.results import Result, Run
@@ -28,7 +28,7 @@ def rates(run: Run) -> str:
         met = result.ratio(OURS, TGT) >= job.target
         aim = f"≥ {job.target:g} {TGT}: {'reached' if met else 'missed'}"
         rows.append([job.tool, job.name, *(_rate(result, name) for name in (OURS, *peers)), *ratios, aim])
-    return _table(rows, left=2)
+    return table(rows, left=2)
 
 
 def costs(run: Run) -> str:
@@ -39,21 +39,24 @@ def costs(run: Run) -> str:
         micros = [f"{result.median(name, 'cpu'):.1f} µs" for name in names]
         busy = [_busy(result.median(name, "busy")) for name in names]
         rows.append([result.job.tool, result.job.name, *micros, f"{result.ratio(TGT, OURS, 'cpu'):.2f}", *busy])
-    return _table(rows, left=2)
+    return table(rows, left=2)
 
 
 def circumstances(run: Run) -> str:
     """Return where, when and with what it was measured."""
-    machine = run.machine
-    virtual = ", a virtual machine" if machine["virtual"] == "yes" else ""
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     text = (
-        f"{run.date}. {machine['cores']} cores ({machine['processor']}{virtual}), {machine['memory']}, "
-        f"{machine['kernel']}; load average before the run {run.load:.1f}. {versions}. "
+        f"{run.date}. {describe(run.machine)}; load average before the run {run.load:.1f}. {versions}. "
         f"{run.rounds} rounds, {run.seconds:g} s for each job on each server; medians, "
         "in brackets the lowest and highest ratio within a round."
     )
     return textwrap.fill(text, WIDTH, break_on_hyphens=False)
+
+
+def describe(machine: Mapping[str, str]) -> str:
+    """Return in words what results.machine() found."""
+    virtual = ", a virtual machine" if machine["virtual"] == "yes" else ""
+    return f"{machine['cores']} cores ({machine['processor']}{virtual}), {machine['memory']}, {machine['kernel']}"
 
 
 def section(run: Run, plot: str) -> str:
@@ -130,7 +133,7 @@ def _busy(share: float) -> str:
     return f"{share:.0%}" + (" \\*" if share >= BUSY else "")
 
 
-def _table(rows: Sequence[Sequence[str]], *, left: int) -> str:
+def table(rows: Sequence[Sequence[str]], *, left: int) -> str:
     """Return a Markdown table that is aligned as plain text too; the first `left` columns are left-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 

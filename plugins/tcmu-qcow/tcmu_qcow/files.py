@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 Buffer = memoryview | bytearray | bytes  # what os.pwritev takes
 IOV_MAX = 1024  # Linux UIO_MAXIOV
+PAGE = 4096
 ZEROS = bytes(1 << 20)
 
 _FALLOC_FL_KEEP_SIZE = 1  # linux/falloc.h
@@ -162,6 +163,10 @@ class HostFile:
             self._never_at_once = error.errno == errno.EOPNOTSUPP
             return False
 
+    def takes_at_once(self, offset: int, length: int) -> bool:
+        """True if the page cache takes the bytes without reading the rest of their pages first."""
+        return not (offset | length) % PAGE or (self.cached(offset) and self.cached(offset + length - 1))
+
     def cached(self, offset: int) -> bool:
         """True if the byte can be read at once: writing to its page then needs no reading first."""
         return self.preadv_nowait([memoryview(bytearray(1))], offset, 1)
@@ -172,10 +177,10 @@ class HostFile:
 
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
         """Write every buffer, one after another from `offset`."""
-        left = sum(map(len, buffers))
+        left = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         todo: Sequence[Buffer] = buffers
         while left:
-            done = os.pwritev(self.fd, todo[:IOV_MAX], offset)
+            done = os.pwritev(self.fd, todo if len(todo) <= IOV_MAX else todo[:IOV_MAX], offset)
             left -= done
             if not left:
                 return

@@ -128,7 +128,7 @@ class Handler:
         started = monotonic()
         if started >= self._threads_until:
             done = image.write_nowait(offset, buffers, length)
-            if (ended := monotonic()) - started > STALL:
+            if (ended := monotonic()) - started > STALL and not image.data_file.in_memory:
                 self._threads_until = ended + (ended - started) * BACK_OFF
             if done:
                 return None

@@ -54,6 +54,7 @@ class Qcow2Image(Node):
         self._odd = ~(q.OFFSET_MASK & ~self._mask | q.COPIED) & (1 << 64) - 1
         self._l2 = self.meta.l2
         self._plain = not header.extended_l2
+        self._one_file = self.data_file is file
 
     @property
     def cluster_size(self) -> int:
@@ -197,7 +198,7 @@ class Qcow2Image(Node):
 
     def read_nowait(self, offset: int, buffers: Sequence[memoryview], length: int) -> bool:
         """The same if it takes no wait, else False. The range lies within the disk."""
-        if not self.lock.acquire(blocking=False):
+        if not self.lock.acquire(False):
             return False
         try:
             at = offset & self._mask
@@ -205,7 +206,7 @@ class Qcow2Image(Node):
                 table = self._l2.get(offset >> self._l1_shift)
                 if table is not None:
                     entry = table.entries[(offset >> self._bits) & self._l2_mask]
-                    if not entry & self._odd and entry & q.OFFSET_MASK and self.data_file is self.file:
+                    if not entry & self._odd and entry & q.OFFSET_MASK and self._one_file:
                         table.used = True
                         return self.file.preadv_nowait(buffers, (entry & q.OFFSET_MASK) + at, length)
             runs = self.map_range(offset, length, load=False)

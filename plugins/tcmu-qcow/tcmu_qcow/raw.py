@@ -41,9 +41,7 @@ class RawImage(Node):
 
     def write_nowait(self, offset: int, buffers: Sequence[memoryview], length: int) -> bool:
         """The same if the page cache takes it without reading first, else False."""
-        file = self.file
-        whole_pages = file.in_memory or not (offset | length) % 4096
-        if not whole_pages and not (file.cached(offset) and file.cached(offset + length - 1)):
+        if not (self.file.in_memory or self.file.takes_at_once(offset, length)):
             return False
         self.write(offset, buffers)
         return True

@@ -18,8 +18,6 @@ from tcmu_qcow.files import ZEROS, Buffer, Cursor
 from tcmu_qcow.qcow2 import Qcow2Image
 from tcmu_qcow.tables import Table
 
-PAGE = 4096
-
 
 class WritableQcow2(Qcow2Image):
     """A qcow2 image that can also be written, unless it was opened read-only."""
@@ -54,7 +52,7 @@ class WritableQcow2(Qcow2Image):
 
     def write_nowait(self, offset: int, buffers: Sequence[memoryview], length: int) -> bool:
         """The same if all clusters are in place and their tables in memory, else False."""
-        if self.read_only or not self.meta.began or not self.lock.acquire(blocking=False):
+        if self.read_only or not self.meta.began or not self.lock.acquire(False):
             return False
         try:
             if self.broken is not None:
@@ -68,30 +66,24 @@ class WritableQcow2(Qcow2Image):
                 if entry & self._odd or not entry & self.meta.l1[l1_index] & q.COPIED:
                     return False
                 host, n = (entry & q.OFFSET_MASK) + at, length
-                self._check_owned(offset - at, entry)
+                cluster = host >> self._bits
+                if cluster >= self._known_end or cluster in self.meta.refcounts.metadata or not self._one_file:
+                    self._check_owned(offset - at, entry)
                 table.used = True
             elif (offset + length - 1) >> self._l1_shift in self._l2:
                 host, n = self._in_place(offset, length)
             else:
                 return False
-            if n < length or not self._at_once(host, n):
+            file = self.data_file
+            if n < length or not (file.in_memory or file.takes_at_once(host, length)):
                 return False
-            self.data_file.pwritev(buffers, host)
+            file.pwritev(buffers, host)
             return True
         except CorruptImage as error:
             self.broken = error
             raise
         finally:
             self.lock.release()
-
-    def _at_once(self, host: int, length: int) -> bool:
-        """True if the page cache takes the bytes without reading the rest of their pages first."""
-        file = self.data_file
-        if file.in_memory:
-            return True
-        if not (host | length) % PAGE:
-            return True
-        return file.cached(host) and file.cached(host + length - 1)
 
     def _in_place(self, offset: int, length: int) -> tuple[int, int]:
         """Host offset and length of the first part of the range that can be written where it is, in one go."""
