@@ -51,6 +51,11 @@ class Inbox:
         """Go on in a memory of another size."""
         self._move(size, fresh=True)
 
+    def clear(self) -> None:
+        """Forget all, for good."""
+        self.memory = Memory(0)
+        self.start = self.end = 0
+
     def _move(self, size: int, *, fresh: bool = False) -> None:
         old = self.memory
         rest = old.view[self.start : self.end]
@@ -73,6 +78,19 @@ class Outbox:
         self.queued = 0
         self.run = 0
         self.cursor = 0
+
+    def grow(self, size: int) -> None:
+        """Go on in a memory of another size."""
+        self.close_run()
+        self.memory = Memory(size)
+        self.size = size
+        self.run = self.cursor = 0
+
+    def clear(self) -> None:
+        """Forget all, for good."""
+        self.queue.clear()
+        self.memory = Memory(0)
+        self.queued = self.run = self.cursor = 0
 
     def close_run(self) -> None:
         """Put what was written since the last time into the queue."""

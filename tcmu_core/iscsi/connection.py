@@ -37,7 +37,7 @@ class Connection:
         self.notify = notify
         self._size = max(SEGMENTS * (BHS + limits.segment), LOGIN_BUFFER)
         self.inbox = Inbox(LOGIN_BUFFER)
-        self.outbox = Outbox(self._size, limits.send_queue)
+        self.outbox = Outbox(LOGIN_BUFFER, limits.send_queue)
         self.session: Session | None = None
         self.login = Login(host)
         self.pump: Callable[[], None] = self._pump_login
@@ -67,9 +67,11 @@ class Connection:
         self.pump()
 
     def close(self) -> None:
-        """The socket is gone."""
+        """The socket is gone, and so are the buffers, at once: a session is full of circles, found who knows when."""
         if self.session is not None:
             self.session.close()
+        self.inbox.clear()
+        self.outbox.clear()
 
     def _pump_login(self) -> None:
         inbox = self.inbox
@@ -92,16 +94,21 @@ class Connection:
             if not isinstance(request, p.LoginRequest):  # 6.3: nothing else before the login has ended
                 self._refuse(request)
                 break
-            response = self.login.answer(request)
-            self.outbox.append(framing.encode(response))
-            if self.login.failed is not None:
-                self._ended = f"login failed: {self.login.failed}"
-            elif self.login.outcome is not None:
-                self._begin(self.login.outcome)
+            if not self._login(request):
                 return
         else:
             inbox.need = BHS
         self.outbox.close_run()
+
+    def _login(self, request: p.LoginRequest) -> bool:
+        """Answer a login request; False when what follows it in the inbox is not the login's any more."""
+        self.outbox.append(p.Framing().encode(self.login.answer(request)))
+        if self.login.failed is not None:
+            self._ended = f"login failed: {self.login.failed}"
+        elif self.login.outcome is not None:
+            self._begin(self.login.outcome)
+            return False
+        return True
 
     def _refuse(self, request: p.Pdu) -> None:
         response = p.LoginResponse(itt=getattr(request, "itt", 0), status=LoginStatus.INVALID_REQUEST)
@@ -109,8 +116,8 @@ class Connection:
         self._ended = f"{request.OPCODE.name} before the login"
 
     def _begin(self, outcome: Outcome) -> None:
-        self.outbox.close_run()
         self.inbox.grow(self._size)
+        self.outbox.grow(self._size)
         self.session = self.host.open_session(self, outcome)
         self.pump = self.session.pump
         self.pump()

@@ -148,6 +148,16 @@ def test_a_peer_that_disappears_leaves_the_target(portal: Served) -> None:
         assert len(portal.call(lambda: portal.portal.targets[TARGET].units[0].nexuses)) == 1
 
 
+def test_a_connection_that_is_closed_gives_its_memory_back_at_once(portal: Served) -> None:
+    with portal.client() as client:
+        client.login().read(0, 512)
+        (peer,) = portal.call(lambda: list(portal.portal.peers))
+    while portal.call(lambda: peer in portal.portal.peers):
+        pass
+    buffers = peer.connection.inbox, peer.connection.outbox
+    assert [buffer.memory.size for buffer in buffers] == [0, 0]
+
+
 def test_an_internal_error_costs_one_peer_its_connection(portal: Served, caplog: pytest.LogCaptureFixture) -> None:
     with portal.client() as one, portal.client(Initiator(isid=bytes(6))) as two:
         one.login()
