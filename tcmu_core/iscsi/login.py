@@ -36,7 +36,11 @@ class Directory(Protocol):
     settings: PortalSettings
 
     def has_target(self, name: str) -> bool:
-        """Return whether there is a target of this name."""
+        """Return whether there is a target of this name.
+
+        Raises:
+            LoginError: there is, and nobody can log in to it now.
+        """
 
     def has_session(self, tsih: int) -> bool:
         """Return whether there is a session of this handle."""

@@ -37,7 +37,7 @@ class Peer:
         self.loop = portal.loop
         self.sock = sock
         self.address = address
-        self.connection = Connection(portal, self.notify)
+        self.connection = portal.connect(self)
         self.outbox = self.connection.outbox
         self.local = sock.getsockname()
         self.closed = False
@@ -134,6 +134,13 @@ class Peer:
             self._guarded(self.connection.pump)
             self._flush()
 
+    def resume(self, heard: bytes, told: int) -> None:
+        """Go on for another process, which has received `heard` and sent the first `told` bytes of our answer to it."""
+        self.connection.room()[: len(heard)] = heard
+        self._guarded(self.connection.received, len(heard))
+        self.outbox.sent(min(told, self.outbox.queued))
+        self._flush()
+
     def _login_timeout(self) -> None:
         if self.connection.session is None:
             self.close("no login in time")
@@ -153,10 +160,13 @@ class Peer:
 
     def close(self, reason: str) -> None:
         """Close the socket and leave the target."""
-        if self.closed:
-            return
+        if not self.closed:
+            log.info("%s: closed: %s", self, reason)
+            self.release()
+
+    def release(self) -> None:
+        """Let go of the socket: its last owner closes the connection."""
         self.closed = True
-        log.info("%s: closed: %s", self, reason)
         self._timer.cancel()
         self.loop.unregister(self.sock.fileno())
         self.sock.close()
@@ -227,6 +237,21 @@ class Portal:
             self.loop.modify(listener.fileno(), 0)
             self.loop.call_later(ACCEPT_PAUSE, self._accept_again, listener)
             return
+        self._admit(sock, address)
+
+    def take(self, sock: socket.socket, heard: bytes, told: int) -> None:
+        """Serve a connection that another process has accepted; see `Peer.resume`."""
+        try:
+            address = sock.getpeername()
+        except OSError:  # the peer has gone meanwhile
+            sock.close()
+            return
+        peer = self._admit(sock, address)
+        if peer is not None:
+            peer.resume(heard, told)
+
+    def _admit(self, sock: socket.socket, address: tuple[str, int]) -> Peer | None:
+        """Have a peer on a new connection, unless there are too many already."""
         if len(self.peers) >= self.settings.limits.connections:
             idle = next((peer for peer in self.peers if peer.connection.session is None), None)
             if idle is not None:  # the oldest that has not logged in makes room
@@ -234,12 +259,17 @@ class Portal:
         if len(self.peers) >= self.settings.limits.connections:
             log.warning("%s: refused, there are %d connections already", address[0], len(self.peers))
             sock.close()
-            return
+            return None
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         peer = Peer(self, sock, format_address(*address[:2]))
         self.peers[peer] = None
         self._by_connection[peer.connection] = peer
+        return peer
+
+    def connect(self, peer: Peer) -> Connection:
+        """Return the connection of a new peer."""
+        return Connection(self, peer.notify)
 
     def _accept_again(self, listener: socket.socket) -> None:
         if listener in self._listeners:

@@ -84,6 +84,11 @@ class Channel:
                 return  # the other end is gone: the loop is about to find out
         self._waiting.append((message, [os.dup(fd) for fd in fds]))
 
+    @property
+    def busy(self) -> bool:
+        """Whether messages wait here, because the other end does not read."""
+        return bool(self._waiting)
+
     def drain(self) -> None:
         """Handle the messages that have arrived."""
         if not self.closed:

@@ -1,20 +1,23 @@
-"""Keeps the portal of `[targets]` running: starts its worker, again after a crash, anew when its settings change."""
+"""Keeps the portal of `[targets]` running: its door and each target's worker, which crash and change on their own."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Protocol
 
 from tcmu_core.config.settings import Config
 from tcmu_core.loop import Loop, Timer
+from tcmu_core.runner import channel
 from tcmu_core.runner.channel import Message
+from tcmu_core.runner.jobs import DOOR, jobs
 from tcmu_core.runner.nursery import WorkerProcess
 
 log = logging.getLogger("tcmu.runner")
 
 STOP_SECONDS = 10.0  # before a worker that does not end is killed
-LONGEST_DELAY = 30.0
+LONGEST_DELAY = 30.0  # before the next worker starts; one that ran as long has not crashed repeatedly
 
 
 class Parent(Protocol):
@@ -31,83 +34,128 @@ class Parent(Protocol):
         """Start a worker."""
 
 
-class PortalKeeper:
-    """The portal's worker, as long as there are targets."""
+class Kept:
+    """A process of the portal that is kept running: started, again after each crash, until it is to end."""
 
-    def __init__(self, parent: Parent) -> None:
-        self.parent = parent
+    def __init__(self, keeper: PortalKeeper, key: str, job: Message) -> None:
+        self.key = key
+        self.job = job
         self.worker: WorkerProcess | None = None
-        self.addresses: list[str] = []
-        self._config = Config()
+        self.opened: Message | None = None  # what it said when it was ready
+        self.ending = False
+        self._keeper = keeper
+        self._parent = keeper.parent
+        self._title = f"the worker of {key}" if key else "the portal's door"
         self._crashes = 0
+        self._started = 0.0
         self._timer: Timer | None = None
-        self._draining = False
-        self._then: Callable[[], object] | None = None
 
-    def configure(self, config: Config) -> None:
-        """Serve what `config` asks for from now on."""
-        before, self._config = self._config, config
-        if (before.targets, before.portal, before.handlers) == (config.targets, config.portal, config.handlers):
+    def start(self) -> None:
+        """Start it."""
+        self._started = time.monotonic()
+        job = {**self.job, "log": self._parent.log_settings()}
+        self.worker = self._parent.spawn(job, self._message, self._died)
+        self._keeper.started(self)
+
+    def end(self) -> None:
+        """Have it end after what is in flight, in bounded time; the keeper hears of it."""
+        if self.ending:
             return
-        self._crashes = 0
-        if self.worker is not None:
-            self._drain()  # the next one starts when this one has let go of its devices
-        else:
-            self._start()
-
-    def stop(self, then: Callable[[], object]) -> None:
-        """End the worker, then call `then()`, in bounded time."""
-        self._config = Config()
+        self.ending = True
+        self._cancel_timer()
         if self.worker is None:
-            then()
+            self._parent.loop.post(self._keeper.ended, self)
             return
-        self._then = then
-        self._drain()
-
-    def send(self, message: Message) -> None:
-        """Tell the worker something."""
-        if self.worker is not None:
-            self.worker.send(message)
-
-    def _start(self) -> None:
-        self._cancel_timer()
-        self._draining = False
-        if self._config.targets:
-            from tcmu_core.runner import portal  # the iSCSI part: no need to load it where there are no targets
-
-            job = portal.job(self._config, self.parent.log_settings())
-            self.worker = self.parent.spawn(job, self._message, self._died)
-
-    def _drain(self) -> None:
-        assert self.worker is not None
-        self._draining = True
         self.worker.send({"op": "drain"})
-        self._cancel_timer()
-        self._timer = self.parent.loop.call_later(STOP_SECONDS, self.worker.kill)
+        self._timer = self._parent.loop.call_later(STOP_SECONDS, self.worker.kill)
 
     def _message(self, message: Message) -> None:
         if "opened" in message:
-            self.addresses = message["addresses"]
-            log.info("the portal serves %d units at %s", message["units"], ", ".join(self.addresses))
+            self.opened = message
+            if self.key == DOOR:
+                log.info("the portal listens at %s", ", ".join(message["addresses"]))
+            else:
+                log.info("%s is served, LUN %s", self.key, ", ".join(map(str, message["luns"])) or "none")
         elif "failed" in message:
-            log.error("the portal can't be opened: %s", message["reason"])
+            log.error("%s can't do its work: %s", self._title, message["reason"])
 
     def _died(self, reason: str) -> None:
-        self.worker = None
-        self.addresses = []
+        self.worker = self.opened = None
         self._cancel_timer()
-        then, self._then = self._then, None
-        if then is not None:
-            then()
-        elif self._draining or not self._config.targets:
-            self._start()
-        else:
-            delay = min(2.0**self._crashes, LONGEST_DELAY)
-            self._crashes += 1
-            log.error("the portal's worker ended: %s; the next one starts in %g s", reason, delay)
-            self._timer = self.parent.loop.call_later(delay, self._start)
+        if self.ending:
+            self._keeper.ended(self)
+            return
+        if time.monotonic() - self._started > LONGEST_DELAY:
+            self._crashes = 0
+        delay = min(2.0 ** (self._crashes - 1), LONGEST_DELAY) if self._crashes else 0.0
+        self._crashes += 1
+        log.error("%s ended: %s; the next one starts in %g s", self._title, reason, delay)
+        self._timer = self._parent.loop.call_later(delay, self.start)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class PortalKeeper:
+    """The portal's processes, as long as there are targets."""
+
+    def __init__(self, parent: Parent) -> None:
+        self.parent = parent
+        self.kept: dict[str, Kept] = {}
+        self._jobs: dict[str, Message] = {}
+        self._then: Callable[[], object] | None = None
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the portal listens."""
+        door = self.kept.get(DOOR)
+        return door.opened["addresses"] if door is not None and door.opened is not None else []
+
+    def configure(self, config: Config) -> None:
+        """Serve what `config` asks for from now on. Targets that are in it as before don't notice."""
+        self._jobs = jobs(config)
+        for key, kept in list(self.kept.items()):
+            if self._jobs.get(key) != kept.job:
+                kept.end()
+        self._start_missing()
+
+    def stop(self, then: Callable[[], object]) -> None:
+        """End all processes, then call `then()`, in bounded time."""
+        self._then = then
+        self.configure(Config())
+        if not self.kept:
+            then()
+
+    def send(self, message: Message) -> None:
+        """Tell every process something."""
+        for kept in self.kept.values():
+            if kept.worker is not None:
+                kept.worker.send(message)
+
+    def _start_missing(self) -> None:
+        # A disk may have moved to another target: no worker starts before the last one has let go of its devices.
+        busy = any(kept.ending for kept in self.kept.values() if kept.key != DOOR)
+        for key, job in self._jobs.items():
+            if key not in self.kept and (key == DOOR or not busy):
+                self.kept[key] = Kept(self, key, job)
+                self.kept[key].start()
+
+    def started(self, one: Kept) -> None:
+        """A process has started: give the door and the worker of each target the ends of a channel between them."""
+        door = self.kept.get(DOOR)
+        for kept in self.kept.values() if one is door else [one]:
+            if kept is door or door is None or door.worker is None or kept.worker is None:
+                continue
+            ours, theirs = channel.pair()
+            with ours, theirs:
+                door.worker.send({"op": "way", "target": kept.key}, [ours.fileno()])
+                kept.worker.send({"op": "door"}, [theirs.fileno()])
+
+    def ended(self, one: Kept) -> None:
+        """A process has ended that was to."""
+        del self.kept[one.key]
+        self._start_missing()
+        if self._then is not None and not self.kept:
+            self._then()

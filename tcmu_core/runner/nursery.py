@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tcmu_core.loop import READ, Loop
@@ -45,10 +45,10 @@ class WorkerProcess:
             return 0
         return sum(int(kib) << 10 for kib in re.findall(r"^(?:RssAnon|VmSwap):\s*(\d+) kB", status, re.MULTILINE))
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message, fds: Iterable[int] = ()) -> None:
         """Tell it something."""
         if self.channel is not None:
-            self.channel.send(message)
+            self.channel.send(message, fds)
 
     def kill(self) -> None:
         """Kill it, now or as soon as it exists."""

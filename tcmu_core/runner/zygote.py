@@ -23,11 +23,12 @@ from pathlib import Path
 
 from tcmu_core.handlers.registry import Registry
 from tcmu_core.runner import channel
-from tcmu_core.runner.portal import PortalWorker
+from tcmu_core.runner.portal import DoorWorker, TargetWorker
 from tcmu_core.runner.worker import Worker
 
 log = logging.getLogger("tcmu.runner")
 
+KINDS: dict[str, type[DoorWorker | TargetWorker]] = {"door": DoorWorker, "target": TargetWorker}
 # oom_score_adj of a worker, proc(5). The service protects the runner (OOMScoreAdjust=-900); a worker that inherited
 # this would outlive everybody else while its handler leaks. One that is killed is replaced and loses no acknowledged
 # write, so it is judged by its size, as any program. Not above 0: each point is a thousandth of all memory, and
@@ -91,8 +92,7 @@ def _spawn(registry: Registry, job: channel.Message, fd: int, control: socket.so
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         control.close()
         _expose_to_oom_killer()
-        kind = PortalWorker if job.get("kind") == "portal" else Worker
-        status = kind(registry, job, socket.socket(fileno=fd)).run()
+        status = KINDS.get(job.get("kind", ""), Worker)(registry, job, socket.socket(fileno=fd)).run()
     except BaseException:
         log.exception("a worker failed")
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import threading
@@ -13,6 +14,7 @@ from tcmu_core import hookimpl
 from tcmu_core.backend import Backend
 from tcmu_core.device import Device
 from tcmu_core.iscsi import pdu as p
+from tcmu_core.iscsi.door import Door
 from tcmu_core.iscsi.portal import Portal
 from tcmu_core.iscsi.settings import PortalSettings
 from tcmu_core.loop import Loop
@@ -58,18 +60,25 @@ class MemoryDisk:
 
 
 class Served:
-    """Two targets, the first with two LUNs, behind a portal on a free port."""
+    """Two targets, the first with two LUNs, behind a portal on a free port; with `door`, that listens in its place."""
 
-    def __init__(self, settings: PortalSettings, threads: int = 0) -> None:
+    def __init__(self, settings: PortalSettings, threads: int = 0, *, door: bool = False) -> None:
         self.loop = Loop()
         self.disks = [MemoryDisk() for _ in range(3)]
         self.units = [self._unit(number, disk, threads) for number, disk in enumerate(self.disks)]
         targets = {TARGET: Target(TARGET, dict(enumerate(self.units[:2]))), SECOND: Target(SECOND, {0: self.units[2]})}
         self.portal = Portal(self.loop, settings, targets)
-        self.addresses = self.portal.listen()
+        self.away = False  # whether the portal takes nothing from the door
+        self.door = Door(self.loop, settings, targets, self._pass_on) if door else None
+        self.addresses = (self.door or self.portal).listen()
         self.address = self.addresses[0]
         self._thread = threading.Thread(target=self.loop.run, name="portal")
         self._thread.start()
+
+    def _pass_on(self, _target: str, fd: int, heard: bytes, told: int) -> bool:
+        if not self.away:
+            self.loop.post(self.portal.take, socket.socket(fileno=os.dup(fd)), heard, told)
+        return not self.away
 
     def _unit(self, number: int, disk: MemoryDisk, threads: int) -> LogicalUnit:
         device = Device(f"disk{number}", "memory", threads=threads)
@@ -102,6 +111,8 @@ class Served:
 
     def stop(self) -> None:
         """Close everything."""
+        if self.door is not None:
+            self.call(self.door.close)
         self.call(self.portal.close)
         self.loop.stop()
         self._thread.join(TIMEOUT)
@@ -112,10 +123,10 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(settings: PortalSettings | None = None, threads: int = 0) -> Iterator[Served]:
+def served(settings: PortalSettings | None = None, threads: int = 0, *, door: bool = False) -> Iterator[Served]:
     """Serve while the context lasts."""
     settings = settings or PortalSettings(addresses=("127.0.0.1:0",))
-    running = Served(settings, threads)
+    running = Served(settings, threads, door=door)
     try:
         yield running
     finally:
