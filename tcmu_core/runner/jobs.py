@@ -21,6 +21,16 @@ def jobs(config: Config) -> dict[str, Message]:
     return {DOOR: door, **{target.name: _target(config, target) for target in config.targets}}
 
 
+def memory_limits(config: Config) -> dict[str, int]:
+    """Return in bytes what the workers of targets may take: what all their LUNs may together, if each has a limit."""
+    found = {}
+    for target in config.targets:
+        limits = [config.memory_limits.get(lun.handler) for lun in target.luns]
+        if limits and None not in limits:
+            found[target.name] = sum(limit or 0 for limit in limits)
+    return found
+
+
 def _target(config: Config, target: TargetConfig) -> Message:
     """Return a target's job. It holds what concerns this target alone: another one's changes must not end it."""
     name, general = target.name, config.portal

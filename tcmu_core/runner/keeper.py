@@ -11,11 +11,13 @@ from tcmu_core.config.settings import Config
 from tcmu_core.loop import Loop, Timer
 from tcmu_core.runner import channel
 from tcmu_core.runner.channel import Message
-from tcmu_core.runner.jobs import DOOR, jobs
+from tcmu_core.runner.jobs import DOOR, jobs, memory_limits
 from tcmu_core.runner.nursery import WorkerProcess
 
 log = logging.getLogger("tcmu.runner")
 
+MEMORY_SECONDS = 2.0  # between two looks at workers whose memory is limited
+PING_SECONDS = 30.0
 STOP_SECONDS = 10.0  # before a worker that does not end is killed
 LONGEST_DELAY = 30.0  # before the next worker starts; one that ran as long has not crashed repeatedly
 
@@ -49,6 +51,9 @@ class Kept:
         self._crashes = 0
         self._started = 0.0
         self._timer: Timer | None = None
+        self._ping: Timer | None = None
+        self._pinged = 0.0
+        self._excess = ""  # why it is being replaced
 
     def start(self) -> None:
         """Start it."""
@@ -69,9 +74,39 @@ class Kept:
         self.worker.send({"op": "drain"})
         self._timer = self._parent.loop.call_later(STOP_SECONDS, self.worker.kill)
 
+    def hold_to(self, limit: int) -> None:
+        """Replace it if it has more than `limit` bytes of memory: it answers what is in flight, then ends."""
+        if self.worker is None or self.opened is None or self.ending or self._excess:
+            return
+        used = self.worker.memory
+        if used <= limit:
+            return
+        self._excess = f"it took {used >> 20} MiB of memory, its handlers' memory_limit is {limit >> 20} MiB"
+        log.error("%s is replaced: %s", self._title, self._excess)
+        self.worker.send({"op": "drain"})
+        self._timer = self._parent.loop.call_later(STOP_SECONDS, self.worker.kill)
+
+    def _send_ping(self) -> None:
+        if self.worker is None:
+            return
+        if self._pinged:
+            # Busy or hung, only a person can tell. One that is busy with slow storage must not be killed for it.
+            silence = time.monotonic() - self._pinged
+            log.warning(
+                "%s has not answered for %d s: a handler is busy or hangs (kill -9 %d replaces it)",
+                self._title, silence, self.worker.pid,
+            )  # fmt: skip
+        else:
+            self._pinged = time.monotonic()
+            self.worker.send({"op": "ping"})
+        self._ping = self._parent.loop.call_later(PING_SECONDS, self._send_ping)
+
     def _message(self, message: Message) -> None:
-        if "opened" in message:
+        if "pong" in message:
+            self._pinged = 0.0
+        elif "opened" in message:
             self.opened = message
+            self._ping = self._parent.loop.call_later(PING_SECONDS, self._send_ping)
             if self.key == DOOR:
                 log.info("the portal listens at %s", ", ".join(message["addresses"]))
             else:
@@ -82,6 +117,10 @@ class Kept:
     def _died(self, reason: str) -> None:
         self.worker = self.opened = None
         self._cancel_timer()
+        if self._ping is not None:
+            self._ping.cancel()
+        self._pinged = 0.0
+        reason, self._excess = self._excess or reason, ""
         if self.ending:
             self._keeper.ended(self)
             return
@@ -105,6 +144,8 @@ class PortalKeeper:
         self.parent = parent
         self.kept: dict[str, Kept] = {}
         self._jobs: dict[str, Message] = {}
+        self._limits: dict[str, int] = {}
+        self._look: Timer | None = None
         self._then: Callable[[], object] | None = None
 
     @property
@@ -120,6 +161,18 @@ class PortalKeeper:
             if self._jobs.get(key) != kept.job:
                 kept.end()
         self._start_missing()
+        self._limits = memory_limits(config)
+        if self._limits and self._look is None:
+            self._limit_memory()
+
+    def _limit_memory(self) -> None:
+        """Hold workers to their handlers' limits, from outside: one that leaks may well hang, too."""
+        self._look = None
+        for key, limit in self._limits.items():
+            if key in self.kept:
+                self.kept[key].hold_to(limit)
+        if self._limits:
+            self._look = self.parent.loop.call_later(MEMORY_SECONDS, self._limit_memory)
 
     def stop(self, then: Callable[[], object]) -> None:
         """End all processes, then call `then()`, in bounded time."""

@@ -38,7 +38,7 @@ POLL = 0.02
 
 
 class PortalProcess(abc.ABC):
-    """Runs a job of `jobs` to its end. It hears of the supervisor: `log`, `drain`, and what its kind understands."""
+    """Runs a job of `jobs` to its end. The supervisor says `ping`, `log`, `drain`, and what its kind understands."""
 
     portal: Portal
 
@@ -49,6 +49,7 @@ class PortalProcess(abc.ABC):
         self.units: list[LogicalUnit] = []
         self.loop: Loop
         self.log: Log
+        self.channel: Channel
         self._stop_until = 0.0
 
     def run(self) -> int:
@@ -64,8 +65,8 @@ class PortalProcess(abc.ABC):
             send(self.control, {"failed": errno_of(error), "reason": str(error)})
             self._close()
             return 0
-        channel = Channel(self.loop, self.control, self.message, self.stop)
-        channel.send({"opened": True, **opened})
+        self.channel = Channel(self.loop, self.control, self.message, self.stop)
+        self.channel.send({"opened": True, **opened})
         self.loop.run()
         self._close()
         return 0
@@ -77,6 +78,8 @@ class PortalProcess(abc.ABC):
     def message(self, message: Message, fds: list[int]) -> None:
         """Do what the supervisor says."""
         match message["op"]:
+            case "ping":
+                self.channel.send({"pong": True})
             case "log":
                 self._set_log(message)
             case "drain":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -20,7 +22,7 @@ from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.constants import LoginStatus
 from tcmu_core.iscsi.settings import Access, ChapUser, PortalSettings
 from tcmu_core.loop import Loop
-from tcmu_core.runner.jobs import DOOR
+from tcmu_core.runner.jobs import DOOR, memory_limits
 from tcmu_core.runner.keeper import PortalKeeper
 from tcmu_core.runner.nursery import Nursery
 from tests.iscsi.initiator import OPERATIONAL, Initiator
@@ -81,7 +83,9 @@ def keeper(parent: Parent) -> Iterator[PortalKeeper]:
 def config(*luns: LunConfig, others: tuple[LunConfig, ...] = (), **settings: Any) -> Config:
     """Return a configuration of up to two targets."""
     targets = [TargetConfig(name, own) for name, own in ((IQN, luns), (OTHER, others)) if own]
-    return Config(portal=PortalSettings(**{"addresses": ("127.0.0.1:0",), **settings}), targets=tuple(targets))
+    limits = settings.pop("memory_limits", {})
+    portal = PortalSettings(**{"addresses": ("127.0.0.1:0",), **settings})
+    return Config(portal=portal, targets=tuple(targets), memory_limits=limits)
 
 
 def serve(parent: Parent, keeper: PortalKeeper, wanted: Config) -> None:
@@ -328,6 +332,49 @@ def test_a_worker_that_hangs_holds_up_nobody_else(parent: Parent, keeper: Portal
         assert again.login().read(0, 1) == bytes(512)
 
 
+def test_a_worker_that_hangs_is_named_with_what_replaces_it_and_not_killed(
+    parent: Parent, keeper: PortalKeeper, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tcmu_core.runner.keeper.PING_SECONDS", 0.3)
+    serve(parent, keeper, config(RAM, others=(RAM,)))
+    hung = pid(keeper, IQN)
+    os.kill(hung, signal.SIGSTOP)
+    parent.until(lambda: f"the worker of {IQN} has not answered for" in caplog.text)
+    assert f"(kill -9 {hung} replaces it)" in caplog.text
+    os.kill(hung, signal.SIGCONT)
+    with client(keeper, IQN) as one:
+        assert one.login().read(0, 1) == bytes(512)
+    parent.until(lambda: not keeper.kept[IQN]._pinged)
+    assert pid(keeper, IQN) == hung
+
+
+def test_a_worker_over_its_memory_limit_is_replaced_and_the_others_stay(
+    parent: Parent, keeper: PortalKeeper, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path
+) -> None:  # fmt: skip
+    monkeypatch.setattr("tcmu_core.runner.keeper.MEMORY_SECONDS", 0.05)
+    luns = LunConfig(0, "file", str(tmp_path / "disk"), size=1 << 20), RAM
+    serve(parent, keeper, config(luns[0], others=(luns[1],)))
+    first = pid(keeper, IQN)
+    with undisturbed(keeper, OTHER):
+        keeper.configure(config(luns[0], others=(luns[1],), memory_limits={"file": 1 << 20, "ram": 1 << 40}))
+        parent.until(lambda: keeper.kept[IQN].opened and pid(keeper, IQN) != first)
+        serve(parent, keeper, config(luns[0], others=(luns[1],)))
+    assert f"the worker of {IQN} ended: it took" in caplog.text
+    with client(keeper, IQN) as one:
+        assert one.login().read(0, 1) == bytes(512)
+
+
+def test_a_targets_worker_may_take_what_its_luns_may_together() -> None:
+    mixed = config(RAM, LunConfig(1, "file", "/a"), others=(RAM, LunConfig(1, "ram")))
+    for limits, expected in (
+        ({"ram": 5}, {OTHER: 10}),
+        ({"ram": 5, "file": 7}, {IQN: 12, OTHER: 10}),
+        ({"file": 7}, {}),
+    ):
+        assert memory_limits(dataclasses.replace(mixed, memory_limits=limits)) == expected
+
+
 def test_the_zygote_can_die_and_workers_live_on(parent: Parent, keeper: PortalKeeper) -> None:
     serve(parent, keeper, config(RAM))
     zygote = parent.nursery._process
@@ -403,9 +450,8 @@ def test_stopping_asks_initiators_to_log_out_and_ends_every_process(parent: Pare
         assert isinstance(one.receive(), p.AsyncMessage)
         parent.until(lambda: ended)
         assert one.receive() is None
+    assert select.select(processes, [], [], 0)[0] == processes  # pidfd_open(2): readable when it has ended
     for handle in processes:
-        with pytest.raises(ProcessLookupError):
-            signal.pidfd_send_signal(handle, 0)
         os.close(handle)
 
 
