@@ -43,7 +43,7 @@ class Kept:
         self.key = key
         self.job = job
         self.worker: WorkerProcess | None = None
-        self.opened: Message | None = None  # what it said when it was ready
+        self.opened: Message | None = None  # what it said when it was ready, while it is
         self.ending = False
         self._keeper = keeper
         self._parent = keeper.parent
@@ -76,13 +76,14 @@ class Kept:
 
     def hold_to(self, limit: int) -> None:
         """Replace it if it has more than `limit` bytes of memory: it answers what is in flight, then ends."""
-        if self.worker is None or self.opened is None or self.ending or self._excess:
+        if self.worker is None or self.opened is None or self.ending:
             return
         used = self.worker.memory
         if used <= limit:
             return
         self._excess = f"it took {used >> 20} MiB of memory, its handlers' memory_limit is {limit >> 20} MiB"
         log.error("%s is replaced: %s", self._title, self._excess)
+        self.opened = None
         self.worker.send({"op": "drain"})
         self._timer = self._parent.loop.call_later(STOP_SECONDS, self.worker.kill)
 
