@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import portal, report
+from benchmarks import comparison, portal, report
+from benchmarks.comparison import Comparison
 from benchmarks.results import Result, Run, Series
 
 
@@ -23,6 +24,25 @@ def result() -> Result:
 def test_readme_shows_the_figures_that_are_kept() -> None:
     run = Run.load_json(portal.FIGURES.read_text())
     assert report.section(run, portal.PLOT.name) in portal.README.read_text()
+
+
+@pytest.mark.parametrize("name", ["kernel", "qcow", "qcow_kernel"])
+def test_readme_shows_the_figures_that_a_comparison_has_kept(name: str) -> None:
+    assert comparison.load(name).section() in comparison.README.read_text()
+
+
+def test_a_comparison_tells_ratios_and_what_failed() -> None:
+    compared = Comparison("tcmu", [], {}, 2)
+    for rate, peer in ((200, 100), (300, 100)):
+        compared.add("small", 4096, "tcmu", rate)
+        compared.add("small", 4096, "other", peer)
+    compared.add("large", 1 << 20, "tcmu", 8)
+    compared.add("large", 1 << 20, "tcmu", 8)
+    small, large, mean = compared.table().splitlines()[2:]
+    assert small.split(" | ")[-1] == "2.50 (2.00 to 3.00) |"
+    assert "8 MiB/s" in large
+    assert "failed" in large
+    assert mean.split(" | ")[-1].split() == ["2.50", "|"]
 
 
 def test_a_ratio_is_that_of_the_medians_and_its_spread_that_of_the_rounds(result: Result) -> None:

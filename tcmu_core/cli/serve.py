@@ -20,7 +20,7 @@ from tcmu_core.device import Device
 from tcmu_core.errors import HandlerError, TcmuError
 from tcmu_core.handlers import Handler, Registry
 from tcmu_core.iscsi.settings import PORT
-from tcmu_core.loop import Loop
+from tcmu_core.loop import Loop, spin_time
 from tcmu_core.state import default_directory
 
 log = logging.getLogger("tcmu.serve")
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     users = _users(args)
     target = iscsi_name(args.target or IQN_PREFIX + _NOT_IN_IQN.sub("-", args.name.lower()))
     device = make_device(args, handler, target)
-    with contextlib.closing(Loop()) as loop:
+    with contextlib.closing(Loop(spin_time())) as loop:
         backend = open_device(handler, device)
         server = Server(args, loop, backend, target, users)
         try:

@@ -22,7 +22,7 @@ from tcmu_core.handlers.registry import Registry
 from tcmu_core.iscsi.door import Door
 from tcmu_core.iscsi.portal import Portal
 from tcmu_core.log import Level, Log
-from tcmu_core.loop import Loop
+from tcmu_core.loop import Loop, spin_time
 from tcmu_core.runner.channel import Channel, Message, send
 from tcmu_core.runner.jobs import settings_of
 from tcmu_core.runner.worker import errno_of
@@ -57,7 +57,7 @@ class PortalProcess(abc.ABC):
         Path("/proc/self/comm").write_bytes(self.job["title"].encode()[:15])  # prctl(2), PR_SET_NAME
         told = self.job["log"]
         self.log = Log(Level(told["level"]), directory=told["directory"], stderr=told["stderr"])
-        self.loop = Loop()
+        self.loop = Loop(spin_time())
         try:
             opened = self.open()
             self._set_log(told)

@@ -24,7 +24,7 @@ from tcmu_core.kernel.configfs import Backstore, ConfigfsError
 from tcmu_core.kernel.ring import Ring
 from tcmu_core.kernel.uio import UioDevice
 from tcmu_core.log import Level, Log
-from tcmu_core.loop import READ, Loop
+from tcmu_core.loop import READ, Loop, spin_time
 from tcmu_core.runner.channel import Channel, Message, send
 from tcmu_core.scsi.command import Command, Initiator
 from tcmu_core.scsi.unit import LogicalUnit
@@ -34,6 +34,7 @@ log = logging.getLogger("tcmu.runner")
 DRAIN_SECONDS = 8.0  # for commands in flight, when the worker is to stop
 BUSY_SECONDS = 20.0  # for another process to let go of the uio device
 POLL = 0.02
+FEW = 2  # commands in a batch, up to which the loop spins
 # The kernel does not say which initiator a command came from, and keeps nexuses and reservations itself.
 INITIATOR = Initiator("kernel", b"")
 
@@ -75,6 +76,7 @@ class Worker:
         self.unit: LogicalUnit
         self.ring: Ring
         self.channel: Channel
+        self._spin = spin_time()
         self._drain_until = 0.0
         self._patience = 0  # seconds; 0: as long as it takes
 
@@ -181,13 +183,17 @@ class Worker:
             log.info("the kernel took the device away", extra={"device": self.log_name})
             self.loop.stop()
             return
+        ring = self.ring
+        before = ring.commands
         try:
-            self.ring.process()
+            ring.process()
         except Exception:
             # The ring can't be trusted any more: leave, and the next worker starts with an empty one.
             log.exception("the ring of %s is broken", self.log_name)
             logging.shutdown()
             os._exit(1)
+        # With many commands at a time nobody waits for us to wake up, and the kernel's threads want the processor.
+        self.loop.spin = self._spin if ring.commands - before <= FEW else 0.0
 
     def _look_for_slow(self, before: set[Command]) -> None:
         """Report commands that were in flight at the last look, and so for longer than the cfgstring allows."""

@@ -1,0 +1,92 @@
+"""The loop: descriptors, timers and posted calls, asleep and while it spins."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from tcmu_core.loop import READ, Loop
+
+PATIENCE = 30.0
+
+
+@pytest.fixture(params=[0.0, PATIENCE], ids=["sleeps", "spins"])
+def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
+    """A loop that gives up some day; the second one spins from its first sleep on."""
+    late: list[bool] = []
+    with closing(Loop(request.param)) as made:
+        made.call_later(PATIENCE, lambda: (late.append(True), made.stop()))
+        yield made
+    assert not late
+
+
+def test_a_descriptor_that_becomes_readable_is_served_again_and_again(loop: Loop) -> None:
+    read, write = os.pipe()
+    seen: list[bytes] = []
+
+    def readable(_events: int) -> None:
+        seen.append(os.read(read, 1))
+        if len(seen) == 100:
+            loop.stop()
+        else:
+            os.write(write, b"x")
+
+    loop.register(read, READ, readable)
+    os.write(write, b"x")
+    loop.run()
+    loop.unregister(read)
+    os.close(read)
+    os.close(write)
+    assert len(seen) == 100
+
+
+def test_a_call_from_another_thread_is_made_soon(loop: Loop) -> None:
+    turns = 0
+    back = threading.Event()
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        back.set()
+
+    def other() -> None:
+        for _ in range(50):
+            loop.post(turn)
+            assert back.wait(PATIENCE)
+            back.clear()
+        loop.stop()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    loop.run()
+    thread.join()
+    assert turns == 50
+
+
+def test_timers_are_due_in_their_order_whatever_else_happens(loop: Loop) -> None:
+    read, write = os.pipe()
+    done: list[int] = []
+    loop.register(read, READ, lambda _events: os.read(read, 1))
+    loop.call_later(0.03, lambda: (done.append(2), loop.stop()))
+    loop.call_later(0.01, done.append, 1)
+    loop.call_later(0.02, done.append, 0).cancel()
+    os.write(write, b"x")
+    loop.run()
+    loop.unregister(read)
+    os.close(read)
+    os.close(write)
+    assert done == [1, 2]
+
+
+def test_a_callback_that_fails_stops_nothing(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise ValueError("nobody expects this")
+
+    loop.post(fail)
+    loop.post(loop.stop)
+    loop.run()
+    assert "nobody expects this" in caplog.text
