@@ -102,6 +102,7 @@ class Ring:
         unpack, respond = abi.REQUEST.unpack_from, abi.RESPONSE.pack_into
         execute, done, nexus = self._unit.execute, self._finished, self._nexus
         tso, in_order = _TOTAL_STORE_ORDER, self._in_order
+        len_mask, op_mask = abi.LEN_MASK, abi.OP_MASK
         taken = answered = silent = 0
         while True:
             head = words[head_word]
@@ -117,10 +118,10 @@ class Ring:
                 at = self._at
                 entry = start + at
                 len_op = words[entry >> 2]
-                end = entry + (len_op & abi.LEN_MASK)
+                end = entry + (len_op & len_mask)
                 following = end - start
                 self._at = following if following != size else 0
-                if len_op & abi.OP_MASK != 1:
+                if len_op & op_mask != 1:
                     self._other(entry, end, len_op)
                     silent = 1
                     continue
@@ -152,11 +153,11 @@ class Ring:
                     else:
                         slot = start + self._tail
                         len_op = words[slot >> 2]
-                        while len_op & 7 != 1:
+                        while len_op & op_mask != 1:
                             slot = self._skip(slot, len_op)
                             len_op = words[slot >> 2]
                         respond(memory, slot + 4, cmd_id, 0, 0, 0, 0)
-                        tail = slot + (len_op & 0xFFFFFFF8) - start
+                        tail = slot + (len_op & len_mask) - start
                         if tail == size:
                             tail = 0
                     if not tso:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from tcmu_core.scsi.background import Background
     from tcmu_core.scsi.target import Target
 
+_ORDERED = int(TaskAttribute.ORDERED)  # looking a member up costs a tenth of a microsecond, for each command
 _SCSI_2_LUN = 0xE0 << 32  # bits 7 to 5 of byte 1 of a 6-byte CDB
 
 
@@ -167,7 +168,7 @@ class LogicalUnit:
         """Run a command. True: it has ended. False: `command.done(command)` will be called on the loop's thread."""
         try:
             fast = self._fast.get(command.cdb[0])
-            if fast is not None and not command.nexus.attentions and command.attribute < TaskAttribute.ORDERED:
+            if fast is not None and not command.nexus.attentions and command.attribute < _ORDERED:
                 result = fast(command)
             else:
                 result = self._dispatch(command)
