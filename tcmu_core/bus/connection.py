@@ -34,7 +34,7 @@ from tcmu_core.handlers.registry import Handler
 log = logging.getLogger("tcmu.bus")
 
 CHANGE_SECONDS = 20.0  # targetcli's call gives up after 25 s
-CLOSE_SECONDS = 1.0  # for GDBus's worker to let go of a connection
+CLOSE_SECONDS = 3.0  # for GDBus's worker to let go of a connection; less than service.STOP_SECONDS
 
 _never_closed: list[Any] = []  # anchors of connections that did not close in time: to free one would be a risk
 
