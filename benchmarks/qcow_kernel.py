@@ -62,7 +62,7 @@ def main() -> int:
     args = parser.parse_args()
     jobs = [job for job in [*JOBS, FIRST] if args.jobs in job.name]
     comparison = Comparison.begin(OURS, args.rounds)
-    with Machine(cpus=2, memory="3G") as machine:
+    with Machine(cpus=2, memory="2G") as machine:
         guest.prepare(machine, RAW, SIZE)
         comparison.versions = guest.versions(machine)
         for number in range(args.rounds):
