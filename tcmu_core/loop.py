@@ -24,8 +24,8 @@ log = logging.getLogger("tcmu.loop")
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
-SPIN = 300e-6  # seconds; some times what it takes to wake a thread on another processor, a virtual one too
-MOST_MISSES = 6  # spin at every 64th sleep at least
+SPIN = 300e-6  # seconds: a few times what it takes to wake a thread on another processor, even a virtual one
+MOST_MISSES = 6  # counted up to here, so at least every 64th short sleep is preceded by spinning
 
 
 class Timer:
