@@ -25,6 +25,7 @@ log = logging.getLogger("tcmu.loop")
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 SPIN = 300e-6  # seconds: a few times what it takes to wake a thread on another processor, even a virtual one
+ALONE = 32  # so many commands that came one by one tell of an initiator that never has two under way
 MOST_MISSES = 6  # counted up to here, so at least every 64th short sleep is preceded by spinning
 
 
@@ -46,6 +47,24 @@ class Timer:
 def spin_time() -> float:
     """Return how long a loop that carries commands should spin (seconds): not at all on a single processor."""
     return SPIN if len(os.sched_getaffinity(0)) > 1 else 0.0
+
+
+class Pace:
+    """Says whether to spin before the next wait, from how many commands each wait brings.
+
+    Spinning serves an initiator that sends a command and waits for its answer. With more on their way each look would
+    find one or two, and each of them be answered with a doorbell and a wake-up of its own; a sleep lets them gather.
+    Looking all the time hides how many there are, so every 32nd wait is a sleep that tells.
+    """
+
+    def __init__(self, spin: float) -> None:
+        self._spin = spin
+        self._alone = 0
+
+    def after(self, commands: int) -> float:
+        """Return how long to spin (seconds) before the next wait, after one that brought so many commands."""
+        self._alone = 0 if commands > 1 else self._alone + commands
+        return self._spin if self._alone >= ALONE and self._alone % ALONE else 0.0
 
 
 class Loop:
@@ -138,7 +157,7 @@ class Loop:
         eager = False
         while self._running:
             events: list[tuple[int, int]] = []
-            if eager and not posted:
+            if eager and self.spin and not posted:
                 until = clock() + self.spin
                 if self._timers:
                     until = min(until, self._timers[0][0])

@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 
-from tcmu_core.loop import READ, Loop
+from tcmu_core.loop import READ, Loop, Pace
 
 PATIENCE = 30.0
 
@@ -90,3 +90,24 @@ def test_a_callback_that_fails_stops_nothing(loop: Loop, caplog: pytest.LogCaptu
     loop.post(loop.stop)
     loop.run()
     assert "nobody expects this" in caplog.text
+
+
+def test_one_command_at_a_time_is_worth_spinning_for_and_now_and_then_a_sleep() -> None:
+    pace = Pace(1.0)
+    spins = [pace.after(1) for _ in range(320)]
+    assert spins[:31] == [0.0] * 31
+    assert spins[31:] == ([0.0] + [1.0] * 31) * 9 + [0.0]
+
+
+def test_a_wait_that_brings_nothing_says_nothing() -> None:
+    pace = Pace(1.0)
+    for _ in range(33):
+        pace.after(1)
+    assert [pace.after(0) for _ in range(100)] == [1.0] * 100
+
+
+def test_several_commands_at_a_time_are_let_gather() -> None:
+    pace = Pace(1.0)
+    for _ in range(100):
+        pace.after(1)
+    assert [pace.after(2), *(pace.after(1) for _ in range(31))] == [0.0] * 32

@@ -15,19 +15,23 @@ import mmap
 import platform
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from tcmu_core.errors import TcmuError
+from tcmu_core.errors import NotHandled, TcmuError
 from tcmu_core.kernel import abi
 from tcmu_core.kernel.abi import Capability, EntryOp, TmrType, UserFlag
 from tcmu_core.scsi.command import Command, Nexus, Status
+from tcmu_core.scsi.hot import Fast
 
 log = logging.getLogger("tcmu.ring")
 
 # Completing a command makes the kernel copy its data, inside the doorbell. After so many bytes it rings before the
 # batch is over, so that the initiator goes on while we work on the rest.
 RING_AFTER = 128 << 10
+# Initiators that are quick enough keep the ring from ever being empty. After so many commands others have their turn:
+# what ended on another thread, timers, the supervisor.
+TURN = 64
 
 _TOTAL_STORE_ORDER = platform.machine() in ("x86_64", "i686", "AMD64", "s390x")
 _RESETS = (TmrType.LUN_RESET, TmrType.TARGET_WARM_RESET, TmrType.TARGET_COLD_RESET)
@@ -41,8 +45,15 @@ class RingError(TcmuError):
 class Unit(Protocol):
     """What the ring needs of the logical unit."""
 
+    @property
+    def fast(self) -> Mapping[int, Fast]:
+        """The paths, by operation code, of commands that may end without a Command being made for them."""
+
     def execute(self, command: Command, /) -> bool:
         """Run a command; False when `command.done` will be called."""
+
+    def proceed(self, command: Command, result: Any, /) -> bool:
+        """Go on with a command whose fast path returned or raised `result`; returns what `execute` does."""
 
     def abort(self, command: Command, then: Callable[[], object], /) -> None:
         """Abort a command."""
@@ -94,19 +105,22 @@ class Ring:
         self._lock = threading.Lock()
         self._lock.acquire()
 
-    def process(self, _events: int = 0) -> None:
-        """Take every command that is in the ring; answer those that end at once."""
+    def process(self) -> None:
+        """Take the commands that are in the ring and answer those that end at once.
+
+        It may leave some that come meanwhile: the kernel sends an event for each.
+        """
         memory, view, words = self._memory, self._view, self._words
         start, size = self._start, self._size
         head_word, tail_word = self._head_word, self._tail_word
         unpack, respond = abi.REQUEST.unpack_from, abi.RESPONSE.pack_into
-        execute, done, nexus = self._unit.execute, self._finished, self._nexus
+        unit, attentions = self._unit, self._nexus.attentions
         tso, in_order = _TOTAL_STORE_ORDER, self._in_order
         len_mask, op_mask = abi.LEN_MASK, abi.OP_MASK
         taken = answered = silent = 0
         while True:
             head = words[head_word]
-            if self._at == head:
+            if self._at == head or taken >= TURN:
                 if not silent:
                     break
                 self._doorbell()
@@ -125,8 +139,9 @@ class Ring:
                     self._other(entry, end, len_op)
                     silent = 1
                     continue
+                taken += 1
                 cmd_id, iov_cnt, bidi_cnt, cdb, base, length = unpack(memory, entry)
-                if iov_cnt == 1 and not bidi_cnt:
+                if iov_cnt == 1:
                     buffers = [view[base : base + length]]
                 elif iov_cnt:
                     buffers = self._gather(entry + abi.IOVEC, iov_cnt)
@@ -134,40 +149,47 @@ class Ring:
                 else:
                     buffers = []
                     length = 0
-                # The entry does not say how long the CDB is: all that there is of it, padded to a multiple of 8.
-                command = Command(memory[cdb:end], buffers, length, nexus, done, cmd_id)
-                if bidi_cnt:
-                    command.context = self._bidi(entry + abi.IOVEC + iov_cnt * 16, bidi_cnt)
-                taken += 1
-                if in_order:
-                    self._slot_of[command] = entry
-                if not execute(command):
-                    self.in_flight[cmd_id] = command
-                elif command.status or command.transferred != length or in_order:
-                    self._answer(command)
-                    silent += 1
-                else:
-                    if self._tail == at:  # nothing older is in flight: the slot is its own, id and flags are right
-                        words[(entry >> 2) + 2] = 0
-                        tail = self._at
+                result: Any = NotHandled
+                fast = unit.fast.get(memory[cdb])
+                if fast is not None and not (bidi_cnt or attentions or in_order):
+                    try:
+                        result = fast(memory, cdb, length, buffers)
+                    except Exception as error:
+                        result = error
+                if result is not None:
+                    # The entry does not say how long the CDB is: all that there is of it, padded to a multiple of 8.
+                    command = Command(memory[cdb:end], buffers, length, self._nexus, self._finished, cmd_id)
+                    if bidi_cnt:
+                        command.context = self._bidi(entry + abi.IOVEC + iov_cnt * 16, bidi_cnt)
+                    if in_order:
+                        self._slot_of[command] = entry
+                    if unit.proceed(command, result):
+                        self._answer(command)
+                        silent += 1
                     else:
-                        slot = start + self._tail
+                        self.in_flight[cmd_id] = command
+                    continue
+                if self._tail == at:  # nothing older is in flight: the slot is its own, id and flags are right
+                    words[(entry >> 2) + 2] = 0
+                    tail = self._at
+                else:
+                    slot = start + self._tail
+                    len_op = words[slot >> 2]
+                    while len_op & op_mask != 1:
+                        slot = self._skip(slot, len_op)
                         len_op = words[slot >> 2]
-                        while len_op & op_mask != 1:
-                            slot = self._skip(slot, len_op)
-                            len_op = words[slot >> 2]
-                        respond(memory, slot + 4, cmd_id, 0, 0, 0, 0)
-                        tail = slot + (len_op & len_mask) - start
-                        if tail == size:
-                            tail = 0
-                    if not tso:
-                        self._fence()
-                    self._tail = words[tail_word] = tail
-                    silent += 1
-                    answered += length
-                    if answered >= RING_AFTER:
-                        self._doorbell()
-                        answered = silent = 0
+                    respond(memory, slot + 4, cmd_id, 0, 0, 0, 0)
+                    tail = slot + (len_op & len_mask) - start
+                    if tail == size:
+                        tail = 0
+                if not tso:
+                    self._fence()
+                self._tail = words[tail_word] = tail
+                silent += 1
+                answered += length
+                if answered >= RING_AFTER:
+                    self._doorbell()
+                    answered = silent = 0
         self.commands += taken
 
     def answer_now(self) -> None:

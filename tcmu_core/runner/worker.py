@@ -24,7 +24,7 @@ from tcmu_core.kernel.configfs import Backstore, ConfigfsError
 from tcmu_core.kernel.ring import Ring
 from tcmu_core.kernel.uio import UioDevice
 from tcmu_core.log import Level, Log
-from tcmu_core.loop import READ, Loop, spin_time
+from tcmu_core.loop import READ, Loop, Pace, spin_time
 from tcmu_core.runner.channel import Channel, Message, send
 from tcmu_core.scsi.command import Command, Initiator
 from tcmu_core.scsi.unit import LogicalUnit
@@ -34,7 +34,6 @@ log = logging.getLogger("tcmu.runner")
 DRAIN_SECONDS = 8.0  # for commands in flight, when the worker is to stop
 BUSY_SECONDS = 20.0  # for another process to let go of the uio device
 POLL = 0.02
-FEW = 2  # commands in a batch, up to which the loop spins
 # The kernel does not say which initiator a command came from, and keeps nexuses and reservations itself.
 INITIATOR = Initiator("kernel", b"")
 
@@ -76,7 +75,7 @@ class Worker:
         self.unit: LogicalUnit
         self.ring: Ring
         self.channel: Channel
-        self._spin = spin_time()
+        self._pace = Pace(spin_time())
         self._drain_until = 0.0
         self._patience = 0  # seconds; 0: as long as it takes
 
@@ -192,8 +191,7 @@ class Worker:
             log.exception("the ring of %s is broken", self.log_name)
             logging.shutdown()
             os._exit(1)
-        # With many commands at a time nobody waits for us to wake up, and the kernel's threads want the processor.
-        self.loop.spin = self._spin if ring.commands - before <= FEW else 0.0
+        self.loop.spin = self._pace.after(ring.commands - before)
 
     def _look_for_slow(self, before: set[Command]) -> None:
         """Report commands that were in flight at the last look, and so for longer than the cfgstring allows."""

@@ -3,6 +3,8 @@
 Whatever is out of the ordinary (a reserved bit, FUA, a range past the end, a buffer of another length) is left to the
 general path, which tells the initiator what is wrong. `unit.refresh()` makes the closures anew when the device
 changes, and `unit.gate()` takes them out of the way while a reservation, a lock or a handler wants to see each command.
+
+They take no Command but its parts, so that a transport that has an answer at once need not make one.
 """
 
 from __future__ import annotations
@@ -11,13 +13,15 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tcmu_core.scsi.command import Command
+from tcmu_core.errors import NotHandled
 from tcmu_core.scsi.opcodes import Op
 
 if TYPE_CHECKING:
     from tcmu_core.scsi.unit import LogicalUnit
 
-Fast = Callable[[Command], Any]
+# fast(memory, at, length, buffers): the CDB is in `memory` from `at` on, `buffers` hold `length` bytes. Returns what
+# the hook does (None: all of it is done), or NotHandled for a command that is not for the hot path.
+Fast = Callable[[Any, int, int, list[memoryview]], Any]
 
 DEFAULT_MAX_TRANSFER = 16 << 20  # bytes of one command, where the device sets no limit
 _CDB_10 = struct.Struct(">xBIBHB")  # flags, LBA, group number, transfer length, control (SBC-4 5.11)
@@ -44,15 +48,12 @@ def _transfer_10(unit: LogicalUnit, hook: Callable[[int, list[memoryview]], Any]
     shift = unit.block_size.bit_length() - 1
     blocks = unit.blocks
     most = unit.max_blocks
-    general = unit._dispatch
 
-    def transfer(command: Command) -> Any:
-        flags, lba, group, count, control = unpack(command.cdb)
-        length = count << shift
-        if flags or group or control or lba + count > blocks or length != command.length or not 0 < count <= most:
-            return general(command)
-        command.transferred = command.wanted = length
-        return hook(lba << shift, command.buffers)
+    def transfer(memory: Any, at: int, length: int, buffers: list[memoryview]) -> Any:
+        flags, lba, group, count, control = unpack(memory, at)
+        if flags or group or control or lba + count > blocks or count << shift != length or not 0 < count <= most:
+            return NotHandled
+        return hook(lba << shift, buffers)
 
     return transfer
 
@@ -62,14 +63,11 @@ def _transfer_16(unit: LogicalUnit, hook: Callable[[int, list[memoryview]], Any]
     shift = unit.block_size.bit_length() - 1
     blocks = unit.blocks
     most = unit.max_blocks
-    general = unit._dispatch
 
-    def transfer(command: Command) -> Any:
-        flags, lba, count, group, control = unpack(command.cdb)
-        length = count << shift
-        if flags or group or control or lba + count > blocks or length != command.length or not 0 < count <= most:
-            return general(command)
-        command.transferred = command.wanted = length
-        return hook(lba << shift, command.buffers)
+    def transfer(memory: Any, at: int, length: int, buffers: list[memoryview]) -> Any:
+        flags, lba, count, group, control = unpack(memory, at)
+        if flags or group or control or lba + count > blocks or count << shift != length or not 0 < count <= most:
+            return NotHandled
+        return hook(lba << shift, buffers)
 
     return transfer

@@ -76,7 +76,7 @@ class LogicalUnit:
         self._carried: Command | None = None
         self._trace = False
         self._reported: set[tuple[str, str, int]] = set()  # exceptions whose traceback was logged already
-        self._fast: dict[int, hot.Fast] = {}
+        self.fast: dict[int, hot.Fast] = {}  # by operation code; empty while each command must be looked at
         self._no_fast: dict[int, hot.Fast] = {}
         self._all_fast: dict[int, hot.Fast] = {}
         self.device.changed = self._changed
@@ -108,7 +108,7 @@ class LogicalUnit:
             and not self.reservations.active
             and not self.tasks.contended
         )
-        self._fast = self._all_fast if clear else self._no_fast
+        self.fast = self._all_fast if clear else self._no_fast
 
     @property
     def trace(self) -> bool:
@@ -167,16 +167,32 @@ class LogicalUnit:
     def execute(self, command: Command) -> bool:
         """Run a command. True: it has ended. False: `command.done(command)` will be called on the loop's thread."""
         try:
-            fast = self._fast.get(command.cdb[0])
+            fast = self.fast.get(command.cdb[0])
             if fast is not None and not command.nexus.attentions and command.attribute < _ORDERED:
-                result = fast(command)
-            else:
-                result = self._dispatch(command)
+                result = fast(command.cdb, 0, command.length, command.buffers)
+                if result is not NotHandled:
+                    command.transferred = command.wanted = command.length
+                    return result is None or self._begin(command, result)
+            result = self._dispatch(command)
             if result is None:
                 return True
             if isinstance(result, Status):
                 command.status = result
                 return True
+            return self._begin(command, result)
+        except Exception as error:
+            self.fail(command, error)
+            return True
+
+    def proceed(self, command: Command, result: Any) -> bool:
+        """Go on with a command whose fast path returned or raised `result`; what `execute` returns."""
+        if result is NotHandled:
+            return self.execute(command)
+        if isinstance(result, Exception):
+            self.fail(command, result)
+            return True
+        command.transferred = command.wanted = command.length
+        try:
             return self._begin(command, result)
         except Exception as error:
             self.fail(command, error)

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tcmu_core import NotHandled
 from tcmu_core.kernel.ring import Ring, RingError
 from tcmu_core.scsi.command import Command, Initiator, Nexus
+from tcmu_core.scsi.hot import Fast
 from tests.kernel import fake_kernel as fake
 
 READ, WRITE = b"\x28", b"\x2a"
@@ -29,6 +31,7 @@ class Unit:
         self.kept: list[Command] = []
         self.aborted: list[Command] = []
         self.resets = 0
+        self.fast: dict[int, Fast] = {}
 
     def execute(self, command: Command) -> bool:
         self.seen.append(command)
@@ -37,6 +40,10 @@ class Unit:
             return True
         self.kept.append(command)
         return False
+
+    def proceed(self, command: Command, result: Any) -> bool:
+        assert result is NotHandled
+        return self.execute(command)
 
     def abort(self, command: Command, then: Callable[[], object]) -> None:
         self.aborted.append(command)
@@ -60,10 +67,11 @@ class Bench:
         self.kernel = fake.FakeKernel(**kernel)
         self.unit = Unit(rule)
         self.posted: list[Callable[[], object]] = []
+        self.nexus = Nexus(Initiator("kernel", b""))
         self.ring = Ring(
             self.kernel.memory,
             self.unit,
-            Nexus(Initiator("kernel", b"")),
+            self.nexus,
             post=self.posted.append,
             doorbell=self.kernel.bell,
         )
@@ -289,10 +297,83 @@ def test_answers_are_published_before_the_doorbell() -> None:
 
 def test_large_answers_ring_before_the_batch_is_over() -> None:
     bench = Bench(ring=8192, pages=256)
+    bench.unit.fast[READ[0]] = lambda memory, at, length, buffers: None
     for _ in range(4):
         bench.kernel.command(READ, room=64 << 10)
     bench.ring.process()
     assert bench.kernel.bells == 2
+
+
+def test_a_fast_path_answers_without_a_command() -> None:
+    bench = Bench()
+    seen = []
+
+    def fast(memory: Any, at: int, length: int, buffers: list[memoryview]) -> None:
+        seen.append((memory[at : at + 10], length, [len(buffer) for buffer in buffers]))
+        buffers[0][:3] = b"abc"
+
+    bench.unit.fast[READ[0]] = fast
+    cdb = READ + bytes(range(9))
+    ids = [bench.kernel.command(cdb, room=512), bench.kernel.command(WRITE, data=b"x")]
+    ids.append(bench.kernel.command(cdb, room=6))
+    bench.ring.process()
+    assert [command.tag for command in bench.unit.seen] == ids[1:2]
+    assert seen == [(cdb, 512, [512]), (cdb, 6, [6])]
+    assert [answer.cmd_id for answer in bench.kernel.answers] == ids
+    assert bench.kernel.answers[2].data == b"abc" + bytes([fake.FRESH]) * 3
+
+
+@pytest.mark.parametrize("result", [NotHandled, OSError(5, "no"), "a future"])
+def test_what_a_fast_path_does_not_end_becomes_a_command(result: Any) -> None:
+    bench = Bench()
+    proceeded = []
+
+    def fast(memory: Any, at: int, length: int, buffers: list[memoryview]) -> Any:
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def proceed(command: Command, what: Any) -> bool:
+        proceeded.append((command.cdb[:10], command.length, what))
+        command.status, command.sense = CHECK, b"sense"
+        return True
+
+    bench.unit.fast[READ[0]] = fast
+    bench.unit.proceed = proceed  # type: ignore[method-assign]
+    cmd_id = bench.kernel.command(READ + bytes(9), room=512)
+    bench.ring.process()
+    assert proceeded == [(READ + bytes(9), 512, result)]
+    assert bench.kernel.answer_of(cmd_id).sense.rstrip(b"\0") == b"sense"
+
+
+def test_no_fast_path_while_an_attention_waits() -> None:
+    bench = Bench()
+    bench.unit.fast[READ[0]] = lambda memory, at, length, buffers: None
+    bench.nexus.attentions.append((0x2A, 0x09))
+    bench.kernel.command(READ, room=512)
+    bench.ring.process()
+    assert len(bench.unit.seen) == 1
+
+
+def test_a_ring_that_is_never_empty_lets_others_have_their_turn() -> None:
+    bench = Bench(ring=16384, pages=256)
+    left = 1000
+
+    def one_more(memory: Any, at: int, length: int, buffers: list[memoryview]) -> None:
+        nonlocal left
+        left -= bool(left)
+        if left:
+            bench.kernel.command(READ, room=512)
+
+    bench.unit.fast[READ[0]] = one_more
+    bench.kernel.command(READ, room=512)
+    bench.ring.process()
+    assert 0 < bench.ring.commands < 500
+    assert len(bench.kernel.answers) == bench.ring.commands
+    for _ in range(100):
+        bench.ring.process()
+    assert bench.ring.commands == 1000
+    assert not bench.kernel.sent
 
 
 def test_an_abort_ends_the_command_and_gives_its_slot_back() -> None:

@@ -119,7 +119,7 @@ def test_the_unit_is_fast_again_after_contention(slow: Rig) -> None:
     slow.start(caw(0), bytes(BLOCK) + A)
     while slow.memory.held:
         release(slow)
-    assert slow.unit._fast is slow.unit._all_fast
+    assert slow.unit.fast is slow.unit._all_fast
 
 
 # -- task management ---------------------------------------------------------------------------------------------------
