@@ -12,10 +12,12 @@ from tcmu_qcow.compression import ClusterCache, decompress, locate
 from tcmu_qcow.errors import CorruptImage
 from tcmu_qcow.files import HostFile
 from tcmu_qcow.header import Header
+from tcmu_qcow.layout import COPIED, OFFSET_MASK
 from tcmu_qcow.metadata import Metadata
 from tcmu_qcow.snapshots import Snapshot
 from tcmu_qcow.tables import load_l1
 
+NOT_COPIED = ~COPIED
 DEFAULT_CACHE = 32 << 20  # bytes of L2 tables; 64 KiB clusters: maps 256 GiB
 
 
@@ -55,6 +57,7 @@ class Qcow2Image(Node):
         self._l2 = self.meta.l2
         self._plain = not header.extended_l2
         self._one_file = self.data_file is file
+        self._simple = self._plain and self._one_file
 
     @property
     def cluster_size(self) -> int:
@@ -198,21 +201,38 @@ class Qcow2Image(Node):
 
     def read_nowait(self, offset: int, buffers: Sequence[memoryview], length: int) -> bool:
         """The same if it takes no wait, else False. The range lies within the disk."""
-        if not self.lock.acquire(False):
+        lock = self.lock
+        if not lock.acquire(False):
             return False
         try:
-            at = offset & self._mask
-            if self._plain and at + length <= self._mask + 1:
-                table = self._l2.get(offset >> self._l1_shift)
-                if table is not None:
-                    entry = table.entries[(offset >> self._bits) & self._l2_mask]
-                    if not entry & self._odd and entry & q.OFFSET_MASK and self._one_file:
-                        table.used = True
-                        return self.file.preadv_nowait(buffers, (entry & q.OFFSET_MASK) + at, length)
+            table = self._l2.get(offset >> self._l1_shift) if self._simple else None
+            if table is not None:
+                mask = self._mask
+                at = offset & mask
+                entries = table.entries
+                index = (offset >> self._bits) & self._l2_mask
+                entry = entries[index]
+                host = entry & OFFSET_MASK
+                if (
+                    host
+                    and not entry & self._odd
+                    and (at + length <= mask + 1 or self._adjoin(entries, index, host, at + length))
+                ):
+                    table.used = True
+                    return self.file.preadv_nowait(buffers, host + at, length)
             runs = self.map_range(offset, length, load=False)
             return runs is not None and read_chain_nowait(self, offset, buffers, runs)
         finally:
-            self.lock.release()
+            lock.release()
+
+    def _adjoin(self, entries: array[int], index: int, host: int, length: int) -> bool:
+        """Whether `length` bytes, from the cluster at `host` on that entry `index` names, lie there in one piece."""
+        size = self._mask + 1
+        for at in range(size, length, size):
+            index += 1
+            if index > self._l2_mask or entries[index] & NOT_COPIED != host + at:
+                return False
+        return True
 
     def read_compressed(self, descriptor: int) -> bytes:
         """Decompress a cluster, or take it from the latest ones."""
