@@ -72,7 +72,7 @@ class FileHandler:
         self._write_flags = self._read_flags
         self._inline_reads = opened.in_memory or (not config.direct and self._knows_nowait())
         self._threads_until = 0.0 if self._inline_reads else NEVER  # writes go to the threads until then (monotonic)
-        self._partial_pages = opened.in_memory  # whether writing part of a page never has to read the rest first
+        self._in_memory = opened.in_memory  # a write never waits, nor has the rest of a page to be read first
         self._probe = [memoryview(bytearray(1))]
 
     @hookimpl
@@ -145,16 +145,16 @@ class FileHandler:
         """Write into the page cache as long as it takes data without delay."""
         total = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         done = 0
-        started = monotonic()
+        started = 0.0 if self._in_memory else monotonic()
         if started >= self._threads_until and (
-            not (offset | total) & PAGE_MASK or self._partial_pages or self._edges_cached(offset, total)
+            not (offset | total) & PAGE_MASK or self._in_memory or self._edges_cached(offset, total)
         ):
             try:
                 done = os.pwritev(self._fd, buffers, offset, self._write_flags)
             except OSError as error:  # EAGAIN: it would wait; a true error comes again on the thread
                 if error.errno == errno.EOPNOTSUPP:
                     self._write_flags = 0  # most file systems know RWF_NOWAIT for reads only
-            if (ended := monotonic()) - started > STALL and not self._storage.in_memory:
+            if not self._in_memory and (ended := monotonic()) - started > STALL:
                 self._threads_until = ended + (ended - started) * BACK_OFF
             if done == total:
                 return None
@@ -174,7 +174,7 @@ class FileHandler:
     @hookimpl
     def flush(self, device: Device) -> Future[None] | None:
         """Bring what was written to the disk."""
-        if self._storage.in_memory or device.read_only:
+        if self._in_memory or device.read_only:
             return None
         return device.offload(os.fdatasync, self._fd)
 
@@ -191,7 +191,7 @@ class FileHandler:
         return self._change_space(device, (ZERO, FREE), offset, length)
 
     def _change_space(self, device: Device, modes: tuple[int, ...], offset: int, length: int) -> Future[None] | None:
-        if not self._storage.in_memory:
+        if not self._in_memory:
             return device.offload(self._make_zeros, modes, offset, length)
         self._make_zeros(modes, offset, length)
         return None

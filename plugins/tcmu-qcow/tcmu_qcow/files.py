@@ -181,9 +181,9 @@ class HostFile:
         todo: Sequence[Buffer] = buffers
         while left:
             done = os.pwritev(self.fd, todo if len(todo) <= IOV_MAX else todo[:IOV_MAX], offset)
-            left -= done
-            if not left:
+            if done == left:
                 return
+            left -= done
             if not done:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
             todo = _rest(todo, done)

@@ -56,6 +56,7 @@ class Handler:
             raise
         if isinstance(self._image, WritableQcow2) and self._image.lost:
             device.log.error("%s", self._image.lost)
+        self._writable = None if isinstance(self._image, Qcow1Image) else self._image
         self._threads_until = 0.0  # writes go to the threads until then (monotonic)
 
     def _describe(self, device: Device, config: Config, wanted: int | None) -> None:
@@ -121,14 +122,16 @@ class Handler:
     @hookimpl
     def write(self, device: Device, offset: int, buffers: list[memoryview]) -> Future[None] | None:
         """Write at once if the clusters are in place and the page cache takes data without delay."""
-        image = self._image
-        if isinstance(image, Qcow1Image):
+        image = self._writable
+        if image is None:
             raise WriteProtected("a version 1 image is read-only")
         length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
-        started = monotonic()
-        if started >= self._threads_until:
+        if image.data_file.in_memory:
+            if image.write_nowait(offset, buffers, length):
+                return None
+        elif (started := monotonic()) >= self._threads_until:
             done = image.write_nowait(offset, buffers, length)
-            if (ended := monotonic()) - started > STALL and not image.data_file.in_memory:
+            if (ended := monotonic()) - started > STALL:
                 self._threads_until = ended + (ended - started) * BACK_OFF
             if done:
                 return None
@@ -147,16 +150,16 @@ class Handler:
     @hookimpl
     def discard(self, device: Device, offset: int, length: int) -> Future[None] | None:
         """Free whole clusters; zero what is left of the range."""
-        image = self._image
-        if isinstance(image, Qcow1Image):
+        image = self._writable
+        if image is None:
             raise WriteProtected("a version 1 image is read-only")
         return device.offload(image.discard, offset, length)
 
     @hookimpl
     def write_zeroes(self, device: Device, offset: int, length: int) -> Future[None] | None:
         """Mark whole clusters as zeros, in place; zero what is left of the range."""
-        image = self._image
-        if isinstance(image, Qcow1Image):
+        image = self._writable
+        if image is None:
             raise WriteProtected("a version 1 image is read-only")
         return device.offload(image.write_zeroes, offset, length)
 

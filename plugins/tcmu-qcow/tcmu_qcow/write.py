@@ -15,6 +15,7 @@ from tcmu_qcow.chain import ZERO, read_chain
 from tcmu_qcow.compression import locate
 from tcmu_qcow.errors import CorruptImage, ReadOnlyImage
 from tcmu_qcow.files import ZEROS, Buffer, Cursor
+from tcmu_qcow.layout import COPIED, OFFSET_MASK
 from tcmu_qcow.qcow2 import Qcow2Image
 from tcmu_qcow.tables import Table
 
@@ -52,22 +53,24 @@ class WritableQcow2(Qcow2Image):
 
     def write_nowait(self, offset: int, buffers: Sequence[memoryview], length: int) -> bool:
         """The same if all clusters are in place and their tables in memory, else False."""
-        if self.read_only or not self.meta.began or not self.lock.acquire(False):
+        meta, lock = self.meta, self.lock
+        if self.read_only or not meta.began or not lock.acquire(False):
             return False
         try:
             if self.broken is not None:
                 return False
-            l1_index, at = offset >> self._l1_shift, offset & self._mask
+            l1_index, mask = offset >> self._l1_shift, self._mask
             table = self._l2.get(l1_index)
             if table is None:
                 return False
-            if at + length <= self._mask + 1 and self._plain:
+            at = offset & mask
+            if at + length <= mask + 1 and self._plain:
                 entry = table.entries[(offset >> self._bits) & self._l2_mask]
-                if entry & self._odd or not entry & self.meta.l1[l1_index] & q.COPIED:
+                if entry & self._odd or not entry & meta.l1[l1_index] & COPIED:
                     return False
-                host, n = (entry & q.OFFSET_MASK) + at, length
+                host, n = (entry & OFFSET_MASK) + at, length
                 cluster = host >> self._bits
-                if cluster >= self._known_end or cluster in self.meta.refcounts.metadata or not self._one_file:
+                if cluster >= self._known_end or cluster in meta.refcounts.metadata or not self._one_file:
                     self._check_owned(offset - at, entry)
                 table.used = True
             elif (offset + length - 1) >> self._l1_shift in self._l2:
@@ -83,7 +86,7 @@ class WritableQcow2(Qcow2Image):
             self.broken = error
             raise
         finally:
-            self.lock.release()
+            lock.release()
 
     def _in_place(self, offset: int, length: int) -> tuple[int, int]:
         """Host offset and length of the first part of the range that can be written where it is, in one go."""
