@@ -57,6 +57,14 @@ def devices(sysfs: Path = CLASS) -> Iterator[tuple[int, UioName]]:
     yield from sorted(found, key=lambda pair: pair[0])
 
 
+def holders(path: Path, proc: Path = Path("/proc")) -> Iterator[int]:
+    """Yield the processes that have the file open, of those that we may look into (proc(5), /proc/PID/fd)."""
+    for process in proc.glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended, or is somebody else's
+            if any(os.readlink(entry) == str(path) for entry in (process / "fd").iterdir()):
+                yield int(process.name)
+
+
 class UioDevice:
     """An open /dev/uioN with its memory mapped. Only one process can have it open."""
 

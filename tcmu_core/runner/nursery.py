@@ -112,6 +112,7 @@ class Nursery:
         """Let the zygote go; workers that still live end by themselves or are killed by it."""
         self._closing = True
         if self._channel is not None:
+            self._channel.send({"stop": True})
             self._channel.close()
             self._channel = None
         for worker in [*self._living.values(), *self._unborn.values()]:

@@ -2,15 +2,17 @@
 
 Its job names the device; over its channel it tells the supervisor how opening went, and takes these: `reconfigure`
 (size, cfgstring or write_cache), `close` (the kernel removes the device), `drain` (stop serving and leave the device
-blocked), `ping`, `log`. When the supervisor is gone it drains: the next supervisor takes the device over.
+blocked), `ping`, `log`. When the supervisor is gone it serves on, until a worker of the next one asks it to leave.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import select
+import signal
 import socket
 import time
 from pathlib import Path
@@ -22,7 +24,7 @@ from tcmu_core.errors import CommandError, ConfigError, DataProtect, HandlerErro
 from tcmu_core.handlers.registry import Registry
 from tcmu_core.kernel.configfs import Backstore, ConfigfsError
 from tcmu_core.kernel.ring import Ring
-from tcmu_core.kernel.uio import UioDevice
+from tcmu_core.kernel.uio import UioDevice, holders
 from tcmu_core.log import Level, Log
 from tcmu_core.loop import READ, Loop, Pace, spin_time
 from tcmu_core.runner.channel import Channel, Message, send
@@ -32,8 +34,10 @@ from tcmu_core.scsi.unit import LogicalUnit
 log = logging.getLogger("tcmu.runner")
 
 DRAIN_SECONDS = 8.0  # for commands in flight, when the worker is to stop
-BUSY_SECONDS = 20.0  # for another process to let go of the uio device
+LEAVE_SECONDS = 12.0  # for another worker to let go of the uio device, before it is killed
+GONE_SECONDS = 8.0  # for a killed one to be gone
 POLL = 0.02
+COMM = "tcmu:"  # what the names of workers in `ps -o comm` begin with
 # The kernel does not say which initiator a command came from, and keeps nexuses and reservations itself.
 INITIATOR = Initiator("kernel", b"")
 
@@ -81,7 +85,7 @@ class Worker:
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit status."""
-        _rename(f"tcmu:{self.job['name']}")
+        _rename(f"{COMM}{self.job['name']}")
         told = self.job["log"]
         self.log = Log(Level(told["level"]), directory=told["directory"], stderr=told["stderr"])
         self._set_log(told)
@@ -103,6 +107,7 @@ class Worker:
         self.channel = Channel(self.loop, self.control, self._message, self._orphaned)
         device = self.unit.device
         self.channel.send({"opened": True, "size": device.size, "write_cache": device.write_cache})
+        self.loop.on_signal(signal.SIGTERM, self._drain)
         self.loop.register(self.uio.fd, READ | select.EPOLLET, self._event)
         self.loop.post(self._event, READ)
         if self.job["adopt"]:
@@ -124,14 +129,26 @@ class Worker:
             self.backstore.write("attrib/nl_reply_supported", 1)  # it may be older than any daemon that answers
 
     def _open_uio(self) -> UioDevice:
-        deadline = time.monotonic() + BUSY_SECONDS
-        while True:
-            try:
-                return UioDevice(self.job["minor"])
-            except TcmuError:
-                if not self.job["adopt"] or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)  # the worker before us is on its way out
+        """Open the uio device; where another worker has it, ask that to leave, in the end with force."""
+        minor = self.job["minor"]
+        try:
+            return UioDevice(minor)
+        except TcmuError as error:
+            if not self.job["adopt"]:
+                raise
+            busy = error
+        # It is on its way out, or serves on since its supervisor died.
+        for number, seconds in ((signal.SIGTERM, LEAVE_SECONDS), (signal.SIGKILL, GONE_SECONDS)):
+            for pid in holders(Path(f"/dev/uio{minor}")):
+                _signal_worker(pid, number)
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline:
+                time.sleep(POLL)
+                try:
+                    return UioDevice(minor)
+                except TcmuError as error:
+                    busy = error
+        raise busy
 
     def _open(self) -> None:
         job, store = self.job, self.backstore
@@ -224,8 +241,7 @@ class Worker:
                 self._drain()
 
     def _orphaned(self) -> None:
-        log.warning("the supervisor has gone: the device waits for the next one", extra={"device": self.log_name})
-        self._drain()
+        log.warning("the supervisor has gone: serving on until the next one comes", extra={"device": self.log_name})
 
     def _drain(self) -> None:
         """Answer what is in flight, take nothing new, then end. Initiators hear BUSY and try again."""
@@ -316,6 +332,13 @@ def errno_of(error: BaseException) -> int:
     if isinstance(error, CommandError):
         return errno.EIO
     return errno.EIO
+
+
+def _signal_worker(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process if it is a worker: another program's hold on a device is not ours to end."""
+    with contextlib.suppress(OSError):
+        if Path(f"/proc/{pid}/comm").read_text().startswith(COMM):
+            os.kill(pid, number)
 
 
 def _rename(name: str) -> None:

@@ -4,8 +4,11 @@ A worker shares the interpreter, the engine and the handlers' code with it, page
 memory of its own and starts in milliseconds. It has one thread, always: forking is safe. Run as
 `python -m tcmu_core.runner.zygote FD [HANDLER-PATH…]`, FD being its end of the supervisor's channel.
 
-Messages to it: {"spawn": key, "job": …} with the worker's end of a channel. From it: {"ready": true};
+Messages to it: {"spawn": key, "job": …} with the worker's end of a channel; {"stop": true}. From it: {"ready": true};
 {"spawned": key, "pid": …} with a pidfd; {"exited": pid, "status": wait status}.
+
+When the supervisor goes, workers that do not end by themselves are killed. But where it went without saying `stop`, it
+crashed: workers of kernel devices are left to serve on, and the next supervisor's ask them to hand over.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ KINDS: dict[str, type[DoorWorker | TargetWorker]] = {"door": DoorWorker, "target
 # write, so it is judged by its size, as any program. Not above 0: each point is a thousandth of all memory, and
 # small workers, whose death frees nothing, would have to go before the program that took too much.
 WORKERS_OOM_SCORE = 0
-GRACE = 12.0  # seconds that workers have to end by themselves when the supervisor has gone
+GRACE = 12.0  # seconds that workers have to end by themselves
 
 
 def main(arguments: list[str]) -> int:
@@ -54,13 +57,14 @@ def main(arguments: list[str]) -> int:
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(wake, select.POLLIN)
-    workers: set[int] = set()
+    workers: dict[int, str] = {}  # their kinds by pid
+    stopping = False
     while True:
         poll.poll()
         with contextlib.suppress(BlockingIOError):
             wake.recv(4096)
         for pid, status in _reap():
-            workers.discard(pid)
+            workers.pop(pid, None)
             with contextlib.suppress(OSError):
                 channel.send(control, {"exited": pid, "status": status})
         if not select.select([control], [], [], 0)[0]:
@@ -69,15 +73,18 @@ def main(arguments: list[str]) -> int:
         if got is None:
             break
         message, fds = got
+        if "stop" in message:
+            stopping = True
+            continue
         pid = _spawn(registry, message["job"], fds[0], control)
-        workers.add(pid)
+        workers[pid] = message["job"].get("kind", "")
         os.close(fds[0])
         pidfd = os.pidfd_open(pid)
         try:
             channel.send(control, {"spawned": message["spawn"], "pid": pid}, [pidfd])
         finally:
             os.close(pidfd)
-    _end(workers)
+    _end({pid for pid, kind in workers.items() if stopping or kind})
     return 0
 
 
@@ -119,7 +126,7 @@ def _reap() -> list[tuple[int, int]]:
 
 
 def _end(workers: set[int]) -> None:
-    """The supervisor has gone: workers let go of their devices by themselves; kill those that hang."""
+    """Wait for workers that have to end, which they do by themselves, and kill those that hang."""
     deadline = time.monotonic() + GRACE
     while workers and time.monotonic() < deadline:
         workers.difference_update(pid for pid, _ in _reap())

@@ -13,6 +13,7 @@ import resource
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from tcmu_core import sdnotify
 from tcmu_core.bus import BusService
 from tcmu_core.kernel.configfs import Backstore, set_parameter
 from tcmu_core.kernel.netlink import NetlinkSocket
-from tcmu_core.kernel.uio import UioDevice
+from tcmu_core.kernel.uio import UioDevice, holders
 from tcmu_core.loop import Loop
 
 CLONE_NEWUTS = 0x04000000  # linux/sched.h
@@ -73,6 +74,15 @@ def use_a_device() -> None:
     netlink.close()
 
 
+def start_a_worker(held: Path) -> subprocess.Popen[bytes]:
+    """Start a process that has a file open, and find it by that."""
+    with held.open("w") as file:
+        worker = subprocess.Popen(["sleep", "7200"], stdin=file, start_new_session=True)
+    outcomes["worker"] = worker.pid
+    outcomes["holders"] = list(holders(held))
+    return worker
+
+
 def write_file(path: Path) -> None:
     """Write a file and take it away."""
     path.write_bytes(b"x")
@@ -102,6 +112,7 @@ def main() -> None:
     attempt("tcp", lambda: socket.create_server(("127.0.0.1", 3260)).close())
     attempt("files", lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     attempt("umask", lambda: os.umask(0o077))
+    worker = start_a_worker(Path("/run/tcmu-probe-held"))
     report.write_text(json.dumps(outcomes))
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGTERM})
     sdnotify.ready("probing")
@@ -112,6 +123,8 @@ def main() -> None:
         if number == signal.SIGTERM:
             sdnotify.stopping()
             bus.stop()
+            worker.kill()
+            worker.wait()
             sys.exit(0)
 
 

@@ -138,6 +138,7 @@ def test_the_sandbox_allows_what_the_runner_does(service: Systemd) -> None:
     assert {name: outcomes[name] for name in allowed} == dict.fromkeys(allowed, "done") | {"bus": True}
     assert outcomes["files"] == 1048576
     assert outcomes["umask"] == 0o077
+    assert outcomes["holders"] == [outcomes["worker"]]
 
 
 def test_the_sandbox_refuses_what_it_never_does(service: Systemd) -> None:
@@ -160,10 +161,13 @@ def test_logrotate_has_the_log_opened_again(service: Systemd) -> None:
     wait_for(lambda: service.noted().count("SIGHUP") == before + 1)
 
 
-def test_a_killed_service_is_started_again(service: Systemd) -> None:
+def test_a_killed_service_is_started_again_and_its_workers_live_on(service: Systemd) -> None:
     pid = service.show("MainPID")
+    worker = str(json.loads(service.report.read_text())["worker"])
     service.run("kill", "-9", pid)
     wait_for(lambda: service.show("ActiveState") == "active" and service.show("MainPID") not in {pid, "0"})
+    assert service.run("cat", f"/proc/{worker}/comm").stdout == "sleep\n"
+    service.run("kill", worker)
 
 
 def test_the_service_outlives_a_worker_that_is_killed_for_memory(service: Systemd) -> None:

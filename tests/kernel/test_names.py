@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tcmu_core.kernel.configfs import Backstore, ConfigfsError, set_parameter
-from tcmu_core.kernel.uio import UioName, devices
+from tcmu_core.kernel.uio import UioName, devices, holders
 
 
 @pytest.mark.parametrize(
@@ -69,3 +71,14 @@ def test_a_parameter_that_the_kernel_lacks_is_no_error(tmp_path: Path) -> None:
     assert set_parameter("block_netlink", 1, tmp_path)
     assert not set_parameter("reset_netlink", 1, tmp_path)
     assert (tmp_path / "block_netlink").read_text() == "1\n"
+
+
+def test_who_holds_a_file_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "held"
+    path.touch()
+    assert list(holders(path)) == []
+    with path.open() as file, subprocess.Popen(["sleep", "60"], stdin=file) as other:
+        try:
+            assert set(holders(path)) == {os.getpid(), other.pid}
+        finally:
+            other.kill()
