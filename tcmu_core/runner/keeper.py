@@ -13,11 +13,11 @@ from tcmu_core.runner import channel
 from tcmu_core.runner.channel import Message
 from tcmu_core.runner.jobs import DOOR, jobs, memory_limits
 from tcmu_core.runner.nursery import WorkerProcess
+from tcmu_core.runner.watch import Watch
 
 log = logging.getLogger("tcmu.runner")
 
 MEMORY_SECONDS = 2.0  # between two looks at workers whose memory is limited
-PING_SECONDS = 30.0
 STOP_SECONDS = 10.0  # before a worker that does not end is killed
 LONGEST_DELAY = 30.0  # before the next worker starts; one that ran as long has not crashed repeatedly
 
@@ -51,8 +51,7 @@ class Kept:
         self._crashes = 0
         self._started = 0.0
         self._timer: Timer | None = None
-        self._ping: Timer | None = None
-        self._pinged = 0.0
+        self.watch = Watch(keeper.parent.loop, self._title)
         self._excess = ""  # why it is being replaced
 
     def start(self) -> None:
@@ -78,36 +77,21 @@ class Kept:
         """Replace it if it has more than `limit` bytes of memory: it answers what is in flight, then ends."""
         if self.worker is None or self.opened is None or self.ending:
             return
-        used = self.worker.memory
-        if used <= limit:
+        self._excess = self.watch.excess(limit)
+        if not self._excess:
             return
-        self._excess = f"it took {used >> 20} MiB of memory, its handlers' memory_limit is {limit >> 20} MiB"
         log.error("%s is replaced: %s", self._title, self._excess)
         self.opened = None
         self.worker.send({"op": "drain"})
         self._timer = self._parent.loop.call_later(STOP_SECONDS, self.worker.kill)
 
-    def _send_ping(self) -> None:
-        if self.worker is None:
-            return
-        if self._pinged:
-            # Busy or hung, only a person can tell. One that is busy with slow storage must not be killed for it.
-            silence = time.monotonic() - self._pinged
-            log.warning(
-                "%s has not answered for %d s: a handler is busy or hangs (kill -9 %d replaces it)",
-                self._title, silence, self.worker.pid,
-            )  # fmt: skip
-        else:
-            self._pinged = time.monotonic()
-            self.worker.send({"op": "ping"})
-        self._ping = self._parent.loop.call_later(PING_SECONDS, self._send_ping)
-
     def _message(self, message: Message) -> None:
         if "pong" in message:
-            self._pinged = 0.0
+            self.watch.answered()
         elif "opened" in message:
             self.opened = message
-            self._ping = self._parent.loop.call_later(PING_SECONDS, self._send_ping)
+            if self.worker is not None:
+                self.watch.begin(self.worker)
             if self.key == DOOR:
                 log.info("the portal listens at %s", ", ".join(message["addresses"]))
             else:
@@ -118,9 +102,7 @@ class Kept:
     def _died(self, reason: str) -> None:
         self.worker = self.opened = None
         self._cancel_timer()
-        if self._ping is not None:
-            self._ping.cancel()
-        self._pinged = 0.0
+        self.watch.end()
         reason, self._excess = self._excess or reason, ""
         if self.ending:
             self._keeper.ended(self)

@@ -16,6 +16,7 @@ from tcmu_core.kernel.uio import UioName
 from tcmu_core.loop import Loop, Timer
 from tcmu_core.runner.channel import Message
 from tcmu_core.runner.nursery import WorkerProcess
+from tcmu_core.runner.watch import Watch
 
 log = logging.getLogger("tcmu.runner")
 
@@ -23,7 +24,6 @@ OPEN_SECONDS = 60.0  # for a handler's open, before the kernel's request fails w
 CHANGE_SECONDS = 60.0  # for its reconfigure
 CLOSE_SECONDS = 20.0  # for its close, before the worker is killed
 HOPELESS_SECONDS = 2.0  # for a killed worker to be gone, before we go on without it
-PING_SECONDS = 30.0
 STEADY_SECONDS = 60.0  # of service, after which earlier crashes are forgotten
 MAX_CRASHES = 8
 LONGEST_DELAY = 30.0
@@ -79,10 +79,11 @@ class ManagedDevice:
     _changes: dict[int, tuple[Change, Future[tuple[int, str]], Timer]] = field(default_factory=dict)
     _count: int = 0
     _timer: Timer | None = None
-    _ping: Timer | None = None
-    _pinged: float = 0.0
     _excess: str = ""  # why the worker is being replaced
     _then: Callable[[], object] | None = None
+
+    def __post_init__(self) -> None:
+        self._watch = Watch(self.parent.loop, "its worker", self.title)
 
     @property
     def title(self) -> str:
@@ -130,7 +131,7 @@ class ManagedDevice:
             if self.adopted:
                 worker.send({"op": "record"})
             self.adopted = True
-            self._ping = self.parent.loop.call_later(PING_SECONDS, self._send_ping)
+            self._watch.begin(worker)
         elif "failed" in message:
             self._fail(message["failed"], message["reason"])
         elif "reconfigured" in message:
@@ -139,36 +140,19 @@ class ManagedDevice:
             if change is not None:
                 self._changed(change[0], change[1], change[2], message["errno"], message["reason"])
         elif "pong" in message:
-            self._pinged = 0.0
+            self._watch.answered()
             self.commands = message["commands"]
 
     def _learn(self, message: Message) -> None:
         self.size, self.write_cache = message["size"], message["write_cache"]
 
-    def _send_ping(self) -> None:
-        if self.worker is None or self.state is not State.SERVING:
-            return
-        if self._pinged:
-            # Busy or hung, only a person can tell. One that is busy with slow storage must not be killed for it.
-            log.warning(
-                "its worker has not answered for %d s: the handler is busy or hangs (kill -9 %d replaces it)",
-                time.monotonic() - self._pinged,
-                self.worker.pid,
-                extra={"device": self.title},
-            )
-        else:
-            self._pinged = time.monotonic()
-            self.worker.send({"op": "ping"})
-        self._ping = self.parent.loop.call_later(PING_SECONDS, self._send_ping)
-
     def hold_to(self, limit: int) -> None:
         """Replace the worker if it has more than `limit` bytes of memory: it answers what is in flight, then ends."""
         if self.worker is None or self.state is not State.SERVING or self._excess:
             return
-        used = self.worker.memory
-        if used <= limit:
+        self._excess = self._watch.excess(limit)
+        if not self._excess:
             return
-        self._excess = f"it took {used >> 20} MiB of memory, the handler's memory_limit is {limit >> 20} MiB"
         log.error("its worker is replaced: %s", self._excess, extra={"device": self.title})
         self.worker.send({"op": "drain"})
         self._set_timer(CLOSE_SECONDS, self._kill)
@@ -179,10 +163,8 @@ class ManagedDevice:
         if worker is not self.worker:
             return
         self.worker = None
-        self._pinged = 0.0
+        self._watch.end()
         reason, self._excess = self._excess or reason, ""
-        if self._ping is not None:
-            self._ping.cancel()
         for change, future, timer in list(self._changes.values()):
             self._changed(change, future, timer, errno.EIO, f"the worker ended: {reason}")
         self._changes.clear()
@@ -291,6 +273,7 @@ class ManagedDevice:
     def _end(self, op: str, seconds: float, then: Callable[[], object]) -> None:
         serving = self.state is State.SERVING
         self.state, self._then = State.CLOSING, then
+        self._watch.end()
         if self.worker is None:
             self._closed()
             return

@@ -133,7 +133,7 @@ def test_a_handler_that_leaks_is_replaced_at_its_limit_and_costs_no_error(limite
     other = host.machine.spawn(FIO.format(disk=well, seconds=10))
     stall(reading.wait(120))
     assert stall(other.wait(120)) < LONGEST_STALL
-    assert "the handler's memory_limit is 96 MiB" in host.log()
+    assert "its memory_limit is 96 MiB" in host.log()
     assert host.worker("leaky") != first
     assert "/leaky: its worker ended: it took" in host.log()
 

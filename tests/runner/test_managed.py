@@ -225,7 +225,7 @@ def test_a_worker_over_its_memory_limit_drains_and_the_next_one_starts_at_once()
     assert not leaking.killed
     leaking.die("it ended")
     assert case.parent.worker.job == {"adopt": True, "delay": 0.0, "park": False}
-    assert case.device.reason == "it took 64 MiB of memory, the handler's memory_limit is 64 MiB"
+    assert case.device.reason == "it took 64 MiB of memory, its memory_limit is 64 MiB"
     case.serving()
     case.device.hold_to(LIMIT)
     assert case.parent.worker.told == [{"op": "record"}]
@@ -258,7 +258,7 @@ def test_leaks_that_take_their_time_never_have_a_device_given_up(monkeypatch: py
 def test_a_worker_that_does_not_answer_is_named_and_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     case = Case().serving()
     for _ in range(3):
-        case.parent.loop.fire("_send_ping")
+        case.parent.loop.fire("_ping")
     assert case.parent.worker.told == [{"op": "ping"}]
     assert not case.parent.worker.killed
     assert [record.getMessage().partition("(")[2] for record in caplog.records if record.levelname == "WARNING"] == [

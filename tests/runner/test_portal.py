@@ -335,7 +335,7 @@ def test_a_worker_that_hangs_holds_up_nobody_else(parent: Parent, keeper: Portal
 def test_a_worker_that_hangs_is_named_with_what_replaces_it_and_not_killed(
     parent: Parent, keeper: PortalKeeper, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tcmu_core.runner.keeper.PING_SECONDS", 0.3)
+    monkeypatch.setattr("tcmu_core.runner.watch.PING_SECONDS", 0.3)
     serve(parent, keeper, config(RAM, others=(RAM,)))
     hung = pid(keeper, IQN)
     os.kill(hung, signal.SIGSTOP)
@@ -344,7 +344,7 @@ def test_a_worker_that_hangs_is_named_with_what_replaces_it_and_not_killed(
     os.kill(hung, signal.SIGCONT)
     with client(keeper, IQN) as one:
         assert one.login().read(0, 1) == bytes(512)
-    parent.until(lambda: not keeper.kept[IQN]._pinged)
+    parent.until(lambda: not keeper.kept[IQN].watch.silent)
     assert pid(keeper, IQN) == hung
 
 
