@@ -12,12 +12,11 @@ from tcmu_qcow.compression import ClusterCache, decompress, locate
 from tcmu_qcow.errors import CorruptImage
 from tcmu_qcow.files import HostFile
 from tcmu_qcow.header import Header
-from tcmu_qcow.layout import COPIED, OFFSET_MASK
+from tcmu_qcow.layout import OFFSET_MASK
 from tcmu_qcow.metadata import Metadata
 from tcmu_qcow.snapshots import Snapshot
 from tcmu_qcow.tables import load_l1
 
-NOT_COPIED = ~COPIED
 DEFAULT_CACHE = 32 << 20  # bytes of L2 tables; 64 KiB clusters: maps 256 GiB
 
 
@@ -216,7 +215,7 @@ class Qcow2Image(Node):
                 if (
                     host
                     and not entry & self._odd
-                    and (at + length <= mask + 1 or self._adjoin(entries, index, host, at + length))
+                    and (at + length <= mask + 1 or self._adjoin(entries, index, entry, at + length))
                 ):
                     table.used = True
                     return self.file.preadv_nowait(buffers, host + at, length)
@@ -225,12 +224,15 @@ class Qcow2Image(Node):
         finally:
             lock.release()
 
-    def _adjoin(self, entries: array[int], index: int, host: int, length: int) -> bool:
-        """Whether `length` bytes, from the cluster at `host` on that entry `index` names, lie there in one piece."""
+    def _adjoin(self, entries: array[int], index: int, entry: int, length: int) -> bool:
+        """Whether `length` bytes lie in one piece, from the cluster of `entry` on, which stands at `index`."""
         size = self._mask + 1
-        for at in range(size, length, size):
-            index += 1
-            if index > self._l2_mask or entries[index] & NOT_COPIED != host + at:
+        last = index + (length - 1 >> self._bits)
+        if last > self._l2_mask:
+            return False
+        for following in entries[index + 1 : last + 1]:
+            entry += size
+            if following != entry:  # flags, too, are the same
                 return False
         return True
 
