@@ -1,6 +1,6 @@
 """The ring: takes commands from the memory that the kernel shares, gives their status back.
 
-The kernel appends entries at the head; `process` takes all of them, and what has ended is answered at the tail. Where
+The kernel appends entries at the head; `process` takes them, and what has ended is answered at the tail. Where
 the kernel offers out-of-order completion an answer goes into the oldest slot, whichever command that slot brought;
 elsewhere each goes into its own and the tail follows when its turn comes. An answer is published (the tail moves) at
 once, the doorbell rings once per batch: what a dying process had answered, the kernel still finds.
