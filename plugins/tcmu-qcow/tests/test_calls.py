@@ -152,3 +152,20 @@ def test_a_failed_flush_is_never_followed_by_a_good_one(
         image.read(0, [memoryview(data)])
         assert data == b"x" * 4 * KIB
     qemu.check(path)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 0, 2, 3), (0, 1, 3, 2), (3, 2, 1, 0)])
+def test_what_is_read_at_once_is_right_wherever_the_clusters_lie(
+    tmp_path: Path, qemu: object, opened_image: Callable, calls: Calls, order: tuple[int, ...]
+) -> None:
+    cluster = 64 * KIB
+    content = b"".join(bytes([number + 1]) * cluster for number in range(4))
+    with opened_image(qemu.create(tmp_path / "disk.qcow2", 8 * MIB)) as image:
+        for number in order:
+            image.write(number * cluster, [memoryview(content)[number * cluster : (number + 1) * cluster]])
+        calls.drain()
+        back = bytearray(len(content) - 1024)
+        assert image.read_nowait(512, [memoryview(back)], len(back))
+        assert back == content[512:-512]
+        if order == (0, 1, 2, 3):
+            assert calls == [("read at once", len(back))]
