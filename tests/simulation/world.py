@@ -1,0 +1,160 @@
+"""The product as the simulation uses it: everything that it touches of `tcmu_core` is in this module."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from tcmu_core import Device, hookimpl
+from tcmu_core.backend import Backend
+from tcmu_core.scsi.command import Command, Initiator
+from tcmu_core.scsi.target import ITNexus, Target
+from tcmu_core.scsi.unit import LogicalUnit
+from tests.simulation import storage
+
+Then = Callable[[], object]
+TARGET = "iqn.2026-01.test:target"
+NAA_SIZE = 16
+
+
+class Handler(storage.Handler):
+    """The scripted hooks, marked as a handler's."""
+
+    open = hookimpl(storage.Handler.open)
+    close = hookimpl(storage.Handler.close)
+    read = hookimpl(storage.Handler.read)
+    write = hookimpl(storage.Handler.write)
+    flush = hookimpl(storage.Handler.flush)
+    discard = hookimpl(storage.Handler.discard)
+    write_zeroes = hookimpl(storage.Handler.write_zeroes)
+
+
+class Pooled(Device):
+    """A device with threads: what is handed to the pool waits until the schedule lets a thread take it."""
+
+    offloaded: Callable[[int, Callable[[], Any]], Future[Any]]
+    number: int
+
+    def offload(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Hand `fn` to the pool."""
+        return self.offloaded(self.number, lambda: fn(*args, **kwargs))
+
+
+_opened: dict[tuple[bool, int, int], tuple[Handler, Backend]] = {}
+
+
+def _backend(number: int, size: int, pooled: bool) -> tuple[Handler, Backend]:
+    """Return an open disk: opening costs more than a run does, so the disks of one run serve the next."""
+    key = (pooled, number, size)
+    if key not in _opened:
+        handler = Handler()
+        device = Pooled(f"disk{number}", "simulated", size=size * storage.BLOCK, threads=2 if pooled else 0)
+        device.number = number  # type: ignore[attr-defined]
+        device.log.logger.disabled = True
+        backend = Backend(handler, device)
+        backend.open()
+        _opened[key] = handler, backend
+    return _opened[key]
+
+
+def initiator(who: int) -> Initiator:
+    """Return an initiator port."""
+    name = f"iqn.2026-01.test:{'abcdefgh'[who]},i,0x000000000001\0".encode()
+    name += bytes(-len(name) % 4)
+    return Initiator(f"iqn.2026-01.test:{'abcdefgh'[who]}", bytes([0x45, 0]) + len(name).to_bytes(2, "big") + name)
+
+
+def current_command() -> Any:
+    """Return the command that the engine is at work for: the nearest one on the stack."""
+    frame = sys._getframe(3)
+    while frame is not None:
+        if "command" in frame.f_code.co_varnames:
+            found = frame.f_locals.get("command")
+            if isinstance(found, Command):
+                return found
+        frame = frame.f_back
+    return None
+
+
+class World:
+    """One process: units on the disks, and a target with them. `posted` is its loop's queue."""
+
+    def __init__(
+        self,
+        storages: list[storage.Storage],
+        stores: list[Any],
+        pooled: bool,
+        offloaded: Callable[[int, Callable[[], Any]], Future[Any]],
+    ) -> None:
+        self.posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self.units: list[LogicalUnit] = []
+        for one, store in zip(storages, stores, strict=True):
+            handler, backend = _backend(one.number, len(one.blocks), pooled)
+            handler.storage = one
+            backend.device.offloaded = offloaded  # type: ignore[attr-defined]
+            self.units.append(LogicalUnit(backend, post=self.post, aptpl=store))
+        self.target = Target(TARGET, dict(enumerate(self.units)))
+        self.names = [unit.identity.naa for unit in self.units]
+
+    def post(self, fn: Callable[..., object], *args: Any) -> None:
+        """Call soon."""
+        self.posted.append((fn, args))
+
+    def turn(self) -> None:
+        """Make the call that is due."""
+        fn, args = self.posted.popleft()
+        fn(*args)
+
+    def connect(self, who: int, quiet: bool) -> ITNexus:
+        """Make the nexus of an initiator; `quiet` without the unit attentions that it begins with."""
+        it = self.target.connect(initiator(who))
+        if quiet:
+            for _, nexus in it.luns.values():
+                nexus.attentions.clear()
+        return it
+
+    def disconnect(self, it: ITNexus, then: Then) -> bool:
+        """End a nexus; True if `then` will be called when all of it has ended."""
+        self.target.disconnect(it)
+        return False
+
+    def start(
+        self, it: ITNexus, lun: int, cdb: bytes, buffer: bytearray, attribute: int, tag: int, done: Callable[[Any], None]
+    ) -> tuple[Any, bool]:
+        """Send a command; True if it has ended already, else `done(command)` will be called."""
+        views = [memoryview(buffer)] if buffer else []
+        command = Command(cdb, views, len(buffer), it.nowhere, done, tag, attribute)
+        return command, it.execute(lun, command)
+
+    def abort(self, lun: int, command: Any, then: Then) -> None:
+        """ABORT TASK."""
+        self.units[lun].abort(command, then)
+
+    def abort_set(self, it: ITNexus, lun: int, then: Then) -> None:
+        """ABORT TASK SET."""
+        self.units[lun].abort_task_set(it.luns[lun][1], then)
+
+    def clear_set(self, it: ITNexus, lun: int, then: Then) -> None:
+        """CLEAR TASK SET."""
+        self.units[lun].clear_task_set(it.luns[lun][1], then)
+
+    def reset_unit(self, it: ITNexus, lun: int, then: Then) -> None:
+        """LOGICAL UNIT RESET."""
+        self.units[lun].reset(it.luns[lun][1], then)
+
+    def reset_target(self, it: ITNexus, then: Then) -> None:
+        """TARGET RESET."""
+        self.target.reset(it, then)
+
+
+def sense_of(command: Any) -> tuple[int, int, int]:
+    """Return sense key, ASC and ASCQ."""
+    sense = command.sense
+    if not sense:
+        return 0, 0, 0
+    if sense[0] & 0x7F == 0x72:
+        return sense[1] & 0x0F, sense[2], sense[3]
+    return sense[2] & 0x0F, sense[12], sense[13]
