@@ -35,6 +35,7 @@ class Book:
         self.running: list[Hook] = []
         self.acked = [[1] * len(storage.blocks) for storage in storages]  # of `history`, by writes that were GOOD
         self.reservations = [Possible() for _ in storages]
+        self.direct = True  # what was issued has reached the unit, and an answer its initiator
         self.violation: Violation | None = None  # the first one
         self._promised: list[Wait] = []
 
@@ -90,12 +91,16 @@ class Book:
         """When nothing is under way any more, `kept()` must be true."""
         self._promised.append((what, kept))
 
-    def lost(self, session: object) -> None:
-        """A nexus is gone: nobody waits for its answers any more."""
+    def lost(self, session: object, *, heard: bool = True) -> None:
+        """A nexus is gone: nobody waits for its answers; `heard`: but we are told when its operations have ended."""
         self.now += 1
-        for op in self.open:
+        for op in list(self.open):
             if op.session is session and op.dead is None:
                 op.dead = self.now
+                if not heard:
+                    del self.open[op]
+                    if op.request is not None:
+                        self.reservations[op.lun].forget(op.number)
 
     # -- what hooks do ------------------------------------------------------------------------------------------------
 
@@ -107,6 +112,8 @@ class Book:
             return
         if op.ended is not None and not op.background:
             raise self.wrong("late", f"{hook} is called after the end of {op} was acknowledged")
+        if op.dead is not None and hook.writes and not op.background:
+            self._haunts(hook, op)
         if not op.may_pass:
             raise self.wrong("reserved", f"{hook} is called against a reservation")
         if op.first_hook is None:
@@ -114,6 +121,12 @@ class Book:
         if hook.storage.number == op.lun and not op.apart:
             self._in_order(hook, op)
         self.running.append(hook)
+
+    def _haunts(self, hook: Hook, op: Operation) -> None:
+        assert op.dead is not None
+        for other in self.operations:
+            if other.status == GOOD and other.issued > op.dead and hook.overlaps(other.writes):
+                raise self.wrong("ghost", f"{hook}, of a nexus that is gone, begins after {other} was GOOD")
 
     def _in_order(self, hook: Hook, op: Operation) -> None:
         """Check task attributes (SAM-5 8.6): an ORDERED command runs after those before it, and before those after."""
@@ -200,6 +213,13 @@ class Book:
             else:
                 self._still(op, f"was ended: {what} is acknowledged")
 
+    def disturbed(self, operations: Iterable[Operation], what: str) -> None:
+        """What ends these operations was acknowledged; their answers may be on the way still, or may never come."""
+        self.now += 1
+        for op in operations:
+            self._still(op, f"was ended: {what} is acknowledged")
+            op.silent = True
+
     def _over(self, op: Operation, how: str) -> None:
         self._still(op, how)
         op.ended = self.now
@@ -225,7 +245,15 @@ class Book:
                 and other.medium != "none"
                 and not other.background
             ]
-            self.acknowledged(ended, f"{op} that preempts it")
+            if self.direct:
+                self.acknowledged(ended, f"{op} that preempts it")
+            else:
+                self.disturbed(
+                    [one for one in ended if one.first_hook is not None and one.first_hook < op.issued],
+                    f"{op} that preempts it",
+                )
+                for one in ended:
+                    one.silent = True
 
     # -- what GOOD means ----------------------------------------------------------------------------------------------
 
@@ -257,7 +285,7 @@ class Book:
             self._content(op, key, op.payload[at * BLOCK : (at + 1) * BLOCK], at)
         for hook in self.running:
             other = hook.op
-            if other is None or not hook.writes:
+            if other is None or not hook.writes or other.background:
                 continue
             if other.dead is not None and other.dead < op.issued and hook.overlaps(op.writes):
                 raise self.wrong("ghost", f"{op} is GOOD while {hook}, of a nexus that is gone, may still write over it")
@@ -302,7 +330,7 @@ class Book:
                     raise self.wrong("stale", f"{op}: block {block} of disk {disk} is not what was there")
         for hook in self.running:
             other = hook.op
-            if other is not None and hook.writes and other.dead is not None and other.who == op.who:
+            if other is not None and hook.writes and other.dead is not None and other.who == op.who and not other.background:
                 if other.dead < op.issued and hook.overlaps(op.reads):
                     raise self.wrong("ghost", f"{op} is GOOD while {hook}, of a nexus that is gone, may still change it")
 
@@ -360,7 +388,8 @@ class Book:
     def quiet(self) -> None:
         """Nothing is under way any more: every command must have ended, and every promise been kept."""
         for op in self.open:
-            raise self.wrong("hung", f"{op} never ends, though no hook is running")
+            if not op.silent:
+                raise self.wrong("hung", f"{op} never ends, though no hook is running")
         for what, kept in self._promised:
             if not kept():
                 raise self.wrong("hung", f"{what} is never acknowledged, though no hook is running")

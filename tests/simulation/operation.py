@@ -21,6 +21,7 @@ class Operation:
         "atomic",
         "attribute",
         "background",
+        "cdb",
         "command",
         "dead",
         "ended",
@@ -42,6 +43,7 @@ class Operation:
         "request",
         "seen",
         "session",
+        "silent",
         "status",
         "who",
         "writes",
@@ -64,6 +66,7 @@ class Operation:
         self.exclusive = False  # nothing else may run on the disk meanwhile
         self.background = False  # no abort ends it, and with IMMED it goes on after its answer
         self.apart = False  # its task attribute says nothing of what it does
+        self.cdb = b""  # of a background operation, to know it again
         self.payload = b""  # what GOOD says was written
         self.expected = b""  # what COMPARE AND WRITE compares with
         self.seen: set[Any] | None = None  # states of the reservations since it was issued
@@ -72,6 +75,7 @@ class Operation:
         self.dead: int | None = None
         self.ended: int | None = None
         self.aborted = False
+        self.silent = False  # it may have been ended without an answer
         self.status: int | None = None
         self.faulted = False  # a hook of it failed
         self.first_hook: int | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from tests.simulation import engine
+from tests.simulation import engine, sessions
 from tests.simulation.book import Violation
 from tests.simulation.schedule import Schedule, generate
 from tests.simulation.shrink import shrink
@@ -25,6 +25,7 @@ class Level:
 
 LEVELS = {
     "engine": Level(engine.EngineRun, engine.WEIGHTS, (0, 0, 0, engine.POOLED), 40),
+    "session": Level(sessions.SessionRun, sessions.WEIGHTS, (0, 2, 4, 6, 0, 2, 4, 1), 50),
 }
 
 

@@ -10,10 +10,12 @@ from typing import Any
 
 from tcmu_core import Device, hookimpl
 from tcmu_core.backend import Backend
+from tcmu_core.iscsi.portal import Portal, transport_id
+from tcmu_core.iscsi.settings import Limits, PortalSettings
 from tcmu_core.scsi.command import Command, Initiator
 from tcmu_core.scsi.target import ITNexus, Target
 from tcmu_core.scsi.unit import LogicalUnit
-from tests.simulation import storage
+from tests.simulation import net, storage
 
 Then = Callable[[], object]
 TARGET = "iqn.2026-01.test:target"
@@ -67,6 +69,12 @@ def initiator(who: int) -> Initiator:
     return Initiator(f"iqn.2026-01.test:{'abcdefgh'[who]}", bytes([0x45, 0]) + len(name).to_bytes(2, "big") + name)
 
 
+def who_of(command: Any) -> int:
+    """Return whose command it is."""
+    name: str = command.nexus.initiator.name
+    return "abcdefgh".index(name[-1])
+
+
 def current_command() -> Any:
     """Return the command that the engine is at work for: the nearest one on the stack."""
     frame = sys._getframe(3)
@@ -88,8 +96,10 @@ class World:
         stores: list[Any],
         pooled: bool,
         offloaded: Callable[[int, Callable[[], Any]], Future[Any]],
+        post: Callable[..., None] | None = None,
     ) -> None:
         self.posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self.post = post or self._post
         self.units: list[LogicalUnit] = []
         for one, store in zip(storages, stores, strict=True):
             handler, backend = _backend(one.number, len(one.blocks), pooled)
@@ -99,8 +109,7 @@ class World:
         self.target = Target(TARGET, dict(enumerate(self.units)))
         self.names = [unit.identity.naa for unit in self.units]
 
-    def post(self, fn: Callable[..., object], *args: Any) -> None:
-        """Call soon."""
+    def _post(self, fn: Callable[..., object], *args: Any) -> None:
         self.posted.append((fn, args))
 
     def turn(self) -> None:
@@ -150,9 +159,38 @@ class World:
         self.target.reset(it, then)
 
 
-def sense_of(command: Any) -> tuple[int, int, int]:
+class PortalWorld(World):
+    """One process that serves its target by iSCSI, over sockets and a loop that are ours."""
+
+    def __init__(self, loop: net.Loop, limits: Limits, *args: Any) -> None:
+        super().__init__(*args, loop.post)
+        settings = PortalSettings(limits=limits)
+        self.portal = Portal(loop, settings, {TARGET: self.target})  # type: ignore[arg-type]
+
+    def accept(self, sock: net.Socket) -> None:
+        """Serve a connection."""
+        self.portal.take(sock, b"", 0)  # type: ignore[arg-type]
+
+    def hush(self, name: str, isid: bytes) -> None:
+        """Take away the unit attentions that the nexuses of an initiator begin with."""
+        port = transport_id(name, isid)
+        for unit in self.units:
+            for nexus in unit.nexuses:
+                if nexus.initiator.transport_id == port:
+                    nexus.attentions.clear()
+
+
+def limits(**changes: int) -> Limits:
+    """Return limits that are small enough to be met within a few steps."""
+    small = {
+        "connections": 8, "queue_depth": 8, "segment": 1024, "burst": 2048, "first_burst": 1024, "outstanding_r2t": 2,
+        "transfer": 4096, "memory": 16384, "send_queue": 4096,
+    }  # fmt: skip
+    return Limits(**(small | changes))  # type: ignore[arg-type]
+
+
+def sense_of(sense: bytes) -> tuple[int, int, int]:
     """Return sense key, ASC and ASCQ."""
-    sense = command.sense
     if not sense:
         return 0, 0, 0
     if sense[0] & 0x7F == 0x72:
