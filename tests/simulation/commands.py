@@ -121,7 +121,7 @@ class Run:
                 for op in self.book.operations
                 if op.background
                 and op.lun == disk
-                and op.status in {None, GOOD}
+                and (op.status == GOOD or op.ended is None)
                 and op.who == who_of(command)
                 and op.cdb == bytes(command.cdb[: len(op.cdb)])
                 and op not in self._carriers.values()

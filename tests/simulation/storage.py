@@ -162,6 +162,10 @@ class Storage:
         hook.finish()
         return None
 
+    def extents(self, offset: int, length: int) -> Iterable[tuple[int, int, bool]]:
+        """Say that all is mapped."""
+        return [(offset, length, True)]
+
     def wipe_process(self, bits: int) -> None:
         """The process is gone: of what its hooks had begun, a part still reaches the storage."""
         for at, hook in enumerate(self.pending):
@@ -203,3 +207,7 @@ class Handler:
     def write_zeroes(self, offset: int, length: int) -> Future[None] | None:
         """Write zeros."""
         return self.storage.hook("zero", offset, length, [])
+
+    def extents(self, offset: int, length: int) -> Iterable[tuple[int, int, bool]]:
+        """Tell what is mapped."""
+        return self.storage.extents(offset, length)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from concurrent.futures import Future
 from typing import Any
 
-from tcmu_core import Device, hookimpl
+from tcmu_core import Device, Extent, hookimpl
 from tcmu_core.backend import Backend
 from tcmu_core.iscsi.portal import Portal, transport_id
 from tcmu_core.iscsi.settings import Limits, PortalSettings
@@ -32,6 +33,11 @@ class Handler(storage.Handler):
     flush = hookimpl(storage.Handler.flush)
     discard = hookimpl(storage.Handler.discard)
     write_zeroes = hookimpl(storage.Handler.write_zeroes)
+
+    @hookimpl
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """Tell what is mapped."""
+        return (Extent(*one) for one in super().extents(offset, length))
 
 
 class Pooled(Device):
@@ -187,6 +193,33 @@ def limits(**changes: int) -> Limits:
         "transfer": 4096, "memory": 16384, "send_queue": 4096,
     }  # fmt: skip
     return Limits(**(small | changes))  # type: ignore[arg-type]
+
+
+class Counted(bytearray):
+    """A bytearray that counts: `alive` are the bytes of all that there are."""
+
+    alive = 0
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._size = len(self)
+        Counted.alive += self._size
+
+    def __del__(self) -> None:
+        Counted.alive -= self._size
+
+
+@contextmanager
+def counted() -> Iterator[None]:
+    """Count what sessions and the engine keep in memory, all of which are bytearrays."""
+    modules = [module for name, module in sys.modules.items() if name.startswith(("tcmu_core.iscsi", "tcmu_core.scsi"))]
+    for module in modules:
+        module.bytearray = Counted  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.bytearray
 
 
 def sense_of(sense: bytes) -> tuple[int, int, int]:
