@@ -25,7 +25,9 @@ class Violation(AssertionError):
 class Book:
     """Keeps every operation until its end and judges each event."""
 
-    def __init__(self, whose: Callable[[int], Operation | None], manner: Callable[[], str], disks: int, size: int) -> None:
+    def __init__(
+        self, whose: Callable[[int], Operation | None], manner: Callable[[], str], disks: int, size: int
+    ) -> None:
         self.whose = whose
         self.manner = manner
         self.now = 0  # events since the start
@@ -288,7 +290,9 @@ class Book:
             if other is None or not hook.writes or other.background:
                 continue
             if other.dead is not None and other.dead < op.issued and hook.overlaps(op.writes):
-                raise self.wrong("ghost", f"{op} is GOOD while {hook}, of a nexus that is gone, may still write over it")
+                raise self.wrong(
+                    "ghost", f"{op} is GOOD while {hook}, of a nexus that is gone, may still write over it"
+                )
             if op.exclusive and hook.storage.number == op.lun and hook.since < max(op.wrote.values()):
                 raise self.wrong("exclusive", f"{op} is GOOD while {hook} may still write what it held before")
 
@@ -330,9 +334,17 @@ class Book:
                     raise self.wrong("stale", f"{op}: block {block} of disk {disk} is not what was there")
         for hook in self.running:
             other = hook.op
-            if other is not None and hook.writes and other.dead is not None and other.who == op.who and not other.background:
+            if (
+                other is not None
+                and hook.writes
+                and other.dead is not None
+                and other.who == op.who
+                and not other.background
+            ):
                 if other.dead < op.issued and hook.overlaps(op.reads):
-                    raise self.wrong("ghost", f"{op} is GOOD while {hook}, of a nexus that is gone, may still change it")
+                    raise self.wrong(
+                        "ghost", f"{op} is GOOD while {hook}, of a nexus that is gone, may still change it"
+                    )
 
     def _stable(self, disk: int, need: list[int], op: Operation) -> None:
         """GOOD of a flush: what was acknowledged before it began is on stable storage."""

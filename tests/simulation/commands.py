@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from tests.simulation import cdbs, registrations
-from tests.simulation.book import GOOD, Book, Violation
+from tests.simulation.book import GOOD, Book
 from tests.simulation.operation import Operation
 from tests.simulation.schedule import Schedule
 from tests.simulation.storage import BLOCK, ZERO, Hook
@@ -71,7 +71,7 @@ class Run:
         self._bits = 0
         self._error = False
         self._carriers: dict[Any, Operation | None] = {}
-        
+
     def run(self) -> None:
         """Do every step, then let everything end; raises Violation."""
         for name, choices in self.schedule.steps:
@@ -283,7 +283,11 @@ class Run:
         op = self._operation("out", choices)
         state = next(iter(self.book.reservations[op.lun].states))
         known = state.key(op.who)
-        action = (0, 0, 0, 0, 0, 6, 6, 1, 3, 5)[choices[2] % 10] if known is None else (1, 1, 2, 3, 4, 5, 5, 5, 0, 6)[choices[2] % 10]
+        action = (
+            (0, 0, 0, 0, 0, 6, 6, 1, 3, 5)[choices[2] % 10]
+            if known is None
+            else (1, 1, 2, 3, 4, 5, 5, 5, 0, 6)[choices[2] % 10]
+        )
         others = sorted(key for who, key in state.keys if who != op.who)
         key = (known or 0) if choices[5] & 0x70 else 99
         if action in {registrations.PREEMPT, registrations.PREEMPT_AND_ABORT}:

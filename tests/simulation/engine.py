@@ -106,7 +106,9 @@ class EngineRun(Run):
         found = [
             op
             for op in self.book.operations
-            if op.lun == lun and not op.background and (who is None or (op.who == who and op.session is self.nexuses[who]))
+            if op.lun == lun
+            and not op.background
+            and (who is None or (op.who == who and op.session is self.nexuses[who]))
         ]
         for op in found:
             op.aborted = True
@@ -180,4 +182,3 @@ class EngineRun(Run):
                 return
             self.world.turn()
         raise Violation("hung", "the loop never comes to rest")
-

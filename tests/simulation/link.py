@@ -119,15 +119,17 @@ class Link:
         """Send a task management request."""
         self._tag += 1
         self.managing[self._tag] = request
-        self._send([
-            p.TaskManagementRequest(
-                immediate=immediate,
-                function=FINAL | request.function,
-                lun=bytes([0, request.lun or 0]) + bytes(6),
-                itt=self._tag,
-                referenced_tag=referenced,
-            )
-        ])
+        self._send(
+            [
+                p.TaskManagementRequest(
+                    immediate=immediate,
+                    function=FINAL | request.function,
+                    lun=bytes([0, request.lun or 0]) + bytes(6),
+                    itt=self._tag,
+                    referenced_tag=referenced,
+                )
+            ]
+        )
 
     def logout(self) -> None:
         """Ask to log out."""

@@ -118,16 +118,16 @@ class MemoryRun(BulkRun):
 
     def do_pings(self, choices: bytes) -> None:
         """NOP-Outs whose data we send back."""
-        self._send(*(
-            p.NopOut(immediate=True, itt=0x7000_0000 + at, data=bytes(SEGMENT >> choices[1] % 4))
-            for at in range(choices[0])
-        ))
+        self._send(
+            *(
+                p.NopOut(immediate=True, itt=0x7000_0000 + at, data=bytes(SEGMENT >> choices[1] % 4))
+                for at in range(choices[0])
+            )
+        )
 
     def do_claims(self, choices: bytes) -> None:
         """Commands that move nothing, and say that they read a lot."""
-        self._send(*(
-            self._command(bytes(16), 0x40, 0xFFFFFFFF >> choices[1] % 16) for _ in range(choices[0] % 128)
-        ))
+        self._send(*(self._command(bytes(16), 0x40, 0xFFFFFFFF >> choices[1] % 16) for _ in range(choices[0] % 128)))
 
     def do_window(self, choices: bytes) -> None:
         """It stops reading what we send, or begins again."""

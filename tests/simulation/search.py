@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from tests.simulation import engine, memory, sessions
+from tests.simulation import engine, memory, sessions, shares
 from tests.simulation.book import Violation
 from tests.simulation.schedule import Schedule, generate
 from tests.simulation.shrink import shrink
@@ -27,6 +27,7 @@ LEVELS = {
     "engine": Level(engine.EngineRun, engine.WEIGHTS, (0, 0, 0, engine.POOLED), 40),
     "session": Level(sessions.SessionRun, sessions.WEIGHTS, (0, 2, 4, 6, 0, 2, 4, 1), 50),
     "memory": Level(memory.MemoryRun, memory.WEIGHTS, (0,), 12),
+    "shares": Level(shares.SharesRun, shares.WEIGHTS, (0,), 8),
 }
 
 
@@ -42,12 +43,14 @@ class Failure:
         """Say all that is needed to see it again."""
         lines: list[str] = []
         kind_of(self.schedule, lines.append)
-        return "\n".join([
-            self.text,
-            f"seed {self.schedule.seed} of level {self.schedule.level}; {len(self.schedule.steps)} steps are left of it:",
-            *(f"    {line}" for line in lines),
-            f"again: python -m tests.simulation {self.schedule}",
-        ])
+        return "\n".join(
+            [
+                self.text,
+                f"seed {self.schedule.seed} of level {self.schedule.level}; {len(self.schedule.steps)} steps are left of it:",
+                *(f"    {line}" for line in lines),
+                f"again: python -m tests.simulation {self.schedule}",
+            ]
+        )
 
 
 def schedule_of(level: str, seed: int) -> Schedule:
@@ -80,7 +83,12 @@ def kind_of(schedule: Schedule, log: Callable[[str], object] | None = None) -> s
 
 
 def explore(
-    level: str, seeds: Iterable[int], *, seconds: float | None = None, kinds: Iterable[str] = (), variant: int | None = None
+    level: str,
+    seeds: Iterable[int],
+    *,
+    seconds: float | None = None,
+    kinds: Iterable[str] = (),
+    variant: int | None = None,
 ) -> tuple[int, Failure | None]:
     """Run the schedules of `seeds`, for `seconds` at most: return how many ran, and the first that fails, shrunk.
 

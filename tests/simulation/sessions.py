@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.simulation.book import Violation
-from tests.simulation.commands import COMMANDS, DISKS, EVENTS, INITIATORS, POOLED, Run
+from tests.simulation.commands import COMMANDS, EVENTS, INITIATORS, POOLED, Run
 from tests.simulation.link import Link, Management
 from tests.simulation.net import WRITE, Loop, Socket
 from tests.simulation.operation import Operation

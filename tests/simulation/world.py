@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import tcmu_core
 from tcmu_core import Device, Extent, hookimpl
 from tcmu_core.backend import Backend
 from tcmu_core.iscsi.portal import Portal, transport_id
@@ -19,6 +21,7 @@ from tcmu_core.scsi.unit import LogicalUnit
 from tests.simulation import net, storage
 
 Then = Callable[[], object]
+PRODUCT = str(Path(tcmu_core.__file__).parent)
 TARGET = "iqn.2026-01.test:target"
 NAA_SIZE = 16
 
@@ -137,7 +140,14 @@ class World:
         return False
 
     def start(
-        self, it: ITNexus, lun: int, cdb: bytes, buffer: bytearray, attribute: int, tag: int, done: Callable[[Any], None]
+        self,
+        it: ITNexus,
+        lun: int,
+        cdb: bytes,
+        buffer: bytearray,
+        attribute: int,
+        tag: int,
+        done: Callable[[Any], None],
     ) -> tuple[Any, bool]:
         """Send a command; True if it has ended already, else `done(command)` will be called."""
         views = [memoryview(buffer)] if buffer else []
