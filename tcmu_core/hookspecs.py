@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from tcmu_core.device import Change, Device, Extent
+    from tcmu_core.disk.device import Change, Device, Extent
     from tcmu_core.scsi.command import Command
 
 PROJECT = "tcmu"

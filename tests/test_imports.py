@@ -15,14 +15,17 @@ PLUGINS = sorted(path for path in ROOT.glob("plugins/tcmu-*/tcmu_*") if path.is_
 # Each part may import those in the lines above it, and itself; '' is the package itself, `import tcmu_core`.
 LAYERS = (
     {"errors", "loop", "log", "sdnotify", "state"},
-    {"scsi", "config.cfgstring"},
-    {"device"},
+    {"cfgstring"},
+    {"posix", "channel"},
+    {"scsi"},
+    {"disk.device"},
     {"hookspecs"},
-    {"backend", ""},
+    {"disk", ""},
     {"handlers"},
     {"kernel", "iscsi", "testing"},
     {"config"},
-    {"runner"},
+    {"host"},
+    {"daemon"},
     {"bus"},
     {"cli"},
 )
@@ -60,7 +63,7 @@ def part(module: str) -> str:
     names = module.split(".")[1:]
     if not names:
         return ""
-    return "config.cfgstring" if names[:2] == ["config", "cfgstring"] else names[0]
+    return "disk.device" if names[:2] == ["disk", "device"] else names[0]
 
 
 def modules(directory: Path) -> list[Path]:

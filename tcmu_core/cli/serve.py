@@ -10,13 +10,13 @@ import os
 import re
 from pathlib import Path
 
-from tcmu_core.backend import Backend
+from tcmu_core.cfgstring import split_runner_options
 from tcmu_core.cli import options
 from tcmu_core.cli.handlers import absolute, path_arguments
-from tcmu_core.config.cfgstring import split_runner_options
+from tcmu_core.config.configuration import DEFAULT_PATH, Config
 from tcmu_core.config.file import iscsi_name, load
-from tcmu_core.config.settings import DEFAULT_PATH, Config
-from tcmu_core.device import Device
+from tcmu_core.disk.backend import Backend
+from tcmu_core.disk.device import Device
 from tcmu_core.errors import HandlerError, TcmuError
 from tcmu_core.handlers import Handler, Registry
 from tcmu_core.iscsi.settings import PORT

@@ -10,11 +10,11 @@ import os
 import signal
 from typing import Any
 
-from tcmu_core.backend import Backend
 from tcmu_core.cli.child import Child
 from tcmu_core.cli.clients import Reach
-from tcmu_core.cli.medium import DriveControl
+from tcmu_core.cli.drive import DriveControl
 from tcmu_core.cli.output import Exit, Output, human
+from tcmu_core.disk.backend import Backend
 from tcmu_core.errors import ConfigError
 from tcmu_core.handlers import Handler
 from tcmu_core.iscsi.portal import Portal

@@ -13,9 +13,9 @@ from types import ModuleType
 
 import importlib_metadata
 
-from tcmu_core.backend import Backend, plugin_manager
-from tcmu_core.backend import check_config as backend_check_config
-from tcmu_core.device import Device
+from tcmu_core.disk.backend import Backend, plugin_manager
+from tcmu_core.disk.backend import check_config as backend_check_config
+from tcmu_core.disk.device import Device
 from tcmu_core.errors import ConfigError, HandlerError
 
 ENTRY_POINT_GROUP = "tcmu.handlers"

@@ -18,7 +18,7 @@ from tcmu_core.errors import (
 from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.medium import CHUNK, flushed, parameter_list, put_blocks
 from tcmu_core.scsi.steps import PAUSE, Steps
-from tcmu_core.scsi.tasks import EVERYTHING
+from tcmu_core.scsi.taskset import EVERYTHING
 
 if TYPE_CHECKING:
     from tcmu_core.scsi.unit import LogicalUnit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tcmu_core.scsi.opcodes import Op, Opcode, cdb_length
-from tcmu_core.scsi.tasks import EVERYTHING, NOTHING, Span
+from tcmu_core.scsi.taskset import EVERYTHING, NOTHING, Span
 
 # Commands whose LBA and TRANSFER LENGTH (or NUMBER OF BLOCKS) stand where their group has them (SBC-4 table 3).
 _BLOCK_COMMANDS = frozenset({

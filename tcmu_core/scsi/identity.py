@@ -14,7 +14,7 @@ from tcmu_core.scsi.provisioning import MAX_UNMAP_DESCRIPTORS, max_unmap_blocks,
 from tcmu_core.scsi.sense import MAX_SENSE_LENGTH
 
 if TYPE_CHECKING:
-    from tcmu_core.device import Device
+    from tcmu_core.disk.device import Device
     from tcmu_core.scsi.unit import LogicalUnit
 
 NAA_PREFIX = "6001405"  # NAA 6, and LIO's IEEE company identifier, as the kernel and tcmu-runner have it

@@ -18,7 +18,7 @@ from tcmu_core.scsi.opcodes import Op
 from tcmu_core.scsi.steps import Steps
 
 if TYPE_CHECKING:
-    from tcmu_core.device import Device
+    from tcmu_core.disk.device import Device
     from tcmu_core.scsi.unit import LogicalUnit
 
 ALL_PAGES = 0x3F

@@ -17,7 +17,7 @@ from tcmu_core.scsi.identity import (
 )
 from tcmu_core.scsi.lun import report_luns_data
 from tcmu_core.scsi.opcodes import Op
-from tcmu_core.scsi.tasks import countdown
+from tcmu_core.scsi.taskset import countdown
 from tcmu_core.scsi.unit import LogicalUnit
 
 RELATIVE_PORT = 1

@@ -33,10 +33,10 @@ from tcmu_core.scsi.opcodes import Access, Op, Opcode
 from tcmu_core.scsi.reservations import AptplStore, Reservations
 from tcmu_core.scsi.steps import PAUSE, Steps, checked, follow
 from tcmu_core.scsi.table import table_for
-from tcmu_core.scsi.tasks import EVERYTHING, TaskSet, countdown
+from tcmu_core.scsi.taskset import EVERYTHING, TaskSet, countdown
 
 if TYPE_CHECKING:
-    from tcmu_core.backend import Backend
+    from tcmu_core.disk.backend import Backend
     from tcmu_core.scsi.background import Background
     from tcmu_core.scsi.target import Target
 

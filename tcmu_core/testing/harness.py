@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from tcmu_core.backend import Backend
-from tcmu_core.device import Change, Device, Extent
+from tcmu_core.disk.backend import Backend
+from tcmu_core.disk.device import Change, Device, Extent
 from tcmu_core.errors import HandlerError
 
 TIMEOUT = 60.0  # seconds that a hook's Future may take

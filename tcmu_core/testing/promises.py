@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from tcmu_core.device import Extent
+from tcmu_core.disk.device import Extent
 from tcmu_core.testing.harness import OpenDevice, split, wait
 
 Maker = Callable[[], AbstractContextManager[OpenDevice]]

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from tcmu_core import hookimpl
-from tcmu_core.backend import Backend
-from tcmu_core.device import Device
+from tcmu_core.disk.backend import Backend
+from tcmu_core.disk.device import Device
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.door import Door
 from tcmu_core.iscsi.portal import Portal

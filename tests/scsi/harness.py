@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tcmu_core import Device, Extent, hookimpl
-from tcmu_core.backend import Backend
+from tcmu_core.disk.backend import Backend
 from tcmu_core.scsi.command import Command, Initiator, Status
 from tcmu_core.scsi.target import Target
 from tcmu_core.scsi.unit import LogicalUnit

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tcmu_core import Change, Command, Device, Nexus
-from tcmu_core.backend import Backend
+from tcmu_core.disk.backend import Backend
 from tcmu_core.scsi.command import Initiator
 from tcmu_core.scsi.unit import LogicalUnit
 from tcmu_fbo import Optical

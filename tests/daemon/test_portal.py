@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from tcmu_core.config.settings import Config, LunConfig, TargetConfig
+from tcmu_core.config.configuration import Config, LunConfig, TargetConfig
+from tcmu_core.daemon.keeper import PortalKeeper
+from tcmu_core.daemon.spawner import Nursery
+from tcmu_core.host.jobs import DOOR, memory_limits
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.constants import LoginStatus
 from tcmu_core.iscsi.settings import Access, ChapUser, PortalSettings
 from tcmu_core.loop import Loop
-from tcmu_core.runner.jobs import DOOR, memory_limits
-from tcmu_core.runner.keeper import PortalKeeper
-from tcmu_core.runner.nursery import Nursery
 from tests.iscsi.initiator import OPERATIONAL, Initiator
 from tests.iscsi.served import Client
 
@@ -335,7 +335,7 @@ def test_a_worker_that_hangs_holds_up_nobody_else(parent: Parent, keeper: Portal
 def test_a_worker_that_hangs_is_named_with_what_replaces_it_and_not_killed(
     parent: Parent, keeper: PortalKeeper, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tcmu_core.runner.watch.PING_SECONDS", 0.3)
+    monkeypatch.setattr("tcmu_core.daemon.watchdog.PING_SECONDS", 0.3)
     serve(parent, keeper, config(RAM, others=(RAM,)))
     hung = pid(keeper, IQN)
     os.kill(hung, signal.SIGSTOP)
@@ -352,7 +352,7 @@ def test_a_worker_over_its_memory_limit_is_replaced_and_the_others_stay(
     parent: Parent, keeper: PortalKeeper, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("tcmu_core.runner.keeper.MEMORY_SECONDS", 0.05)
+    monkeypatch.setattr("tcmu_core.daemon.keeper.MEMORY_SECONDS", 0.05)
     luns = LunConfig(0, "file", str(tmp_path / "disk"), size=1 << 20), RAM
     serve(parent, keeper, config(luns[0], others=(luns[1],)))
     first = pid(keeper, IQN)
@@ -458,7 +458,7 @@ def test_stopping_asks_initiators_to_log_out_and_ends_every_process(parent: Pare
 def test_a_worker_that_hangs_does_not_hold_up_the_end(
     parent: Parent, keeper: PortalKeeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tcmu_core.runner.keeper.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("tcmu_core.daemon.keeper.STOP_SECONDS", 0.1)
     serve(parent, keeper, config(RAM, others=(RAM,)))
     os.kill(pid(keeper, IQN), signal.SIGSTOP)
     ended: list[bool] = []

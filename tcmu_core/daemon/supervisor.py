@@ -12,8 +12,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Protocol
 
-from tcmu_core.config.settings import Config, ForeignDevices
-from tcmu_core.device import Change
+from tcmu_core.channel import Message
+from tcmu_core.config.configuration import Config, ForeignDevices
+from tcmu_core.daemon.keeper import PortalKeeper
+from tcmu_core.daemon.managed import ManagedDevice
+from tcmu_core.daemon.spawner import Nursery, WorkerProcess
+from tcmu_core.disk.device import Change
 from tcmu_core.errors import TcmuError
 from tcmu_core.handlers.registry import Handler
 from tcmu_core.kernel import uio
@@ -23,10 +27,6 @@ from tcmu_core.kernel.netlink import NetlinkError, NetlinkSocket, Request
 from tcmu_core.kernel.uio import UioName
 from tcmu_core.log import Log
 from tcmu_core.loop import READ, Loop
-from tcmu_core.runner.channel import Message
-from tcmu_core.runner.keeper import PortalKeeper
-from tcmu_core.runner.managed import ManagedDevice
-from tcmu_core.runner.nursery import Nursery, WorkerProcess
 
 log = logging.getLogger("tcmu.runner")
 

@@ -6,7 +6,7 @@ import mmap
 import os
 import subprocess
 
-from tcmu_core.runner.nursery import WorkerProcess
+from tcmu_core.daemon.spawner import WorkerProcess
 
 MIB = 1 << 20
 

@@ -11,8 +11,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from tcmu_core.config.configuration import Config
 from tcmu_core.config.file import load
-from tcmu_core.config.settings import Config
 from tcmu_core.errors import ConfigError
 from tcmu_core.loop import Loop, Timer
 

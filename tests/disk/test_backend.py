@@ -8,7 +8,7 @@ import pluggy
 import pytest
 
 from tcmu_core import Change, ConfigError, Device, Extent, HandlerError, hookimpl
-from tcmu_core.backend import Backend, check_config, plugin_manager
+from tcmu_core.disk.backend import Backend, check_config, plugin_manager
 from tcmu_core.hookspecs import DATA_HOOKS, HandlerHooks
 
 SIZE = 1 << 20

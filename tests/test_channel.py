@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from tcmu_core.channel import Channel, pair, receive, send
 from tcmu_core.loop import Loop
-from tcmu_core.runner.channel import Channel, pair, receive, send
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from tcmu_core.config.settings import Config
+from tcmu_core import channel
+from tcmu_core.channel import Message
+from tcmu_core.config.configuration import Config
+from tcmu_core.daemon.spawner import WorkerProcess
+from tcmu_core.daemon.watchdog import Watch
+from tcmu_core.host.jobs import DOOR, jobs, memory_limits
 from tcmu_core.loop import Loop, Timer
-from tcmu_core.runner import channel
-from tcmu_core.runner.channel import Message
-from tcmu_core.runner.jobs import DOOR, jobs, memory_limits
-from tcmu_core.runner.nursery import WorkerProcess
-from tcmu_core.runner.watch import Watch
 
 log = logging.getLogger("tcmu.runner")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 
+from tcmu_core.daemon.spawner import WorkerProcess
 from tcmu_core.loop import Loop, Timer
-from tcmu_core.runner.nursery import WorkerProcess
 
 log = logging.getLogger("tcmu.runner")
 

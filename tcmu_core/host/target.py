@@ -15,17 +15,17 @@ import socket
 import time
 from pathlib import Path
 
-from tcmu_core.config.cfgstring import split_runner_options
-from tcmu_core.device import Device
+from tcmu_core.cfgstring import split_runner_options
+from tcmu_core.channel import Channel, Message, send
+from tcmu_core.disk.device import Device
 from tcmu_core.errors import TcmuError
 from tcmu_core.handlers.registry import Registry
+from tcmu_core.host.jobs import settings_of
+from tcmu_core.host.worker import errno_of
 from tcmu_core.iscsi.door import Door
 from tcmu_core.iscsi.portal import Portal
 from tcmu_core.log import Level, Log
 from tcmu_core.loop import Loop, spin_time
-from tcmu_core.runner.channel import Channel, Message, send
-from tcmu_core.runner.jobs import settings_of
-from tcmu_core.runner.worker import errno_of
 from tcmu_core.scsi.target import Target
 from tcmu_core.scsi.unit import LogicalUnit
 from tcmu_core.state import aptpl_file, default_directory

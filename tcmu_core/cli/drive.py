@@ -8,16 +8,16 @@ import errno
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tcmu_core.channel import Message
 from tcmu_core.cli import control
 from tcmu_core.cli.control import ControlError, ControlSocket, NoSuchDrive
 from tcmu_core.cli.handlers import absolute
 from tcmu_core.cli.output import Exit, Output
-from tcmu_core.device import Change
+from tcmu_core.disk.device import Change
 from tcmu_core.errors import ConfigError, TcmuError
 from tcmu_core.kernel import configfs
 from tcmu_core.kernel.configfs import Backstore, ConfigfsError
 from tcmu_core.loop import Loop
-from tcmu_core.runner.channel import Message
 from tcmu_core.state import default_directory
 
 if TYPE_CHECKING:

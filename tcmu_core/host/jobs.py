@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from tcmu_core.config.settings import Config, LunConfig, TargetConfig
+from tcmu_core.channel import Message
+from tcmu_core.config.configuration import Config, LunConfig, TargetConfig
 from tcmu_core.iscsi.chap import Algorithm
 from tcmu_core.iscsi.settings import Access, ChapUser, Limits, PortalSettings
-from tcmu_core.runner.channel import Message
 
 DOOR = ""  # the key of its job; the others have their targets' names
 

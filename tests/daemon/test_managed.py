@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from tcmu_core.device import Change
+from tcmu_core.daemon import managed
+from tcmu_core.daemon.managed import ManagedDevice, State
+from tcmu_core.disk.device import Change
 from tcmu_core.kernel.uio import UioName
-from tcmu_core.runner import managed
-from tcmu_core.runner.managed import ManagedDevice, State
 
 
 class Timer:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tcmu_core.errors import ConfigError, HandlerError, MediumError, WriteProtected
+from tcmu_core.host.worker import KernelDevice, errno_of
 from tcmu_core.kernel.configfs import Backstore, ConfigfsError
-from tcmu_core.runner.worker import KernelDevice, errno_of
 
 
 @pytest.mark.parametrize(

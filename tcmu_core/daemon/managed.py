@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from tcmu_core.device import Change
+from tcmu_core.channel import Message
+from tcmu_core.daemon.spawner import WorkerProcess
+from tcmu_core.daemon.watchdog import Watch
+from tcmu_core.disk.device import Change
 from tcmu_core.kernel.uio import UioName
 from tcmu_core.loop import Loop, Timer
-from tcmu_core.runner.channel import Message
-from tcmu_core.runner.nursery import WorkerProcess
-from tcmu_core.runner.watch import Watch
 
 log = logging.getLogger("tcmu.runner")
 

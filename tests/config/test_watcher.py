@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tcmu_core.config.settings import Config
-from tcmu_core.config.watch import Watcher
+from tcmu_core.config.configuration import Config
+from tcmu_core.config.watcher import Watcher
 from tcmu_core.errors import ConfigError
 from tcmu_core.log import Level
 

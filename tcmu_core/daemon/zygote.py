@@ -2,7 +2,7 @@
 
 A worker shares the interpreter, the engine and the handlers' code with it, page by page, so an idle one costs little
 memory of its own and starts in milliseconds. It has one thread, always: forking is safe. Run as
-`python -m tcmu_core.runner.zygote FD [HANDLER-PATH…]`, FD being its end of the supervisor's channel.
+`python -m tcmu_core.daemon.zygote FD [HANDLER-PATH…]`, FD being its end of the supervisor's channel.
 
 Messages to it: {"spawn": key, "job": …} with the worker's end of a channel; {"stop": true}. From it: {"ready": true};
 {"spawned": key, "pid": …} with a pidfd; {"exited": pid, "status": wait status}.
@@ -24,10 +24,10 @@ import sys
 import time
 from pathlib import Path
 
+from tcmu_core import channel
 from tcmu_core.handlers.registry import Registry
-from tcmu_core.runner import channel
-from tcmu_core.runner.portal import DoorWorker, TargetWorker
-from tcmu_core.runner.worker import Worker
+from tcmu_core.host.target import DoorWorker, TargetWorker
+from tcmu_core.host.worker import Worker
 
 log = logging.getLogger("tcmu.runner")
 

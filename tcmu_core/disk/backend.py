@@ -11,7 +11,7 @@ from typing import Any
 
 import pluggy
 
-from tcmu_core.device import Change, Device, Extent
+from tcmu_core.disk.device import Change, Device, Extent
 from tcmu_core.errors import ConfigError, HandlerError
 from tcmu_core.hookspecs import DATA_HOOKS, PROJECT, HandlerHooks
 

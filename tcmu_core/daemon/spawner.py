@@ -13,9 +13,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from tcmu_core import channel
+from tcmu_core.channel import Channel, Message
 from tcmu_core.loop import READ, Loop
-from tcmu_core.runner import channel
-from tcmu_core.runner.channel import Channel, Message
 
 log = logging.getLogger("tcmu.runner")
 
@@ -81,7 +81,7 @@ class Nursery:
         ours, theirs = channel.pair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tcmu_core.runner.zygote", str(theirs.fileno()), *self._handler_paths],
+                [sys.executable, "-m", "tcmu_core.daemon.zygote", str(theirs.fileno()), *self._handler_paths],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a terminal's Ctrl-C is the supervisor's alone

@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tcmu_core.config.cfgstring import split_runner_options
-from tcmu_core.device import Change, Device
+from tcmu_core.cfgstring import split_runner_options
+from tcmu_core.channel import Channel, Message, send
+from tcmu_core.disk.device import Change, Device
 from tcmu_core.errors import CommandError, ConfigError, DataProtect, HandlerError, MediumRemovalPrevented, TcmuError
 from tcmu_core.handlers.registry import Registry
 from tcmu_core.kernel.configfs import Backstore, ConfigfsError
@@ -27,7 +28,6 @@ from tcmu_core.kernel.ring import Ring
 from tcmu_core.kernel.uio import UioDevice, holders
 from tcmu_core.log import Level, Log
 from tcmu_core.loop import READ, Loop, Pace, spin_time
-from tcmu_core.runner.channel import Channel, Message, send
 from tcmu_core.scsi.command import Command, Initiator
 from tcmu_core.scsi.unit import LogicalUnit
 
