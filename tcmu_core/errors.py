@@ -22,6 +22,18 @@ class NotHandled(TcmuError):
     """Returned or raised by `handle_cmd` to pass the command on to the engine."""
 
 
+def text_of(error: BaseException) -> str:
+    """Return what an exception says, or its type where it says nothing; never raises, whatever its `__str__` does."""
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except Exception:
+        return f"{name} (which can't be printed)"
+    if isinstance(error, TcmuError | OSError):
+        return text or name
+    return f"{name}: {text}" if text else name
+
+
 class CommandError(TcmuError):
     """A command ends with something else than GOOD. Raise one of the subclasses.
 

@@ -148,8 +148,7 @@ class DriveControl:
         return {"error": "", "kind": ""}
 
     def _change(self, cfgstring: str) -> None:
-        self._unit.backend.reconfigure(Change(cfgstring=cfgstring))
-        self._unit.device.cfgstring = cfgstring
+        self._unit.disk.change(Change(cfgstring=cfgstring))
         self._unit.refresh()
 
     def close(self) -> None:

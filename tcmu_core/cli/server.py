@@ -14,7 +14,7 @@ from tcmu_core.cli.child import Child
 from tcmu_core.cli.clients import Reach
 from tcmu_core.cli.drive import DriveControl
 from tcmu_core.cli.output import Exit, Output, human
-from tcmu_core.disk.backend import Backend
+from tcmu_core.disk.disk import Disk
 from tcmu_core.errors import ConfigError
 from tcmu_core.handlers import Handler
 from tcmu_core.iscsi.portal import Portal
@@ -34,9 +34,7 @@ LOOK_AGAIN = 0.01
 class Server:
     """The device, the portal in front of it, and the command of `--run`, from start to a clean stop."""
 
-    def __init__(
-        self, args: argparse.Namespace, loop: Loop, backend: Backend, target: str, users: dict[str, str]
-    ) -> None:
+    def __init__(self, args: argparse.Namespace, loop: Loop, disk: Disk, target: str, users: dict[str, str]) -> None:
         self.args = args
         self.loop = loop
         self.target = target
@@ -45,10 +43,10 @@ class Server:
         self.child: Child | None = None
         self.portal: Portal | None = None
         self._stopping = False
-        device = backend.device
+        device = disk.device
         directory = args.state_dir or default_directory()
         store = aptpl_file(directory, device.name, device.handler, device.cfgstring, target)
-        self.unit = LogicalUnit(backend, post=loop.post, aptpl=store)
+        self.unit = LogicalUnit(disk, post=loop.post, aptpl=store)
         self.unit.trace = args.debug
         self.control = DriveControl(loop, directory, self.unit)
 

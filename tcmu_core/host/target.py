@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import abc
 import base64
-import hashlib
 import logging
 import os
 import socket
 import time
 from pathlib import Path
 
-from tcmu_core.cfgstring import split_runner_options
 from tcmu_core.channel import Channel, Message, send
-from tcmu_core.disk.device import Device
+from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.errors import TcmuError
 from tcmu_core.handlers.registry import Registry
 from tcmu_core.host.jobs import settings_of
@@ -162,21 +160,18 @@ class TargetWorker(PortalProcess):
 
     def _unit(self, target: str, lun: Message) -> LogicalUnit:
         handler = self.registry.get(lun["handler"])
-        _, cfgstring = split_runner_options(lun["cfgstring"])
         name = lun["name"] or f"{target}-{lun['lun']}"
-        identity = (os.uname().nodename, lun["handler"], cfgstring, target)
-        device = Device(
+        spec = DiskSpec(
+            lun["handler"],
             name=name,
-            handler=lun["handler"],
-            cfgstring=cfgstring,
             size=lun["size"],
             block_size=lun["block_size"],
             read_only=lun["read_only"],
             options=lun["options"],
-            serial=hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32],
-        )
-        store = aptpl_file(default_directory(), name, lun["handler"], cfgstring, target)
-        return LogicalUnit(handler.open(device), post=self.loop.post, aptpl=store)
+            place=(target, str(lun["lun"])),
+        ).configured(lun["cfgstring"])
+        store = aptpl_file(default_directory(), name, lun["handler"], spec.cfgstring, target)
+        return LogicalUnit(handler.open(spec), post=self.loop.post, aptpl=store)
 
     def message(self, message: Message, fds: list[int]) -> None:
         """Do what the supervisor says; `door` brings the worker's end of a channel to the door."""

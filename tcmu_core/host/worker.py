@@ -20,7 +20,8 @@ from typing import Any
 
 from tcmu_core.cfgstring import split_runner_options
 from tcmu_core.channel import Channel, Message, send
-from tcmu_core.disk.device import Change, Device
+from tcmu_core.disk.device import Change
+from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.errors import CommandError, ConfigError, DataProtect, HandlerError, MediumRemovalPrevented, TcmuError
 from tcmu_core.handlers.registry import Registry
 from tcmu_core.kernel.configfs import Backstore, ConfigfsError
@@ -40,27 +41,6 @@ POLL = 0.02
 COMM = "tcmu:"  # what the names of workers in `ps -o comm` begin with
 # The kernel does not say which initiator a command came from, and keeps nexuses and reservations itself.
 INITIATOR = Initiator("kernel", b"")
-
-
-class KernelDevice(Device):
-    """A device that the kernel knows; its serial number is what the administrator set in configfs."""
-
-    backstore: Backstore | None = None
-    _serial = ""
-
-    @property
-    def serial(self) -> str:  # set after the device was enabled, so it is looked up when somebody asks
-        """Return the handler's serial number, else the one in configfs."""
-        if self._serial or self.backstore is None:
-            return self._serial
-        try:
-            return self.backstore.serial
-        except ConfigfsError:
-            return ""
-
-    @serial.setter
-    def serial(self, value: str) -> None:
-        self._serial = value
 
 
 class Worker:
@@ -153,25 +133,25 @@ class Worker:
     def _open(self) -> None:
         job, store = self.job, self.backstore
         handler = self.registry.get(job["handler"])
-        options, cfgstring = split_runner_options(job["cfgstring"])
-        self._patience = options.get("tcmur_cmd_time_out", 0)
-        block_size = store.block_size
-        device = KernelDevice(
+        spec = DiskSpec(
+            job["handler"],
             name=job["name"],
-            handler=job["handler"],
-            cfgstring=cfgstring,
             size=store.size or None,
-            block_size=block_size,
-            max_transfer_length=store.max_transfer,
+            block_size=store.block_size,
+            serial=self._serial(),
+            place=("kernel", str(job["hba"]), job["name"]),
             options=job["options"],
-        )
-        device.backstore = store
+            max_transfer=store.max_transfer,
+        ).configured(job["cfgstring"])
+        self._patience = spec.patience
         if not job["adopt"]:
             self.uio = self._open_uio()
-        log.debug("Got block_size %d, size in bytes %d", block_size, device.size or 0, extra={"device": self.log_name})
-        backend = handler.open(device)
+        log.debug(
+            "Got block_size %d, size in bytes %d", spec.block_size, spec.size or 0, extra={"device": self.log_name}
+        )
+        disk = handler.open(spec)
         try:
-            self.unit = LogicalUnit(backend, post=self.loop.post)
+            self.unit = LogicalUnit(disk, post=self.loop.post)
             self.unit.trace = self.log.level_of(self.log_name) is Level.DEBUG_SCSI_CMD
             nexus = self.unit.attach(INITIATOR)
             nexus.attentions.clear()  # the kernel reports power-on and reset to each of its nexuses itself
@@ -179,8 +159,15 @@ class Worker:
             if not job["adopt"]:
                 self._record()
         except BaseException:
-            backend.close()
+            disk.close()
             raise
+
+    def _serial(self) -> str:
+        """Return the serial number in configfs, empty while there is none."""
+        try:
+            return self.backstore.serial
+        except ConfigfsError:
+            return ""
 
     def _record(self) -> None:
         """Let configfs show what the handler made of the device; once it is enabled, the kernel asks us about that."""
@@ -290,27 +277,24 @@ class Worker:
         self.channel.send({**answer, "size": device.size, "write_cache": device.write_cache})
 
     def _change(self, change: Change) -> None:
-        device, backend = self.unit.device, self.unit.backend
+        unit = self.unit
+        device, disk = unit.device, unit.disk
         if change.size is not None and change.size != device.size:
-            if change.size % device.block_size or not change.size:
-                raise ConfigError(f"{change.size} bytes are not whole blocks of {device.block_size}")
-            backend.reconfigure(change)
-            self.unit.resize(change.size)
+            disk.change(change)
+            unit.resize(change.size)
         elif change.cfgstring is not None:
             _, cfgstring = split_runner_options(change.cfgstring)
             # A drive that an initiator emptied takes the disc back that it had.
             if cfgstring != device.cfgstring or (device.removable and not device.size):
-                backend.reconfigure(Change(cfgstring=cfgstring))
-                device.cfgstring = cfgstring
+                disk.change(Change(cfgstring=cfgstring))
                 self.config = f"{device.handler}/{change.cfgstring}"
                 if not device.removable:  # another medium is more than another capacity: its handler has told of it
-                    self.unit.resize(device.size or 0)
-                self.unit.refresh()
+                    unit.resize(device.size or 0)
+                unit.refresh()
         elif change.write_cache is not None and change.write_cache != device.write_cache:
-            backend.reconfigure(change)
-            device.write_cache = change.write_cache
-            self.unit.modes.write_cache = change.write_cache
-            self.unit.refresh()
+            disk.change(change)
+            unit.modes.write_cache = change.write_cache
+            unit.refresh()
 
 
 def errno_of(error: BaseException) -> int:

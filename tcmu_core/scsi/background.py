@@ -109,7 +109,7 @@ def overwrite(unit: LogicalUnit, background: Background, pattern: bytes, passes:
 
 def erase(unit: LogicalUnit, background: Background) -> Steps:
     """Make every block read as zeros, by discarding where the handler can."""
-    zero = unit.backend.discard or unit.backend.write_zeroes
+    zero = unit.operations.discard or unit.operations.write_zeroes
     if zero is None:
         yield from overwrite(unit, background, bytes(unit.block_size), 1, False)
         return

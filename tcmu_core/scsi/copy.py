@@ -221,7 +221,7 @@ def _may(segment: Segment, nexus: Nexus) -> None:
             raise unit.background.not_ready()
     if segment.length > MAX_SEGMENT_BYTES:
         raise InvalidFieldInParameterList("more than MAXIMUM SEGMENT LENGTH", in_cdb=False)
-    if segment.destination.write_protected or segment.destination.backend.write is None:
+    if segment.destination.write_protected or segment.destination.operations.write is None:
         raise WriteProtected
     segment.source.reservations.check(segment.source.twin(nexus), Access.READ, bytes([Op.READ_10]))
     segment.destination.reservations.check(segment.destination.twin(nexus), Access.WRITE, bytes([Op.WRITE_10]))
@@ -237,7 +237,7 @@ def _copy(segment: Segment) -> Steps:
     buffer = memoryview(bytearray(min(step, segment.length)))
     for first in starts:
         part = buffer[: min(step, segment.length - first)]
-        yield source.backend.read(segment.source_offset + first, [part])
+        yield source.operations.read(segment.source_offset + first, [part])
         yield put_blocks(destination, (segment.destination_offset + first) // destination.block_size, [part])
     if not destination.write_cache:
         yield flushed(destination)

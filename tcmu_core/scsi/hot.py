@@ -33,11 +33,11 @@ def fast_paths(unit: LogicalUnit) -> dict[int, Fast]:
     if unit.device.device_type != 0:
         return {}
     paths: dict[int, Fast] = {}
-    paths[Op.READ_10] = _transfer_10(unit, unit.backend.read)
-    paths[Op.READ_16] = _transfer_16(unit, unit.backend.read)
-    write = unit.backend.write
+    paths[Op.READ_10] = _transfer_10(unit, unit.operations.read)
+    paths[Op.READ_16] = _transfer_16(unit, unit.operations.read)
+    write = unit.operations.write
     # Without a write cache each write is followed by a flush, which is more than one step.
-    if write is not None and not unit.write_protected and (unit.write_cache or unit.backend.flush is None):
+    if write is not None and not unit.write_protected and (unit.write_cache or unit.operations.flush is None):
         paths[Op.WRITE_10] = _transfer_10(unit, write)
         paths[Op.WRITE_16] = _transfer_16(unit, write)
     return paths

@@ -133,7 +133,7 @@ def identification(unit: LogicalUnit) -> bytes:
 def _extended(unit: LogicalUnit) -> bytes:
     data = bytearray(60)  # page length 3Ch (SPC-4 7.8.7)
     data[5 - 4] = 0x27  # UASK_SUP, HEADSUP, ORDSUP, SIMPSUP
-    data[6 - 4] = 0x01 if unit.backend.flush is not None else 0x00  # V_SUP: a volatile cache
+    data[6 - 4] = 0x01 if unit.operations.flush is not None else 0x00  # V_SUP: a volatile cache
     data[7 - 4] = 0x01  # LUICLR
     data[13 - 4] = MAX_SENSE_LENGTH
     return bytes(data)
@@ -145,7 +145,7 @@ def _block_limits(unit: LogicalUnit) -> bytes:
     optimal = (device.optimal_transfer_length or 0) // size
     data = bytearray(64)  # numbered as SBC-4 6.6.4 does, the header included
     data[4] = 0x01  # WSNZ
-    writable = unit.backend.write is not None
+    writable = unit.operations.write is not None
     if writable:
         data[5] = MAX_COMPARE_AND_WRITE
     # OPTIMAL TRANSFER LENGTH GRANULARITY: what the storage reads, writes and frees as a whole
@@ -153,7 +153,7 @@ def _block_limits(unit: LogicalUnit) -> bytes:
     data[6:8] = min(granularity, 0xFFFF).to_bytes(2, "big")
     data[8:12] = min(most, 0xFFFFFFFF).to_bytes(4, "big")
     data[12:16] = min(optimal, 0xFFFFFFFF).to_bytes(4, "big")
-    if unit.backend.discard is not None:
+    if unit.operations.discard is not None:
         data[20:24] = max_unmap_blocks(unit).to_bytes(4, "big")
         data[24:28] = MAX_UNMAP_DESCRIPTORS.to_bytes(4, "big")
         granularity = max(device.discard_granularity // size, 1)
@@ -175,7 +175,7 @@ def _characteristics(unit: LogicalUnit) -> bytes:
 
 def _provisioning(unit: LogicalUnit) -> bytes:
     flags = kind = 0
-    if unit.backend.discard is not None:
+    if unit.operations.discard is not None:
         flags = 0xE4  # LBPU, LBPWS, LBPWS10, LBPRZ 001b: an unmapped block reads as zeros (SBC-4 6.6.6)
         kind = 2 if unit.device.thin else 0
     return bytes([0, flags, kind, 0])

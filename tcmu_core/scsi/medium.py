@@ -39,7 +39,7 @@ def whole_blocks(unit: LogicalUnit, command: Command, count: int) -> int:
 
 def flushed(unit: LogicalUnit) -> Any:
     """Return what the flush hook returns, or None without one."""
-    return unit.backend.flush() if unit.backend.flush is not None else None
+    return unit.operations.flush() if unit.operations.flush is not None else None
 
 
 def read(unit: LogicalUnit, command: Command) -> Steps:
@@ -53,12 +53,12 @@ def read(unit: LogicalUnit, command: Command) -> Steps:
         yield flushed(unit)
     whole = whole_blocks(unit, command, count)
     if whole:
-        yield unit.backend.read(lba * size, command.window(whole * size))
+        yield unit.operations.read(lba * size, command.window(whole * size))
     command.transferred = whole * size
     rest = command.length - whole * size
     if whole < count and rest:  # the initiator has room for a part of the next block: give it that part
         block = memoryview(bytearray(size))
-        yield unit.backend.read((lba + whole) * size, [block])
+        yield unit.operations.read((lba + whole) * size, [block])
         data = bytearray(b"".join(command.window(whole * size))) + block[:rest]
         command.put(data)
         command.wanted = count * size
@@ -80,8 +80,8 @@ def write(unit: LogicalUnit, command: Command) -> Steps:
 
 def put_blocks(unit: LogicalUnit, lba: int, buffers: list[memoryview]) -> Any:
     """Call the write hook; the opcode table has made sure that there is one."""
-    assert unit.backend.write is not None
-    return unit.backend.write(lba * unit.block_size, buffers)
+    assert unit.operations.write is not None
+    return unit.operations.write(lba * unit.block_size, buffers)
 
 
 def verify(unit: LogicalUnit, command: Command) -> Steps:
@@ -131,7 +131,7 @@ def _verify_medium(unit: LogicalUnit, command: Command, lba: int, count: int, ch
     for first in range(0, count, step):
         blocks = min(step, count - first)
         part = buffer[: blocks * size]
-        yield unit.backend.read((lba + first) * size, [part])
+        yield unit.operations.read((lba + first) * size, [part])
         if check == 1:
             compare(part, memoryview(expected)[first * size : (first + blocks) * size], first * size)
         elif check == 3:
@@ -161,7 +161,7 @@ def compare_and_write(unit: LogicalUnit, command: Command) -> Steps:
     yield unit.tasks.lock(command, (lba, lba + count))
     data = memoryview(command.take(2 * count * size))
     found = memoryview(bytearray(count * size))
-    yield unit.backend.read(lba * size, [found])
+    yield unit.operations.read(lba * size, [found])
     compare(found, data[: count * size], 0)
     yield put_blocks(unit, lba, _writable(data[count * size :]))
     if cdb[1] & _FUA or not unit.write_cache:
@@ -182,7 +182,7 @@ def orwrite(unit: LogicalUnit, command: Command) -> Steps:
     data = command.take(count * size)
     command.wanted = wanted
     found = memoryview(bytearray(count * size))
-    yield unit.backend.read(lba * size, [found])
+    yield unit.operations.read(lba * size, [found])
     # Integers are Python's fastest way to OR two buffers of any length.
     merged = int.from_bytes(found, "big") | int.from_bytes(data, "big")
     yield put_blocks(unit, lba, [memoryview(bytearray(merged.to_bytes(count * size, "big")))])
@@ -245,7 +245,7 @@ def read_capacity_16(unit: LogicalUnit, command: Command) -> None:
     data[8:12] = unit.block_size.to_bytes(4, "big")
     physical = unit.device.physical_block_size or unit.block_size
     data[13] = (physical // unit.block_size).bit_length() - 1
-    if unit.backend.discard is not None:
+    if unit.operations.discard is not None:
         data[14] = 0xC0
     command.put(data[: int.from_bytes(command.cdb[10:14], "big")])
 

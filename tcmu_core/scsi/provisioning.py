@@ -56,7 +56,7 @@ def unmap(unit: LogicalUnit, command: Command) -> Steps:
         total += count
     if total > most:
         raise InvalidFieldInParameterList("more blocks than MAXIMUM UNMAP LBA COUNT")
-    discard = unit.backend.discard
+    discard = unit.operations.discard
     assert discard is not None
     for lba, count in descriptors:
         if count:
@@ -76,7 +76,7 @@ def write_same(unit: LogicalUnit, command: Command) -> Steps:
         raise InvalidFieldInCdb("WSNZ is set: NUMBER OF LOGICAL BLOCKS must not be zero", field=(10 if wide else 7, 7))
     if count > max_write_same_blocks(unit):
         raise InvalidFieldInCdb("more blocks than MAXIMUM WRITE SAME LENGTH", field=(10 if wide else 7, 7))
-    if freeing and unit.backend.discard is None:
+    if freeing and unit.operations.discard is None:
         raise InvalidFieldInCdb("UNMAP: this device can't free blocks", field=(1, 3))
     if no_data:
         pattern = bytes(size)
@@ -87,10 +87,10 @@ def write_same(unit: LogicalUnit, command: Command) -> Steps:
         pattern = command.take(size)
     zeros = not any(pattern)
     if freeing and zeros:
-        assert unit.backend.discard is not None
-        yield unit.backend.discard(lba * size, count * size)
-    elif zeros and unit.backend.write_zeroes is not None:
-        yield unit.backend.write_zeroes(lba * size, count * size)
+        assert unit.operations.discard is not None
+        yield unit.operations.discard(lba * size, count * size)
+    elif zeros and unit.operations.write_zeroes is not None:
+        yield unit.operations.write_zeroes(lba * size, count * size)
     else:
         yield from fill(unit, lba, count, pattern)
     if not unit.write_cache:
@@ -116,7 +116,7 @@ def get_lba_status(unit: LogicalUnit, command: Command) -> None:
         raise LbaOutOfRange
     size = unit.block_size
     runs: list[list[int]] = []  # [first LBA, blocks, provisioning status]
-    extents = unit.backend.extents
+    extents = unit.operations.extents
     if extents is None:
         runs.append([lba, unit.blocks - lba, 0])
     else:

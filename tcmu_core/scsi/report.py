@@ -185,8 +185,8 @@ def send_diagnostic(unit: LogicalUnit, command: Command) -> Steps:
     if kind == 4 or not unit.blocks:  # abort background self-test: none is running
         return
     block = memoryview(bytearray(unit.block_size))
-    yield unit.backend.read(0, [block])
-    yield unit.backend.read((unit.blocks - 1) * unit.block_size, [block])
+    yield unit.operations.read(0, [block])
+    yield unit.operations.read((unit.blocks - 1) * unit.block_size, [block])
     if not unit.read_only:
         yield flushed(unit)
 
@@ -203,7 +203,7 @@ def log_sense(unit: LogicalUnit, command: Command) -> None:
     if cdb[1] & 0x01:
         raise InvalidFieldInCdb("SP: parameters can't be saved", field=(1, 0))
     pages = [_PAGES, _START_STOP]
-    if unit.backend.discard is not None and unit.device.device_type == 0x00:
+    if unit.operations.discard is not None and unit.device.device_type == 0x00:
         pages.insert(1, _PROVISIONING)
     if code not in pages or subpage not in (0x00, 0xFF) or (subpage and code != _PAGES):
         raise InvalidFieldInCdb("there is no such log page", field=(2, 5) if code not in pages else (3, 7))
@@ -226,8 +226,8 @@ def log_sense(unit: LogicalUnit, command: Command) -> None:
 def _resource_counts(unit: LogicalUnit) -> list[tuple[int, bytes]]:
     """Return the available and used LBA mapping resource counts in threshold sets of one block (SBC-4 6.4.5)."""
     used = unit.blocks
-    if unit.backend.extents is not None:
-        found = unit.backend.extents(0, unit.blocks * unit.block_size)
+    if unit.operations.extents is not None:
+        found = unit.operations.extents(0, unit.blocks * unit.block_size)
         used = sum(extent.length for extent in found if extent.mapped) // unit.block_size
     available = unit.blocks - min(used, unit.blocks)
     return [

@@ -153,7 +153,7 @@ def table_for(unit: LogicalUnit) -> Table:
     table = {
         row.key: row
         for row in ROWS
-        if (not row.types or kind in row.types) and (not row.needs or getattr(unit.backend, row.needs) is not None)
+        if (not row.types or kind in row.types) and (not row.needs or getattr(unit.operations, row.needs) is not None)
     }
     table.update((row.key, row) for row in unit.device.opcodes)
     return table

@@ -36,7 +36,7 @@ from tcmu_core.scsi.table import table_for
 from tcmu_core.scsi.taskset import EVERYTHING, TaskSet, countdown
 
 if TYPE_CHECKING:
-    from tcmu_core.disk.backend import Backend
+    from tcmu_core.disk.disk import Disk
     from tcmu_core.scsi.background import Background
     from tcmu_core.scsi.target import Target
 
@@ -52,14 +52,15 @@ class Post(Protocol):
 
 
 class LogicalUnit:
-    """A SCSI logical unit on top of an open backend.
+    """A SCSI logical unit on top of an open disk.
 
     Everything but what a Future's completion triggers runs on the loop's thread; `post` brings that there too.
     """
 
-    def __init__(self, backend: Backend, *, post: Post, aptpl: AptplStore | None = None) -> None:
-        self.backend = backend
-        self.device = backend.device
+    def __init__(self, disk: Disk, *, post: Post, aptpl: AptplStore | None = None) -> None:
+        self.disk = disk
+        self.device = disk.device
+        self.operations = disk.operations
         self.post = post
         self.nexuses: list[Nexus] = []
         self.tasks = TaskSet()
@@ -90,10 +91,11 @@ class LogicalUnit:
         device = self.device
         self.block_size = device.block_size
         self.blocks = device.blocks
-        self.read_only = device.read_only
+        self.operations = self.disk.operations
+        self.read_only = self.disk.read_only
         self.max_blocks = (device.max_transfer_length or hot.DEFAULT_MAX_TRANSFER) // device.block_size
         self.table = table_for(self)
-        self.write_cache = self.modes.write_cache and self.backend.flush is not None
+        self.write_cache = self.modes.write_cache and self.operations.flush is not None
         self._all_fast = hot.fast_paths(self)
         self.gate()
 
@@ -104,7 +106,7 @@ class LogicalUnit:
             and self.loaded
             and not self._trace
             and self.background is None
-            and self.backend.handle_cmd is None
+            and self.operations.handle_cmd is None
             and not self.reservations.active
             and not self.tasks.contended
         )
@@ -265,11 +267,11 @@ class LogicalUnit:
             row = self.table.get((cdb[0], None)) or self.table.get((cdb[0], cdb[1] & 0x1F))
             if row is None or row.attention:
                 raise UnitAttention.of(*attentions.popleft())
-        if self.backend.handle_cmd is not None:
+        if self.operations.handle_cmd is not None:
             row = self.table.get((cdb[0], None)) or self.table.get((cdb[0], cdb[1] & 0x1F))
             if row is not None and row.run is None:  # the handler answers it; what stands against it is ours to say
                 self.admit(row, command)
-            answer: Any = self.backend.handle_cmd(command)
+            answer: Any = self.operations.handle_cmd(command)
             if isinstance(answer, Future):
                 return self._handled(answer, command)
             if answer is not None and answer is not NotHandled:
@@ -443,7 +445,7 @@ class LogicalUnit:
         """Flush what is cached and close the backend; call it when the unit is idle."""
         if self._carried is not None:
             self._carried.aborted = True
-        flush = self.backend.flush
+        flush = self.operations.flush
         if flush is not None and not self.read_only:
             try:
                 pending = flush()
@@ -451,4 +453,4 @@ class LogicalUnit:
                     pending.result()
             except Exception as error:
                 self.device.log.error("the last flush failed: %s", error)
-        self.backend.close()
+        self.disk.close()

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from tcmu_core import hookimpl
-from tcmu_core.disk.backend import Backend
 from tcmu_core.disk.device import Device
+from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.door import Door
 from tcmu_core.iscsi.portal import Portal
@@ -20,6 +20,7 @@ from tcmu_core.iscsi.settings import PortalSettings
 from tcmu_core.loop import Loop
 from tcmu_core.scsi.target import Target
 from tcmu_core.scsi.unit import LogicalUnit
+from tcmu_core.testing.harness import make_disk
 from tests.iscsi.initiator import OPERATIONAL, TARGET, Initiator
 
 SECOND = "iqn.2026-01.test:second"
@@ -81,10 +82,9 @@ class Served:
         return not self.away
 
     def _unit(self, number: int, disk: MemoryDisk, threads: int) -> LogicalUnit:
-        device = Device(f"disk{number}", "memory", threads=threads)
-        backend = Backend(disk, device)
-        backend.open()
-        return LogicalUnit(backend, post=self.loop.post)
+        opened = make_disk(disk, DiskSpec("memory", name=f"disk{number}"), threads=threads)
+        opened.open()
+        return LogicalUnit(opened, post=self.loop.post)
 
     def uri(self, lun: int = 0, *, login: str = "", options: str = "") -> str:
         """Return the libiscsi URL of a LUN of the first target."""

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tcmu_core import Device, Extent, hookimpl
-from tcmu_core.disk.backend import Backend
+from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.scsi.command import Command, Initiator, Status
 from tcmu_core.scsi.target import Target
 from tcmu_core.scsi.unit import LogicalUnit
+from tcmu_core.testing.harness import make_disk
 
 BLOCK = 512
 
@@ -241,10 +242,9 @@ def make_rig(*handlers: Any, size: int = 1 << 20, shelf: Shelf | None = None, **
     posted: deque[tuple[Any, tuple[Any, ...]]] = deque()
     made, units = list(handlers) or [Memory()], []
     for number, handler in enumerate(made):
-        device = Device(f"disk{number}", "memory", size=size, **attributes)
-        backend = Backend(handler, device)
-        backend.open()
-        units.append(LogicalUnit(backend, post=lambda fn, *args: posted.append((fn, args)), aptpl=shelf))
+        disk = make_disk(handler, DiskSpec("memory", name=f"disk{number}", size=size), **attributes)
+        disk.open()
+        units.append(LogicalUnit(disk, post=lambda fn, *args: posted.append((fn, args)), aptpl=shelf))
     return Rig(made, units, Target("iqn.2020-01.test:target", dict(enumerate(units))), posted)
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tcmu_core import Change, Command, Device, Nexus
-from tcmu_core.disk.backend import Backend
+from tcmu_core import Change, Command, Nexus
+from tcmu_core.disk.disk import Disk
+from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.scsi.command import Initiator
 from tcmu_core.scsi.unit import LogicalUnit
 from tcmu_fbo import Optical
@@ -63,11 +64,11 @@ class Bench:
 
     def __init__(self, cfgstring: str, size: int | None = None, *, read_only: bool = False) -> None:
         self.handler = Optical()
-        self.device = Device("cd0", "fbo", cfgstring, size=size, read_only=read_only)
-        self.backend = Backend(self.handler, self.device)
-        self.backend.open()
+        self.disk = Disk(DiskSpec("fbo", cfgstring, "cd0", size, read_only=read_only), self.handler)
+        self.device = self.disk.device
+        self.disk.open()
         self._posted: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = queue.SimpleQueue()
-        self.unit = LogicalUnit(self.backend, post=lambda fn, *args: self._posted.put((fn, args)))
+        self.unit = LogicalUnit(self.disk, post=lambda fn, *args: self._posted.put((fn, args)))
         self.nexuses: dict[str, Nexus] = {}
 
     @property
