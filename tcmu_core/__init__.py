@@ -3,8 +3,8 @@
 This is all that a handler imports.
 """
 
-from tcmu_core.config.cfgstring import CfgString, boolean, parse_cfgstring, size
-from tcmu_core.device import Change, Device, Extent
+from tcmu_core.cfgstring import CfgString, boolean, parse_cfgstring, size
+from tcmu_core.disk.device import Change, Device, Extent
 from tcmu_core.errors import (
     AbortedCommand,
     BecomingReady,

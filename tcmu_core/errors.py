@@ -22,6 +22,18 @@ class NotHandled(TcmuError):
     """Returned or raised by `handle_cmd` to pass the command on to the engine."""
 
 
+def text_of(error: BaseException) -> str:
+    """Return what an exception says, or its type where it says nothing; never raises, whatever its `__str__` does."""
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except Exception:
+        return f"{name} (which can't be printed)"
+    if isinstance(error, TcmuError | OSError):
+        return text or name
+    return f"{name}: {text}" if text else name
+
+
 class CommandError(TcmuError):
     """A command ends with something else than GOOD. Raise one of the subclasses.
 
@@ -33,6 +45,7 @@ class CommandError(TcmuError):
     """
 
     status: ClassVar[int] = 0x02
+    of_storage: ClassVar[bool] = False  # something is wrong with the storage, which its owner wants to read in the log
     sense_key: int = 0x4
     asc: int = 0x44
     ascq: int = 0x00
@@ -86,6 +99,7 @@ class TaskAborted(CommandError):
 class NotReady(CommandError):
     """The logical unit is not ready."""
 
+    of_storage = True
     sense_key, asc, ascq = 0x2, 0x04, 0x00
 
 
@@ -98,24 +112,28 @@ class BecomingReady(NotReady):
 class NotReadyStopped(NotReady):
     """The logical unit was stopped; START STOP UNIT starts it."""
 
+    of_storage = False
     ascq = 0x02
 
 
 class FormatInProgress(NotReady):
     """A format is in progress."""
 
+    of_storage = False
     ascq = 0x04
 
 
 class SanitizeInProgress(NotReady):
     """A sanitize operation is in progress."""
 
+    of_storage = False
     ascq = 0x1B
 
 
 class MediumNotPresent(NotReady):
     """There is no medium."""
 
+    of_storage = False
     asc, ascq = 0x3A, 0x00
 
 
@@ -125,6 +143,7 @@ class MediumNotPresent(NotReady):
 class MediumError(CommandError):
     """The medium can't be read or written."""
 
+    of_storage = True
     sense_key, asc, ascq = 0x3, 0x11, 0x00
 
 
@@ -150,6 +169,7 @@ class FormatCorrupted(MediumError):
 class HardwareError(CommandError):
     """Internal target failure."""
 
+    of_storage = True
     sense_key = 0x4
 
 

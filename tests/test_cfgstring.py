@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcmu_core import CfgString, ConfigError, boolean, parse_cfgstring, size
-from tcmu_core.config.cfgstring import split_runner_options
+from tcmu_core.cfgstring import split_runner_options
 
 KNOWN = {"count": int, "direct": boolean, "name": str, "size": size}
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from tcmu_core.config.cfgstring import MAX_LENGTH, split_runner_options
+from tcmu_core.cfgstring import MAX_LENGTH, split_runner_options
 from tcmu_core.errors import ConfigError
 from tcmu_core.handlers.registry import Handler
 

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tcmu_core.cfgstring import MAX_LENGTH, split_runner_options
 from tcmu_core.cli.output import Exit, Output
-from tcmu_core.config.cfgstring import MAX_LENGTH, split_runner_options
 from tcmu_core.errors import ConfigError
 from tcmu_core.handlers import Handler, Registry
 

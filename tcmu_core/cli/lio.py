@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tcmu_core.cfgstring import MAX_LENGTH, split_runner_options
 from tcmu_core.cli.handlers import absolute
 from tcmu_core.cli.options import Parser
 from tcmu_core.cli.options import size as size_argument
 from tcmu_core.cli.output import Exit, Output, human
-from tcmu_core.config.cfgstring import MAX_LENGTH, split_runner_options
 from tcmu_core.errors import ConfigError, HandlerError, TcmuError
 from tcmu_core.handlers import Registry
 from tcmu_core.kernel import uio

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from tcmu_core.config import cfgstring
+from tcmu_core import cfgstring
 from tcmu_core.errors import ConfigError
 from tcmu_core.iscsi.settings import parse_address
 

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
-import logging
+import dataclasses
 import os
 import re
 from pathlib import Path
 
-from tcmu_core.backend import Backend
 from tcmu_core.cli import options
 from tcmu_core.cli.handlers import absolute, path_arguments
-from tcmu_core.config.cfgstring import split_runner_options
+from tcmu_core.config.configuration import DEFAULT_PATH, Config
 from tcmu_core.config.file import iscsi_name, load
-from tcmu_core.config.settings import DEFAULT_PATH, Config
-from tcmu_core.device import Device
-from tcmu_core.errors import HandlerError, TcmuError
+from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.handlers import Handler, Registry
 from tcmu_core.iscsi.settings import PORT
 from tcmu_core.loop import Loop, spin_time
 from tcmu_core.state import default_directory
 
-log = logging.getLogger("tcmu.serve")
-
+DEFAULT_BLOCK = 512  # bytes
 DESCRIPTION = """\
 Serve a disk over iSCSI until Ctrl-C. It needs no kernel module and no root.
 
@@ -107,10 +102,10 @@ def run(args: argparse.Namespace) -> int:
     handler = Registry(args.handler_path).get(args.handler)
     users = _users(args)
     target = iscsi_name(args.target or IQN_PREFIX + _NOT_IN_IQN.sub("-", args.name.lower()))
-    device = make_device(args, handler, target)
+    spec = make_spec(args, handler, target)
     with contextlib.closing(Loop(spin_time())) as loop:
-        backend = open_device(handler, device)
-        server = Server(args, loop, backend, target, users)
+        disk = handler.open(spec)
+        server = Server(args, loop, disk, target, users)
         try:
             server.start(handler)
             loop.run()
@@ -119,42 +114,23 @@ def run(args: argparse.Namespace) -> int:
         return server.status
 
 
-def open_device(handler: Handler, device: Device) -> Backend:
-    """Open the device; raises `HandlerError` for an exception that a handler should not raise."""
-    try:
-        return handler.open(device)
-    except (TcmuError, OSError):
-        raise
-    except Exception as error:
-        raise HandlerError(f"handler {handler.name!r} of {handler.source} broke while it opened the device") from error
-
-
-def make_device(args: argparse.Namespace, handler: Handler, target: str) -> Device:
-    """Return the device that the arguments describe, still to be opened.
+def make_spec(args: argparse.Namespace, handler: Handler, target: str) -> DiskSpec:
+    """Return the disk that the arguments describe, still to be opened.
 
     Raises:
         ConfigError: the runner's part of the cfgstring, or tcmu.conf, is wrong.
     """
-    ignored, cfgstring = split_runner_options(absolute(handler.name, args.cfgstring))
-    for name in ignored:
-        log.warning("%s means nothing here: it is for devices of the kernel", name)
-    device = Device(
+    spec = DiskSpec(
+        handler.name,
         name=args.name,
-        handler=handler.name,
-        cfgstring=cfgstring,
         size=args.size,
+        block_size=args.block_size or DEFAULT_BLOCK,
         read_only=args.read_only,
+        serial=args.serial or "",
         options=_config(args.config).handlers.get(handler.name, {}),
-        serial=args.serial or _serial(handler.name, cfgstring, target),
-    )
-    if args.block_size:
-        device.block_size = args.block_size
-    return device
-
-
-def _serial(*identity: str) -> str:
-    """Return a serial number that stays, and that no other host or disk has: by it initiators tell disks apart."""
-    return hashlib.sha256("\0".join((os.uname().nodename, *identity)).encode()).hexdigest()[:32]
+    ).configured(absolute(handler.name, args.cfgstring))
+    # A disk that names no storage is another one each time; several of them may be served under the same target's name.
+    return dataclasses.replace(spec, place=(target,)) if spec.cfgstring.partition(";")[0] else spec
 
 
 def _config(path: Path | None) -> Config:

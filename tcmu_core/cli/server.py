@@ -10,18 +10,18 @@ import os
 import signal
 from typing import Any
 
-from tcmu_core.backend import Backend
 from tcmu_core.cli.child import Child
 from tcmu_core.cli.clients import Reach
-from tcmu_core.cli.medium import DriveControl
+from tcmu_core.cli.drive import DriveControl
 from tcmu_core.cli.output import Exit, Output, human
+from tcmu_core.disk.disk import Disk
 from tcmu_core.errors import ConfigError
 from tcmu_core.handlers import Handler
 from tcmu_core.iscsi.portal import Portal
 from tcmu_core.iscsi.settings import PORT, Access, ChapUser, PortalSettings, format_address, parse_address
 from tcmu_core.loop import Loop
+from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.target import Target
-from tcmu_core.scsi.unit import LogicalUnit
 from tcmu_core.state import aptpl_file, default_directory
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -34,9 +34,7 @@ LOOK_AGAIN = 0.01
 class Server:
     """The device, the portal in front of it, and the command of `--run`, from start to a clean stop."""
 
-    def __init__(
-        self, args: argparse.Namespace, loop: Loop, backend: Backend, target: str, users: dict[str, str]
-    ) -> None:
+    def __init__(self, args: argparse.Namespace, loop: Loop, disk: Disk, target: str, users: dict[str, str]) -> None:
         self.args = args
         self.loop = loop
         self.target = target
@@ -45,12 +43,12 @@ class Server:
         self.child: Child | None = None
         self.portal: Portal | None = None
         self._stopping = False
-        device = backend.device
+        device = disk.device
         directory = args.state_dir or default_directory()
         store = aptpl_file(directory, device.name, device.handler, device.cfgstring, target)
-        self.unit = LogicalUnit(backend, post=loop.post, aptpl=store)
-        self.unit.trace = args.debug
-        self.control = DriveControl(loop, directory, self.unit)
+        self.engine = Engine(disk, post=loop.post, store=store)
+        self.engine.trace = args.debug
+        self.control = DriveControl(loop, directory, self.engine)
 
     def start(self, handler: Handler) -> None:
         """Listen, say what is served, and start the command."""
@@ -73,7 +71,7 @@ class Server:
             initiators=tuple(self.args.acl),
         )
         settings = PortalSettings((format_address(host, port),), access, insecure=self.args.insecure)
-        self.portal = Portal(self.loop, settings, {self.target: Target(self.target, {0: self.unit})})
+        self.portal = Portal(self.loop, settings, {self.target: Target(self.target, {0: self.engine})})
         try:
             host, port = parse_address(self.portal.listen()[0])
         except OSError as error:
@@ -107,7 +105,7 @@ class Server:
 
     def _wait_idle(self, patience: float) -> None:
         """Stop the loop when no command is in flight any more, or after `patience` seconds."""
-        if self.unit.idle or patience <= 0:
+        if self.engine.idle or patience <= 0:
             self.loop.stop()
         else:
             self.loop.call_later(LOOK_AGAIN, self._wait_idle, patience - LOOK_AGAIN)
@@ -119,7 +117,7 @@ class Server:
         if self.portal is not None:
             self.portal.close()
         self.control.close()
-        self.unit.close()
+        self.engine.close()
         # The process ends now, with the status it has: another signal (timeout(1) sends two) changes nothing.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
@@ -127,7 +125,7 @@ class Server:
 
     def _announce(self, reach: Reach, handler: Handler) -> None:
         out = Output()
-        device = self.unit.device
+        device = self.engine.device
         writable = ", read-only" if device.read_only else ""
         shape = f"{human(device.size or 0)}, blocks of {device.block_size} bytes{writable}"
         out.line(f"{out.style(device.name, 'bold')}: {shape}, by handler {handler.name} of {handler.source}")
@@ -144,7 +142,7 @@ class Server:
         out.line("Ctrl-C stops it.")
 
     def _as_json(self, reach: Reach) -> dict[str, Any]:
-        device = self.unit.device
+        device = self.engine.device
         return {
             "uri": reach.uri,
             "portal": reach.portal,

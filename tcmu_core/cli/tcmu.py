@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import tcmu_core
-from tcmu_core.cli import handlers, medium, new, serve
+from tcmu_core.cli import drive, handlers, new, serve
 from tcmu_core.cli.options import Parser
 from tcmu_core.cli.output import Exit, error
 from tcmu_core.errors import TcmuError
@@ -63,16 +63,16 @@ SUBCOMMANDS = (
     Subcommand(
         "eject",
         "take the disc out of a drive that is served",
-        medium.EJECT_DESCRIPTION,
-        medium.eject_arguments,
-        medium.eject_run,
+        drive.EJECT_DESCRIPTION,
+        drive.eject_arguments,
+        drive.eject_run,
     ),
     Subcommand(
         "insert",
         "put a disc into a drive that is served",
-        medium.INSERT_DESCRIPTION,
-        medium.insert_arguments,
-        medium.insert_run,
+        drive.INSERT_DESCRIPTION,
+        drive.insert_arguments,
+        drive.insert_run,
     ),
     Subcommand("new", "write a tested handler distribution to start from", new.DESCRIPTION, new.arguments, new.run),
 )

@@ -17,9 +17,9 @@ from typing import Any
 from configobj import ConfigObj, ConfigObjError, flatten_errors, get_extra_values
 from configobj.validate import ValidateError, Validator, VdtTypeError
 
-from tcmu_core.config import cfgstring
+from tcmu_core import cfgstring
+from tcmu_core.config.configuration import Config, ForeignDevices, LunConfig, TargetConfig
 from tcmu_core.config.lines import Place, places, plain
-from tcmu_core.config.settings import Config, ForeignDevices, LunConfig, TargetConfig
 from tcmu_core.errors import ConfigError
 from tcmu_core.iscsi.settings import DIGESTS, Access, ChapUser, Limits, PortalSettings, parse_address
 from tcmu_core.log import Level

@@ -13,13 +13,15 @@ from types import ModuleType
 
 import importlib_metadata
 
-from tcmu_core.backend import Backend, plugin_manager
-from tcmu_core.backend import check_config as backend_check_config
-from tcmu_core.device import Device
-from tcmu_core.errors import ConfigError, HandlerError
+from tcmu_core.disk.disk import Disk
+from tcmu_core.disk.disk import check_config as ask_handler
+from tcmu_core.disk.layers import plugin_manager
+from tcmu_core.disk.spec import DiskSpec
+from tcmu_core.errors import ConfigError, HandlerError, text_of
+from tcmu_core.hookspecs import HOOKS
 
 ENTRY_POINT_GROUP = "tcmu.handlers"
-CAPABILITIES = ("write", "flush", "discard", "write_zeroes", "extents", "handle_cmd", "reconfigure", "check_config")
+CAPABILITIES = tuple(hook.name for hook in HOOKS.values() if hook.capability)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +42,19 @@ class Handler:
             return self.factory()
         return self.factory
 
-    def open(self, device: Device) -> Backend:
-        """Open `device` with this handler and return its backend; raises as `Backend.open` does."""
+    def open(self, spec: DiskSpec) -> Disk:
+        """Open a disk with this handler; raises as `Disk.open` does."""
         try:
             plugin = self.make()
         except Exception as error:
-            raise HandlerError(f"handler {self.name!r} can't be made: {error!r}") from error
-        backend = Backend(plugin, device)
-        backend.open()
-        return backend
+            raise HandlerError(f"handler {self.name!r} can't be made: {text_of(error)}") from error
+        disk = Disk(spec, plugin)
+        disk.open()
+        return disk
 
     def check_config(self, cfgstring: str) -> None:
         """Raise `ConfigError` when `cfgstring` can't be right."""
-        backend_check_config(self.make(), self.name, cfgstring)
+        ask_handler(self.make(), self.name, cfgstring)
 
 
 class Registry:

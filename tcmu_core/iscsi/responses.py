@@ -16,7 +16,7 @@ from tcmu_core.iscsi.constants import (
     UNDERFLOW,
     Opcode,
 )
-from tcmu_core.iscsi.tasks import Task
+from tcmu_core.iscsi.pending import Task
 from tcmu_core.scsi.command import Status
 
 if TYPE_CHECKING:

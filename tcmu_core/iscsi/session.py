@@ -37,9 +37,9 @@ from tcmu_core.iscsi.held import Held
 from tcmu_core.iscsi.login import Outcome
 from tcmu_core.iscsi.management import TaskManagement
 from tcmu_core.iscsi.negotiation import When, negotiate
+from tcmu_core.iscsi.pending import Task, lay_out
 from tcmu_core.iscsi.responses import finish
 from tcmu_core.iscsi.settings import PortalSettings
-from tcmu_core.iscsi.tasks import Task, lay_out
 from tcmu_core.iscsi.transfer import Transfer
 from tcmu_core.iscsi.writes import Writes
 from tcmu_core.scsi import sense
@@ -454,7 +454,7 @@ class Session:
         if self.tasks.get(task.itt) is task:
             del self.tasks[task.itt]
         self._reserved -= task.reserved
-        if not self.closed and not task.command.aborted:
+        if not self.closed and not task.command.silent:
             finish(self, task, pending=True)
         task.unpin()
 
