@@ -37,11 +37,20 @@ class Store:
         """Return what was saved."""
         return self.data
 
-    def save(self, data: bytes) -> None:
-        """Save, if there is room."""
-        if self._run.full:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        self.data = data
+    def save(self, data: bytes) -> Future[None] | None:
+        """Save, if there is room: at once, or when a thread of the pool takes it."""
+
+        def work() -> None:
+            if self._run.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.data = data
+
+        if self._run.save_now():
+            work()
+            return None
+        job = Job(None, work)
+        self._run.jobs.append(job)
+        return job.future
 
 
 class Job:
@@ -54,7 +63,7 @@ class Job:
 
     def __str__(self) -> str:
         """Name it for people."""
-        return f"a call for {self.op} that waits for a thread"
+        return f"a call for {self.op or 'what is saved'} that waits for a thread"
 
 
 class Run:
@@ -136,6 +145,10 @@ class Run:
         now = self._bits & 1
         self._bits >>= 1
         return "now" if now else "later"
+
+    def save_now(self) -> bool:
+        """Return whether what is to be saved is saved at once."""
+        return self._manner() != "later"
 
     def _offloaded(self, disk: int, fn: Callable[[], Any]) -> Future[Any]:
         job = Job(self._whose(disk), fn)

@@ -7,17 +7,20 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tcmu_core
-from tcmu_core import Device, Extent, hookimpl
-from tcmu_core.backend import Backend
+from tcmu_core import Extent, hookimpl
+from tcmu_core.disk.device import Device
+from tcmu_core.disk.disk import Disk
+from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.iscsi.portal import Portal, transport_id
 from tcmu_core.iscsi.settings import Limits, PortalSettings
 from tcmu_core.scsi.command import Command, Initiator
+from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.target import ITNexus, Target
-from tcmu_core.scsi.unit import LogicalUnit
 from tests.simulation import net, storage
 
 Then = Callable[[], object]
@@ -26,48 +29,73 @@ TARGET = "iqn.2026-01.test:target"
 NAA_SIZE = 16
 
 
-class Handler(storage.Handler):
-    """The scripted hooks, marked as a handler's."""
+class Handler:
+    """The hooks; `storage` is put in its place for each run, as opening a disk costs more than a short run does."""
 
-    open = hookimpl(storage.Handler.open)
-    close = hookimpl(storage.Handler.close)
-    read = hookimpl(storage.Handler.read)
-    write = hookimpl(storage.Handler.write)
-    flush = hookimpl(storage.Handler.flush)
-    discard = hookimpl(storage.Handler.discard)
-    write_zeroes = hookimpl(storage.Handler.write_zeroes)
+    def __init__(self) -> None:
+        self.storage: Any = None
+
+    @hookimpl
+    def open(self, device: Any) -> None:
+        """Open the disk."""
+
+    @hookimpl
+    def close(self, device: Any) -> None:
+        """Close it."""
+
+    @hookimpl
+    def read(self, offset: int, buffers: list[memoryview]) -> Future[None] | None:
+        """Fill the buffers."""
+        return self.storage.hook("read", offset, sum(map(len, buffers)), buffers)
+
+    @hookimpl
+    def write(self, offset: int, buffers: list[memoryview]) -> Future[None] | None:
+        """Store the buffers."""
+        return self.storage.hook("write", offset, sum(map(len, buffers)), buffers)
+
+    @hookimpl
+    def flush(self) -> Future[None] | None:
+        """Make what was written before stable."""
+        return self.storage.hook("flush", 0, 0, [])
+
+    @hookimpl
+    def discard(self, offset: int, length: int) -> Future[None] | None:
+        """Let a range read as zeros."""
+        return self.storage.hook("zero", offset, length, [])
+
+    @hookimpl
+    def write_zeroes(self, offset: int, length: int) -> Future[None] | None:
+        """Write zeros."""
+        return self.storage.hook("zero", offset, length, [])
 
     @hookimpl
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Tell what is mapped."""
-        return (Extent(*one) for one in super().extents(offset, length))
+        return (Extent(*one) for one in self.storage.extents(offset, length))
 
 
-class Pooled(Device):
-    """A device with threads: what is handed to the pool waits until the schedule lets a thread take it."""
+class Pooled(Handler):
+    """The same with threads: what is handed to the pool waits until the schedule lets a thread take it."""
 
-    offloaded: Callable[[int, Callable[[], Any]], Future[Any]]
-    number: int
-
-    def offload(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Hand `fn` to the pool."""
-        return self.offloaded(self.number, lambda: fn(*args, **kwargs))
+    @hookimpl
+    def open(self, device: Device) -> None:
+        """Ask for threads."""
+        device.threads = 2
 
 
-_opened: dict[tuple[bool, int, int], tuple[Handler, Backend]] = {}
+_opened: dict[tuple[bool, int, int], tuple[Handler, Disk]] = {}
 
 
-def _backend(number: int, size: int, pooled: bool) -> tuple[Handler, Backend]:
+def _disk(number: int, size: int, pooled: bool) -> tuple[Handler, Disk]:
     """Return an open disk: opening costs more than a run does, so the disks of one run serve the next."""
     key = (pooled, number, size)
     if key not in _opened:
-        handler = Handler()
-        device = Pooled(f"disk{number}", "simulated", size=size * storage.BLOCK, threads=2 if pooled else 0)
-        device.number = number  # type: ignore[attr-defined]
-        device.log.logger.disabled = True
-        backend = Backend(handler, device)
-        backend.open()
-        _opened[key] = handler, backend
+        handler = Pooled() if pooled else Handler()
+        spec = DiskSpec("simulated", name=f"disk{number}", size=size * storage.BLOCK, serial=f"simulated{number}")
+        disk = Disk(spec, handler)
+        disk.open()
+        disk.device.log.logger.disabled = True
+        _opened[key] = handler, disk
     return _opened[key]
 
 
@@ -96,6 +124,12 @@ def current_command() -> Any:
     return None
 
 
+def _offload(offloaded: Any, number: int, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+    """Hand `fn` to the pool."""
+    future: Future[Any] = offloaded(number, lambda: fn(*args, **kwargs))
+    return future
+
+
 class World:
     """One process: units on the disks, and a target with them. `posted` is its loop's queue."""
 
@@ -109,14 +143,14 @@ class World:
     ) -> None:
         self.posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self.post = post or self._post
-        self.units: list[LogicalUnit] = []
+        self.engines: list[Engine] = []
         for one, store in zip(storages, stores, strict=True):
-            handler, backend = _backend(one.number, len(one.blocks), pooled)
+            handler, disk = _disk(one.number, len(one.blocks), pooled)
             handler.storage = one
-            backend.device.offloaded = offloaded  # type: ignore[attr-defined]
-            self.units.append(LogicalUnit(backend, post=self.post, aptpl=store))
-        self.target = Target(TARGET, dict(enumerate(self.units)))
-        self.names = [unit.identity.naa for unit in self.units]
+            object.__setattr__(disk.device, "offload", partial(_offload, offloaded, one.number))
+            self.engines.append(Engine(disk, post=self.post, store=store))
+        self.target = Target(TARGET, dict(enumerate(self.engines)))
+        self.names = [engine.unit.identity.naa for engine in self.engines]
 
     def _post(self, fn: Callable[..., object], *args: Any) -> None:
         self.posted.append((fn, args))
@@ -136,8 +170,8 @@ class World:
 
     def disconnect(self, it: ITNexus, then: Then) -> bool:
         """End a nexus; True if `then` will be called when all of it has ended."""
-        self.target.disconnect(it)
-        return False
+        self.target.disconnect(it, then)
+        return True
 
     def start(
         self,
@@ -156,19 +190,19 @@ class World:
 
     def abort(self, lun: int, command: Any, then: Then) -> None:
         """ABORT TASK."""
-        self.units[lun].abort(command, then)
+        self.engines[lun].abort(command, then)
 
     def abort_set(self, it: ITNexus, lun: int, then: Then) -> None:
         """ABORT TASK SET."""
-        self.units[lun].abort_task_set(it.luns[lun][1], then)
+        self.engines[lun].abort_task_set(it.luns[lun][1], then)
 
     def clear_set(self, it: ITNexus, lun: int, then: Then) -> None:
         """CLEAR TASK SET."""
-        self.units[lun].clear_task_set(it.luns[lun][1], then)
+        self.engines[lun].clear_task_set(it.luns[lun][1], then)
 
     def reset_unit(self, it: ITNexus, lun: int, then: Then) -> None:
         """LOGICAL UNIT RESET."""
-        self.units[lun].reset(it.luns[lun][1], then)
+        self.engines[lun].reset(it.luns[lun][1], then)
 
     def reset_target(self, it: ITNexus, then: Then) -> None:
         """TARGET RESET."""
@@ -190,8 +224,8 @@ class PortalWorld(World):
     def hush(self, name: str, isid: bytes) -> None:
         """Take away the unit attentions that the nexuses of an initiator begin with."""
         port = transport_id(name, isid)
-        for unit in self.units:
-            for nexus in unit.nexuses:
+        for engine in self.engines:
+            for nexus in engine.unit.nexuses:
                 if nexus.initiator.transport_id == port:
                     nexus.attentions.clear()
 
