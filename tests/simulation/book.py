@@ -26,7 +26,7 @@ class Book:
     """Keeps every operation until its end and judges each event."""
 
     def __init__(
-        self, whose: Callable[[int], Operation | None], manner: Callable[[], str], disks: int, size: int
+        self, whose: Callable[[], Operation | None], manner: Callable[[], str], disks: int, size: int
     ) -> None:
         self.whose = whose
         self.manner = manner
@@ -120,7 +120,7 @@ class Book:
             raise self.wrong("reserved", f"{hook} is called against a reservation")
         if op.first_hook is None:
             op.first_hook = self.now
-        if hook.storage.number == op.lun and not op.apart:
+        if self.direct and hook.storage.number == op.lun and not op.apart:
             self._in_order(hook, op)
         self.running.append(hook)
 
@@ -254,8 +254,8 @@ class Book:
                     [one for one in ended if one.first_hook is not None and one.first_hook < op.issued],
                     f"{op} that preempts it",
                 )
-                for one in ended:
-                    one.silent = True
+                for one in self.open:
+                    one.silent = one.silent or (one.who in victims and one.lun == op.lun)
 
     # -- what GOOD means ----------------------------------------------------------------------------------------------
 

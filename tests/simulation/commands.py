@@ -12,7 +12,7 @@ from tests.simulation.book import GOOD, Book
 from tests.simulation.operation import Operation
 from tests.simulation.schedule import Schedule
 from tests.simulation.storage import BLOCK, ZERO, Hook
-from tests.simulation.world import current_command, who_of
+from tests.simulation.world import current_command
 
 INITIATORS = 3
 DISKS = 2
@@ -79,7 +79,6 @@ class Run:
         self._job: Job | None = None
         self._bits = 0
         self._error = False
-        self._carriers: dict[Any, Operation | None] = {}
 
     def run(self) -> None:
         """Do every step, then let everything end; raises Violation."""
@@ -116,27 +115,14 @@ class Run:
 
     # -- what the storage asks ----------------------------------------------------------------------------------------
 
-    def _whose(self, disk: int) -> Operation | None:
+    def _whose(self) -> Operation | None:
         if self._job is not None:
             return self._job.op
         command = current_command()
         if command is None:
             return None
-        if command.tag:
-            return self.book.operations[command.tag - 1]
-        if command not in self._carriers:  # a background operation runs under a command of its own
-            started = (
-                op
-                for op in self.book.operations
-                if op.background
-                and op.lun == disk
-                and (op.status == GOOD or op.ended is None)
-                and op.who == who_of(command)
-                and op.cdb == bytes(command.cdb[: len(op.cdb)])
-                and op not in self._carriers.values()
-            )
-            self._carriers[command] = next(started, None)
-        return self._carriers[command]
+        tag = command.tag or self.world.origins.get(command, 0)
+        return self.book.operations[tag - 1] if tag else None
 
     def _manner(self) -> str:
         if self._error:
@@ -151,7 +137,7 @@ class Run:
         return self._manner() != "later"
 
     def _offloaded(self, disk: int, fn: Callable[[], Any]) -> Future[Any]:
-        job = Job(self._whose(disk), fn)
+        job = Job(self._whose(), fn)
         self.jobs.append(job)
         return job.future
 
@@ -282,10 +268,10 @@ class Run:
         op.payload = pattern * (BLOCK // 4 * SIZE) if kind == 1 else bytes(BLOCK * SIZE)
         if kind == 2:
             op.name, op.exclusive, op.writes = "format", True, [(op.lun, block) for block in range(SIZE)]
-            op.cdb, data = bytes([0x04, 0, 0, 0, 0, 0]), b""
+            cdb, data = bytes([0x04, 0, 0, 0, 0, 0]), b""
         else:
-            op.cdb, data = cdbs.sanitize(kind == 0, immediate, pattern)
-        self.send(op, op.cdb, data)
+            cdb, data = cdbs.sanitize(kind == 0, immediate, pattern)
+        self.send(op, cdb, data)
 
     def do_ready(self, choices: bytes) -> None:
         """TEST UNIT READY."""

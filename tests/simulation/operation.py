@@ -21,7 +21,6 @@ class Operation:
         "atomic",
         "attribute",
         "background",
-        "cdb",
         "command",
         "dead",
         "ended",
@@ -66,7 +65,6 @@ class Operation:
         self.exclusive = False  # nothing else may run on the disk meanwhile
         self.background = False  # no abort ends it, and with IMMED it goes on after its answer
         self.apart = False  # its task attribute says nothing of what it does
-        self.cdb = b""  # of a background operation, to know it again
         self.payload = b""  # what GOOD says was written
         self.expected = b""  # what COMPARE AND WRITE compares with
         self.seen: set[Any] | None = None  # states of the reservations since it was issued

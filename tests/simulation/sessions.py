@@ -91,7 +91,7 @@ class SessionRun(Run):
         others = [
             op
             for op in self.book.operations
-            if op.session is not link and op.ended is None and request.lun in {None, op.lun} and not op.background
+            if op.session is not link and op.ended is None and request.lun in {None, op.lun}
         ]
         for op in others:
             op.silent = True
@@ -270,7 +270,7 @@ class SessionRun(Run):
         ended = (
             [op]
             if op is not None
-            else [op for op in self.book.open if op.session is link and lun in {None, op.lun} and not op.background]
+            else [op for op in self.book.open if op.session is link and lun in {None, op.lun}]
         )
         for one in ended:
             one.aborted = True

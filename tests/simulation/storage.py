@@ -22,8 +22,8 @@ class Stage(Protocol):
 
     now: int  # events since the start
 
-    def whose(self, disk: int) -> Operation | None:
-        """Return the operation whose hook of this disk is being called."""
+    def whose(self) -> Operation | None:
+        """Return the operation whose hook is being called."""
 
     def manner(self) -> str:
         """Return how this hook goes, as the schedule has it: `later`, at once (`now`), or at once with an `error`."""
@@ -148,7 +148,7 @@ class Storage:
     def hook(self, kind: str, offset: int, length: int, buffers: list[memoryview]) -> Future[None] | None:
         """Begin what a hook asks for."""
         stage = self.stage
-        hook = Hook(self, kind, stage.whose(self.number), offset // BLOCK, length // BLOCK, buffers)
+        hook = Hook(self, kind, stage.whose(), offset // BLOCK, length // BLOCK, buffers)
         stage.called(hook)
         manner = stage.manner()
         if manner == "later":

@@ -106,15 +106,9 @@ def initiator(who: int) -> Initiator:
     return Initiator(f"iqn.2026-01.test:{'abcdefgh'[who]}", bytes([0x45, 0]) + len(name).to_bytes(2, "big") + name)
 
 
-def who_of(command: Any) -> int:
-    """Return whose command it is."""
-    name: str = command.nexus.initiator.name
-    return "abcdefgh".index(name[-1])
-
-
 def current_command() -> Any:
     """Return the command that the engine is at work for: the nearest one on the stack."""
-    frame = sys._getframe(3)
+    frame = sys._getframe(1)
     while frame is not None:
         if "command" in frame.f_code.co_varnames:
             found = frame.f_locals.get("command")
@@ -142,7 +136,8 @@ class World:
         post: Callable[..., None] | None = None,
     ) -> None:
         self.posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        self.post = post or self._post
+        self._post = post
+        self.origins: dict[Any, int] = {}  # what goes on on its own: by its command, the tag of the one that began it
         self.engines: list[Engine] = []
         for one, store in zip(storages, stores, strict=True):
             handler, disk = _disk(one.number, len(one.blocks), pooled)
@@ -152,7 +147,15 @@ class World:
         self.target = Target(TARGET, dict(enumerate(self.engines)))
         self.names = [engine.unit.identity.naa for engine in self.engines]
 
-    def _post(self, fn: Callable[..., object], *args: Any) -> None:
+    def post(self, fn: Callable[..., object], *args: Any) -> None:
+        """Call soon."""
+        for arg in args:
+            if isinstance(arg, Command) and not arg.tag and arg not in self.origins:
+                begun_by = current_command()
+                self.origins[arg] = 0 if begun_by is None else begun_by.tag
+        if self._post is not None:
+            self._post(fn, *args)
+            return
         self.posted.append((fn, args))
 
     def turn(self) -> None:
