@@ -20,8 +20,8 @@ from tcmu_core.errors import TcmuError
 from tcmu_core.handlers.registry import Registry
 from tcmu_core.host.jobs import settings_of
 from tcmu_core.host.worker import errno_of
-from tcmu_core.iscsi.redirector import Redirector
 from tcmu_core.iscsi.portal import Portal
+from tcmu_core.iscsi.redirector import Redirector
 from tcmu_core.log import Level, Log
 from tcmu_core.loop import Loop, spin_time
 from tcmu_core.scsi.target import Target

@@ -55,6 +55,7 @@ class Pump:
         self._session = session
         self._commands = Commands(session)
         self._writes = self._commands.writes
+        self._most = session.limits.queue_depth + IMMEDIATE_COMMANDS
         requests = Requests(session)
         management = TaskManagement(session, self._writes, self._replay)
         self._handlers: dict[type[p.Pdu], Callable[..., None]] = {
@@ -83,10 +84,11 @@ class Pump:
         if session.state not in _PUMP:
             return False
         if outbox.queued > outbox.limit or session.blocked:
-            session.state = _STALL[session.state]
+            session.move(Event.STALL)
             return False
-        session.state = _PUMP[session.state]
-        self._replay()
+        session.move(Event.PUMP)
+        if session.held:
+            self._replay()
         return True
 
     def _rest(self, stalled: bool) -> None:
@@ -97,15 +99,21 @@ class Pump:
             finished, session.finished = session.finished, []
             for task in finished:
                 self._commands.complete(task)
-        if session.busy > session.limits.queue_depth + IMMEDIATE_COMMANDS:
+        if len(session.tasks) + len(session.transfers) > self._most:
             session.end("more commands than the window allows")
         session.outbox.close_run()
 
     def _plain(self) -> None:
         session = self._session
-        if not self._begin():
-            return
         inbox, outbox = session.inbox, session.outbox
+        if outbox.queued or session.held or session.tasks:  # what `_begin` looks after
+            if not self._begin():
+                return
+        else:
+            state = _PUMP.get(session.state)
+            if state is None:
+                return
+            session.state = state
         unpack, pack_data, pack_response = p.SCSI_COMMAND.unpack_from, p.DATA_IN.pack_into, p.SCSI_RESPONSE.pack_into
         luns, tasks, transfers = self._luns, session.tasks, session.transfers
         done, direction = self._commands.done, DIRECTION
@@ -285,6 +293,8 @@ class Pump:
         except ConnectionEnded as error:
             session.end(str(error))
         inbox.start = start + size
+        if session.held:
+            self._replay()
         if session.ended is not None:
             return DONE
         return LATER if heavy else GO_ON
@@ -311,7 +321,6 @@ class Pump:
         if ahead == 0:
             session.exp_cmd_sn = (session.exp_cmd_sn + 1) & SERIAL
             handler(pdu)
-            self._replay()
         elif ahead < session.limits.queue_depth - session.busy:
             session.held.add(cmd_sn, pdu)
         # else 4.2.2.1: outside of the window: silently ignored
