@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tcmu_core import ConfigError, WriteProtected
+from tcmu_core import ConfigError
 from tcmu_core.testing import open_device
 from tcmu_file import FileHandler
 
