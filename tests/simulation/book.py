@@ -140,6 +140,7 @@ class Book:
                     and other.op.issued < op.issued
                     and other.op.lun == op.lun
                     and other.op.dead is None
+                    and not other.op.aborted
                     and not other.op.apart
                     and other.storage is hook.storage
                 ):
