@@ -25,9 +25,7 @@ class Violation(AssertionError):
 class Book:
     """Keeps every operation until its end and judges each event."""
 
-    def __init__(
-        self, whose: Callable[[], Operation | None], manner: Callable[[], str], disks: int, size: int
-    ) -> None:
+    def __init__(self, whose: Callable[[], Operation | None], manner: Callable[[], str], disks: int, size: int) -> None:
         self.whose = whose
         self.manner = manner
         self.now = 0  # events since the start
@@ -132,7 +130,8 @@ class Book:
 
     def _in_order(self, hook: Hook, op: Operation) -> None:
         """Check task attributes (SAM-5 8.6): an ORDERED command runs after those before it, and before those after."""
-        if op.attribute == ORDERED:
+        preempting = any(other.request is not None and other.request.action == PREEMPT_AND_ABORT for other in self.open)
+        if op.attribute == ORDERED and not preempting:  # whom it has aborted, we are told when it is answered
             for other in self.running:
                 if (
                     other.op is not None
@@ -335,17 +334,10 @@ class Book:
                     raise self.wrong("stale", f"{op}: block {block} of disk {disk} is not what was there")
         for hook in self.running:
             other = hook.op
-            if (
-                other is not None
-                and hook.writes
-                and other.dead is not None
-                and other.who == op.who
-                and not other.background
-            ):
-                if other.dead < op.issued and hook.overlaps(op.reads):
-                    raise self.wrong(
-                        "ghost", f"{op} is GOOD while {hook}, of a nexus that is gone, may still change it"
-                    )
+            if other is None or not hook.writes or other.background or other.dead is None or other.who != op.who:
+                continue
+            if other.dead < op.issued and hook.overlaps(op.reads):
+                raise self.wrong("ghost", f"{op} is GOOD while {hook}, of a nexus that is gone, may still change it")
 
     def _stable(self, disk: int, need: list[int], op: Operation) -> None:
         """GOOD of a flush: what was acknowledged before it began is on stable storage."""

@@ -1,4 +1,4 @@
-"""What the levels of memory and of fair shares have in common: a disk whose hooks move nothing, a portal, and clients."""
+"""What the levels of memory and of shares have in common: clients, a portal, and a disk whose hooks move nothing."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from tests.simulation import cdbs, registrations
-from tests.simulation.book import GOOD, Book
+from tests.simulation.book import Book
 from tests.simulation.operation import Operation
 from tests.simulation.schedule import Schedule
 from tests.simulation.storage import BLOCK, ZERO, Hook

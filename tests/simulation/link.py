@@ -178,9 +178,9 @@ class Link:
             self.told.left(self)
 
     def _take(self, pdu: Any) -> None:
-        if hasattr(pdu, "max_cmd_sn") and not isinstance(pdu, p.LoginResponse):
-            if (pdu.max_cmd_sn - self.max_cmd_sn) & SERIAL < 1 << 31:
-                self.max_cmd_sn = pdu.max_cmd_sn
+        told = getattr(pdu, "max_cmd_sn", self.max_cmd_sn)
+        if (told - self.max_cmd_sn) & SERIAL < 1 << 31:
+            self.max_cmd_sn = told
         if isinstance(pdu, p.LoginResponse):
             if pdu.status == 0:
                 self.logged_in = True

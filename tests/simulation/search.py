@@ -46,7 +46,7 @@ class Failure:
         return "\n".join(
             [
                 self.text,
-                f"seed {self.schedule.seed} of level {self.schedule.level}; {len(self.schedule.steps)} steps are left of it:",
+                f"seed {self.schedule.seed} of level {self.schedule.level}, of which these steps are left:",
                 *(f"    {line}" for line in lines),
                 f"again: python -m tests.simulation {self.schedule}",
             ]

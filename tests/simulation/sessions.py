@@ -268,9 +268,7 @@ class SessionRun(Run):
         if link is None:
             return
         ended = (
-            [op]
-            if op is not None
-            else [op for op in self.book.open if op.session is link and lun in {None, op.lun}]
+            [op] if op is not None else [op for op in self.book.open if op.session is link and lun in {None, op.lun}]
         )
         for one in ended:
             one.aborted = True

@@ -99,6 +99,11 @@ def _disk(number: int, size: int, pooled: bool) -> tuple[Handler, Disk]:
     return _opened[key]
 
 
+def forget() -> None:
+    """Open the disks anew in the next run."""
+    _opened.clear()
+
+
 def initiator(who: int) -> Initiator:
     """Return an initiator port."""
     name = f"iqn.2026-01.test:{'abcdefgh'[who]},i,0x000000000001\0".encode()
