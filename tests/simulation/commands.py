@@ -69,12 +69,15 @@ class Job:
 class Run:
     """One run of a schedule. `log` gets a line for each thing that happens, where somebody wants to read it."""
 
+    disks = DISKS
+    initiators = INITIATORS
+
     def __init__(self, schedule: Schedule, log: Callable[[str], object] | None = None) -> None:
         self.schedule = schedule
         self.log = log
         self.full = False
-        self.book = Book(self._whose, self._manner, DISKS, SIZE)
-        self.stores = [Store(self) for _ in range(DISKS)]
+        self.book = Book(self._whose, self._manner, self.disks, SIZE)
+        self.stores = [Store(self) for _ in range(self.disks)]
         self.jobs: list[Job] = []
         self._job: Job | None = None
         self._bits = 0
@@ -118,11 +121,16 @@ class Run:
     def _whose(self) -> Operation | None:
         if self._job is not None:
             return self._job.op
-        command = current_command()
-        if command is None:
-            return None
-        tag = command.tag or self.world.origins.get(command, 0)
+        tag = self.current_tag()
         return self.book.operations[tag - 1] if tag else None
+
+    def current_tag(self) -> int:
+        """Return the tag of the command that the engine is at work for; 0: of none."""
+        command = current_command()
+        if command is None or isinstance(command, int):
+            return command or 0
+        tag: int = command.tag or self.world.origins.get(command, 0)
+        return tag
 
     def _manner(self) -> str:
         if self._error:
@@ -158,7 +166,8 @@ class Run:
     def _operation(self, name: str, choices: bytes, *, disk: bool = True) -> Operation:
         """Return a new operation: who sends it, to which unit, with which attribute, over which blocks."""
         book = self.book
-        op = Operation(len(book.operations) + 1, name, choices[0] % INITIATORS, int(choices[1] > 191), book.now)
+        who, lun = choices[0] % self.initiators, int(choices[1] > 191) % self.disks
+        op = Operation(len(book.operations) + 1, name, who, lun, book.now)
         op.session = self.session_of(op.who)
         kind = choices[4]
         op.attribute = 1 if kind < 192 else 2 if kind < 240 else 3

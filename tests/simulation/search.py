@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from tests.simulation import engine, memory, sessions, shares
+from tests.simulation import engine, memory, rings, sessions, shares
 from tests.simulation.book import Violation
 from tests.simulation.schedule import Schedule, generate
 from tests.simulation.shrink import shrink
@@ -26,6 +26,7 @@ class Level:
 LEVELS = {
     "engine": Level(engine.EngineRun, engine.WEIGHTS, (0, 0, 0, engine.POOLED), 40),
     "session": Level(sessions.SessionRun, sessions.WEIGHTS, (0, 2, 4, 6, 0, 2, 4, 1), 50),
+    "ring": Level(rings.RingRun, rings.WEIGHTS, (0, 0, rings.IN_ORDER, engine.POOLED), 50),
     "memory": Level(memory.MemoryRun, memory.WEIGHTS, (0,), 12),
     "shares": Level(shares.SharesRun, shares.WEIGHTS, (0,), 8),
 }

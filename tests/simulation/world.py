@@ -18,9 +18,11 @@ from tcmu_core.disk.disk import Disk
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.iscsi.portal import Portal, transport_id
 from tcmu_core.iscsi.settings import Limits, PortalSettings
+from tcmu_core.kernel.ring import Ring
 from tcmu_core.scsi.command import Command, Initiator
 from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.target import ITNexus, Target
+from tests.kernel.fake_kernel import FakeKernel
 from tests.simulation import net, storage
 
 Then = Callable[[], object]
@@ -112,10 +114,13 @@ def initiator(who: int) -> Initiator:
 
 
 def current_command() -> Any:
-    """Return the command that the engine is at work for: the nearest one on the stack."""
+    """Return the command that the engine is at work for, the nearest one on the stack; of the ring, its number."""
     frame = sys._getframe(1)
     while frame is not None:
-        if "command" in frame.f_code.co_varnames:
+        code = frame.f_code
+        if code is Ring.process.__code__:  # no Command was made, and `command` is an earlier one's
+            return frame.f_locals["cmd_id"]
+        if "command" in code.co_varnames:
             found = frame.f_locals.get("command")
             if isinstance(found, Command):
                 return found
@@ -157,7 +162,7 @@ class World:
         for arg in args:
             if isinstance(arg, Command) and not arg.tag and arg not in self.origins:
                 begun_by = current_command()
-                self.origins[arg] = 0 if begun_by is None else begun_by.tag
+                self.origins[arg] = begun_by.tag if isinstance(begun_by, Command) else 0
         if self._post is not None:
             self._post(fn, *args)
             return
@@ -245,6 +250,17 @@ def limits(**changes: int) -> Limits:
         "transfer": 4096, "memory": 16384, "send_queue": 4096,
     }  # fmt: skip
     return Limits(**(small | changes))  # type: ignore[arg-type]
+
+
+class RingWorld(World):
+    """One process that serves one unit by the kernel's ring."""
+
+    def __init__(self, kernel: FakeKernel, *args: Any) -> None:
+        super().__init__(*args)
+        self.engine = self.engines[0]
+        nexus = self.engine.attach(initiator(0))
+        nexus.attentions.clear()
+        self.ring = Ring(kernel.memory, self.engine, nexus, post=self.post, doorbell=kernel.bell)
 
 
 class Counted(bytearray):
