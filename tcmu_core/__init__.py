@@ -41,6 +41,7 @@ from tcmu_core.errors import (
     WriteProtected,
 )
 from tcmu_core.hookspecs import hookimpl
+from tcmu_core.options import Body, Option, Options, path
 from tcmu_core.scsi.command import Command, Nexus, Status
 from tcmu_core.scsi.opcodes import Access, Opcode
 
@@ -50,6 +51,7 @@ __all__ = [
     "AbortedCommand",
     "Access",
     "BecomingReady",
+    "Body",
     "Busy",
     "CfgString",
     "Change",
@@ -78,6 +80,8 @@ __all__ = [
     "NotReady",
     "NotReadyStopped",
     "Opcode",
+    "Option",
+    "Options",
     "ParameterListLengthError",
     "ReadError",
     "SavingNotSupported",
@@ -92,5 +96,6 @@ __all__ = [
     "boolean",
     "hookimpl",
     "parse_cfgstring",
+    "path",
     "size",
 ]

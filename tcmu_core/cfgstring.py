@@ -86,14 +86,19 @@ def parse_cfgstring(
             raise ConfigError(f"{where}: {error}") from None
     body, *parts = text.split(";")
     given: dict[str, Any] = {}
+    at = len(body)
     for part in parts:
+        start, at = at + 1, at + 1 + len(part)
         if not part:
             continue
         name, _, value = part.partition("=")
         name = name.strip()
-        if name in given:
-            raise ConfigError(f"option {name!r} is given twice")
-        given[name] = _convert(name, value.strip(), known)
+        try:
+            if name in given:
+                raise ConfigError(f"option {name!r} is given twice")
+            given[name] = _convert(name, value.strip(), known)
+        except ConfigError as error:
+            raise ConfigError(*error.args, text=text, span=(start, at)) from None
     return CfgString(body, {**options, **given}, frozenset(given))
 
 

@@ -11,7 +11,16 @@ class TcmuError(Exception):
 
 
 class ConfigError(TcmuError):
-    """A cfgstring, option or configuration file is wrong; the message says what to write instead."""
+    """A cfgstring, option or configuration file is wrong; the message says what to write instead.
+
+    Where the fault has a place in a text that a person wrote, `text` is that and `span` its first character and the
+    one behind its last.
+    """
+
+    def __init__(self, *args: object, text: str = "", span: tuple[int, int] = (0, 0)) -> None:
+        super().__init__(*args)
+        self.text = text
+        self.span = span
 
 
 class HandlerError(TcmuError):
@@ -282,8 +291,8 @@ class Miscompare(CommandError):
     sense_key, asc, ascq = 0xE, 0x1D, 0x00
 
 
-# One table: what the storage says (errno) becomes what the initiator hears. What is not in it is our own failure, or the
-# handler's: an initiator that is told of a medium error would take the data for lost.
+# One table: what the storage says (errno) becomes what the initiator hears. What is not in it is our own failure, or
+# the handler's: an initiator that is told of a medium error would take the data for lost.
 _ERRNO: dict[int, type[CommandError]] = {
     errno.EIO: MediumError,
     errno.EREMOTEIO: MediumError,

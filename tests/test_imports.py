@@ -14,8 +14,9 @@ PLUGINS = sorted(path for path in ROOT.glob("plugins/tcmu-*/tcmu_*") if path.is_
 
 # Each part may import those in the lines above it, and itself; '' is the package itself, `import tcmu_core`.
 LAYERS = (
-    {"errors", "loop", "log", "sdnotify", "state"},
-    {"cfgstring"},
+    {"errors", "loop", "log", "sdnotify", "state", "stdout"},
+    {"cfgstring", "identity"},
+    {"options"},
     {"posix", "channel"},
     {"scsi"},
     {"disk.device"},

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -13,6 +12,7 @@ from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.disk.threads import wrong_result
 from tcmu_core.errors import ConfigError, HandlerError, TcmuError, text_of
 from tcmu_core.identity import fresh_serial, serial_of
+from tcmu_core.options import declared
 from tcmu_core.scsi.opcodes import Opcode
 
 LARGEST_BLOCK = 65536
@@ -53,6 +53,7 @@ class Disk:
         )
         self.filters = tuple(filters)
         self._manager = plugin_manager(plugin, spec.handler)
+        self._declared = declared(plugin)
         self._opened = False
 
     @property
@@ -79,6 +80,8 @@ class Disk:
             HandlerError: it broke, or left the device as no disk can be.
         """
         device, hooks = self.device, self._manager.hook
+        if self._declared is not None:
+            self._declared.parse(device.cfgstring, device.options)
         hooks.check_config(cfgstring=device.cfgstring)
         try:
             try:
@@ -102,7 +105,7 @@ class Disk:
         if device.ephemeral or not spec.place:
             return fresh_serial()
         storage = "" if device.removable else spec.cfgstring  # a drive stays the same when its disc changes
-        return serial_of(os.uname().nodename, spec.handler, storage, *spec.place)
+        return serial_of(spec.handler, storage, *spec.place)
 
     def _finish(self, hook: str, result: object) -> None:
         """Wait for what a hook returned that is no data hook."""
@@ -182,6 +185,8 @@ class Disk:
             raise ConfigError(f"{change.size} bytes are not whole blocks of {device.block_size}")
         if not self.has("reconfigure"):
             raise NotImplementedError(f"handler {device.handler!r} can't change a device that is open")
+        if change.cfgstring is not None and self._declared is not None:
+            self._declared.parse(change.cfgstring, device.options)
         try:
             self._finish("reconfigure", self._manager.hook.reconfigure(device=device, change=change))
         except (TcmuError, OSError, NotImplementedError):
@@ -223,6 +228,9 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def check_config(plugin: object, name: str, cfgstring: str) -> None:
-    """Ask a handler whether `cfgstring` can be right; raises `ConfigError` when not."""
+def check_config(plugin: object, name: str, cfgstring: str, defaults: Mapping[str, str] | None = None) -> None:
+    """Ask a handler, and the options that it declares, whether `cfgstring` can be right; raises `ConfigError`."""
+    options = declared(plugin)
+    if options is not None:
+        options.parse(cfgstring, defaults)
     plugin_manager(plugin, name).hook.check_config(cfgstring=cfgstring)

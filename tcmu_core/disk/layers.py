@@ -10,7 +10,7 @@ import difflib
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -115,7 +115,7 @@ _WAITING = (
 def _check_kind(name: str, attribute: str, function: Any) -> None:
     """Refuse a hook whose call would do nothing, or that pluggy would not call."""
     kinds = _WAITING if attribute == "extents" else (*_WAITING, (inspect.isgeneratorfunction, "a generator"))
-    call = getattr(type(function), "__call__", None)
+    call = vars(type(function)).get("__call__")
     for is_kind, what in kinds:
         if is_kind(function) or (not inspect.isroutine(function) and is_kind(call)):
             raise HandlerError(

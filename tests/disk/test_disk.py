@@ -79,10 +79,14 @@ def test_whatever_a_hook_raises_ends_no_process(hook, error):
         raise error
 
     handler = type("Handler", (Writable,), {hook: hookimpl(fails)})()
-    with pytest.raises(HandlerError, match=f"handler 'test' broke while it .*{type(error).__name__}"):
+
+    def live():
         disk = opened(handler, size=SIZE)
         disk.change(Change(size=SIZE))
         disk.close()
+
+    with pytest.raises(HandlerError, match=f"handler 'test' broke while it .*{type(error).__name__}"):
+        live()
 
 
 def test_a_future_of_open_is_waited_for_and_anything_else_is_refused():
@@ -124,9 +128,7 @@ def test_close_waits_for_the_pool_and_comes_after_the_last_data_hook():
     assert order == ["work", "close"]
 
 
-@pytest.mark.parametrize(
-    "expression", [lambda size: bytearray(size), lambda size: size // 512, lambda size: range(size)]
-)
+@pytest.mark.parametrize("expression", [bytearray, lambda size: size // 512, range])
 def test_a_handler_that_counts_on_a_size_tells_what_to_do_when_there_is_none(expression):
     class Array(Minimal):
         @hookimpl

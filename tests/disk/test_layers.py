@@ -411,7 +411,7 @@ def test_a_hook_that_is_not_marked_beside_marked_ones_is_refused():
 
     for form in (write, staticmethod(write), classmethod(write)):
         handler = type("Handler", (Minimal,), {"write": form})()
-        with pytest.raises(HandlerError, match="its 'write' is not marked with @tcmu_core.hookimpl"):
+        with pytest.raises(HandlerError, match=r"its 'write' is not marked with @tcmu_core\.hookimpl"):
             plugin_manager(handler, "x")
     module = types.ModuleType("some")
     exec("def write(offset, buffers): pass", vars(module))
