@@ -139,6 +139,8 @@ class BulkRun:
             self.call(self.loop.turn)
         for link in self.links:
             link.read()
+        if self.world.error is not None:
+            raise Violation("internal", self.world.error)
         return moved
 
     def settle(self) -> None:

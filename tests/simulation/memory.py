@@ -25,12 +25,17 @@ BUFFERS = 8 * (SEGMENT + 48)  # of each direction, for a session that keeps noth
 BOUND = MEMORY + TRANSFER + SEND_QUEUE + 4 * BUFFERS
 
 
+def _count(choices: bytes) -> int:
+    """Return how many to send: a few mostly, a thousand sometimes."""
+    return choices[0] * 4 if choices[3] >= 224 else choices[0] % 64
+
+
 class MemoryRun(BulkRun):
     """One run of a schedule. Everything is a sixteenth of what it is by default."""
 
     size = 4 * MIB // BLOCK
     limits = {
-        "queue_depth": 128, "segment": SEGMENT, "burst": 64 * KIB, "first_burst": 16 * KIB, "outstanding_r2t": 4,
+        "queue_depth": 1024, "segment": SEGMENT, "burst": 64 * KIB, "first_burst": 16 * KIB, "outstanding_r2t": 4,
         "transfer": TRANSFER, "memory": MEMORY, "send_queue": SEND_QUEUE,
     }  # fmt: skip
 
@@ -85,7 +90,7 @@ class MemoryRun(BulkRun):
         if not self._kept:
             self._kept = link.initiator.encode(self._command(read_16(0, 1), 0x40, BLOCK))
         size = self._length(choices[1])
-        self._send(*(self._command(read_16(0, size // BLOCK), 0x40, size) for _ in range(choices[0] % 128)))
+        self._send(*(self._command(read_16(0, size // BLOCK), 0x40, size) for _ in range(_count(choices))))
 
     def do_due(self, choices: bytes) -> None:
         """The one that was kept back comes."""
@@ -97,12 +102,12 @@ class MemoryRun(BulkRun):
     def do_reads(self, choices: bytes) -> None:
         """READs in their turn."""
         size = self._length(choices[1])
-        self._send(*(self._command(read_16(0, size // BLOCK), 0x40, size) for _ in range(choices[0] % 128)))
+        self._send(*(self._command(read_16(0, size // BLOCK), 0x40, size) for _ in range(_count(choices))))
 
     def do_dribble(self, choices: bytes) -> None:
         """WRITEs of which a few bytes come at a time."""
         size = self._length(choices[1])
-        for _ in range(choices[0] % 128):
+        for _ in range(_count(choices)):
             command = self._command(write_16(0, size // BLOCK), 0x20, size, final=False)
             parts = [
                 p.DataOut(flags=0, itt=command.itt, ttt=RESERVED_TAG, data_sn=at, offset=4 * at, data=b"abcd")
@@ -114,7 +119,7 @@ class MemoryRun(BulkRun):
     def do_asked(self, choices: bytes) -> None:
         """WRITEs whose data we ask for."""
         size = self._length(choices[1])
-        self._send(*(self._command(write_16(0, size // BLOCK), 0x20, size) for _ in range(choices[0] % 128)))
+        self._send(*(self._command(write_16(0, size // BLOCK), 0x20, size) for _ in range(_count(choices))))
 
     def do_pings(self, choices: bytes) -> None:
         """NOP-Outs whose data we send back."""
@@ -127,7 +132,7 @@ class MemoryRun(BulkRun):
 
     def do_claims(self, choices: bytes) -> None:
         """Commands that move nothing, and say that they read a lot."""
-        self._send(*(self._command(bytes(16), 0x40, 0xFFFFFFFF >> choices[1] % 16) for _ in range(choices[0] % 128)))
+        self._send(*(self._command(bytes(16), 0x40, 0xFFFFFFFF >> choices[1] % 16) for _ in range(_count(choices))))
 
     def do_window(self, choices: bytes) -> None:
         """It stops reading what we send, or begins again."""

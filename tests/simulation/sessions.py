@@ -57,6 +57,8 @@ class SessionRun(Run):
         return [link for link in (*self.old, *self.links) if link is not None and not link.over]
 
     def _read(self) -> None:
+        if self.world.error is not None:
+            raise self.book.wrong("internal", self.world.error)
         for link in self._all():
             link.read()
         self.old = [link for link in self.old if not link.over]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -222,13 +223,36 @@ class World:
         self.target.reset(it, then)
 
 
+class _Errors(logging.Handler):
+    """Keeps the exceptions that the portal logs: they cost a peer its connection, and are faults all the same."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the first."""
+        if record.exc_info is not None and not self.found:
+            self.found.append(f"{record.getMessage()}: {record.exc_info[1]!r}")
+
+
+_errors = _Errors()
+logging.getLogger("tcmu.iscsi").addHandler(_errors)
+
+
 class PortalWorld(World):
     """One process that serves its target by iSCSI, over sockets and a loop that are ours."""
 
     def __init__(self, loop: net.Loop, limits: Limits, *args: Any) -> None:
         super().__init__(*args, loop.post)
+        _errors.found.clear()
         settings = PortalSettings(limits=limits)
         self.portal = Portal(loop, settings, {TARGET: self.target})  # type: ignore[arg-type]
+
+    @property
+    def error(self) -> str | None:
+        """The first exception that the portal has caught."""
+        return _errors.found[0] if _errors.found else None
 
     def accept(self, sock: net.Socket) -> None:
         """Serve a connection."""
