@@ -131,7 +131,9 @@ class Book:
     def _in_order(self, hook: Hook, op: Operation) -> None:
         """Check task attributes (SAM-5 8.6): an ORDERED command runs after those before it, and before those after."""
         preempting = any(other.request is not None and other.request.action == PREEMPT_AND_ABORT for other in self.open)
-        if op.attribute == ORDERED and not preempting:  # whom it has aborted, we are told when it is answered
+        if preempting:  # whom it has aborted, we are told when it is answered
+            return
+        if op.attribute == ORDERED:
             for other in self.running:
                 if (
                     other.op is not None

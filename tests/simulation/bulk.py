@@ -50,6 +50,8 @@ class BulkRun:
     clients = 1
     size = 4096  # blocks
     extent = 1 << 16  # bytes
+    burst = 1 << 18  # bytes: MaxBurstLength, likewise
+    segment = 8192  # MaxRecvDataSegmentLength of the clients (RFC 7143 13.12: the default)
     limits: dict[str, int] = {}
 
     def __init__(self, schedule: Schedule, log: Callable[[str], object] | None = None) -> None:
@@ -76,6 +78,7 @@ class BulkRun:
         sock = Socket(self.loop)
         self.world.accept(sock)
         link = Link(self, who, f"iqn.2026-01.test:{'abcdefgh'[who]}", TARGET, bytes([0x80, 0, 0, 0, 0, who]), sock)
+        link.segment, link.burst = self.segment, self.burst
         self.links.append(link)
         link.login()
 

@@ -56,6 +56,8 @@ class Link:
         self.sock = sock
         self.isid = isid
         self.initiator = Initiator(name, target, isid)
+        self.segment = SEGMENT
+        self.burst = BURST
         self.logged_in = False
         self.over = False
         self.ops: dict[int, Operation] = {}
@@ -77,8 +79,8 @@ class Link:
     def login(self) -> None:
         """Ask to log in."""
         pairs = OPERATIONAL | {
-            "MaxRecvDataSegmentLength": str(SEGMENT),
-            "MaxBurstLength": str(BURST),
+            "MaxRecvDataSegmentLength": str(self.segment),
+            "MaxBurstLength": str(self.burst),
             "FirstBurstLength": str(FIRST_BURST),
             "MaxOutstandingR2T": "2",
         }

@@ -28,7 +28,7 @@ LEVELS = {
     "session": Level(sessions.SessionRun, sessions.WEIGHTS, (0, 2, 4, 6, 0, 2, 4, 1), 50),
     "ring": Level(rings.RingRun, rings.WEIGHTS, (0, 0, rings.IN_ORDER, engine.POOLED), 50),
     "memory": Level(memory.MemoryRun, memory.WEIGHTS, (0,), 12),
-    "shares": Level(shares.SharesRun, shares.WEIGHTS, (0,), 8),
+    "shares": Level(shares.SharesRun, shares.WEIGHTS, (0, shares.TINY), 8),
 }
 
 

@@ -29,6 +29,7 @@ KIB, MIB = 1 << 10, 1 << 20
 LINE, CALL, BYTE = 0.15e-6, 10e-6, 1 / (4 << 30)  # seconds
 BOUND = 0.1  # seconds that the client who reads one block may wait
 TRANSFER = 16 * MIB
+TINY = 1  # variant: the clients take 512 bytes at a time, the least that there is (RFC 7143 13.12)
 SIZE = 128 * MIB // BLOCK
 
 
@@ -49,6 +50,8 @@ class SharesRun(BulkRun):
         self._asked: float | None = None
         self._last = ""
         self._ready = False
+        if schedule.variant & TINY:
+            self.segment = 512
         super().__init__(schedule, log)
         self.disk.at_once = True
         self._ready = True
@@ -68,6 +71,7 @@ class SharesRun(BulkRun):
             return fn(*args)
         lines, calls, moved = self._lines, self.disk.calls, self.disk.bytes
         arrived = sum(len(link.sock.arriving) for link in self.links)
+        sent = sum(len(link.sock.sent) for link in self.links)
         made = Counted.alive
         sys.settrace(self._trace)
         try:
@@ -75,7 +79,7 @@ class SharesRun(BulkRun):
         finally:
             sys.settrace(None)
         arrived -= sum(len(link.sock.arriving) for link in self.links)
-        sent = sum(len(link.sock.sent) for link in self.links)
+        sent = sum(len(link.sock.sent) for link in self.links) - sent
         touched = self.disk.bytes - moved + max(arrived, 0) + sent + max(Counted.alive - made, 0)
         spent = LINE * (self._lines - lines) + CALL * (self.disk.calls - calls) + BYTE * touched
         self.loop.now += spent
