@@ -1,0 +1,63 @@
+"""What a handler that stands on files needs: complete vectored I/O, locks, space, buffers, flushes that are remembered.
+
+Public: a handler imports it as `tcmu_core.posix`. Offsets and lengths are bytes; everything raises OSError.
+"""
+
+from tcmu_core.posix.buffers import ZEROS, Buffer, Cursor, fill_zero, gather, scatter, skip, split, total, window
+from tcmu_core.posix.locks import InUse, lock, users
+from tcmu_core.posix.space import can_punch, discard, extents, punch, reserve, zero
+from tcmu_core.posix.stable import Stable
+from tcmu_core.posix.syscalls import address, direct_alignment, fallocate, in_memory
+from tcmu_core.posix.transfer import (
+    BUFFERED,
+    IOV_MAX,
+    PAGE,
+    Alignment,
+    knows_nowait,
+    read_cached,
+    read_full,
+    read_to,
+    takes_at_once,
+    write_full,
+    write_zeroes,
+)
+from tcmu_core.posix.watch import Watch
+
+__all__ = [
+    "BUFFERED",
+    "IOV_MAX",
+    "PAGE",
+    "ZEROS",
+    "Alignment",
+    "Buffer",
+    "Cursor",
+    "InUse",
+    "Stable",
+    "Watch",
+    "address",
+    "can_punch",
+    "direct_alignment",
+    "discard",
+    "extents",
+    "fallocate",
+    "fill_zero",
+    "gather",
+    "in_memory",
+    "knows_nowait",
+    "lock",
+    "punch",
+    "read_cached",
+    "read_full",
+    "read_to",
+    "reserve",
+    "scatter",
+    "skip",
+    "split",
+    "takes_at_once",
+    "total",
+    "users",
+    "window",
+    "write_full",
+    "write_zeroes",
+    "zero",
+]
