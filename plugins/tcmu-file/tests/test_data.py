@@ -205,14 +205,17 @@ def test_a_flush_that_failed_fails_until_the_disk_is_opened_anew_and_the_log_say
         real(fd)
 
     monkeypatch.setattr(os, "fdatasync", fdatasync)
-    disk = opened(path, MIB)
-    disk.write(0, b"x" * 4096)
-    for _ in range(3):
-        with pytest.raises(OSError, match=r"Input/output error|an earlier flush failed") as caught:
-            disk.flush()
-        assert caught.value.errno == errno.EIO
-    with pytest.raises(OSError, match="an earlier flush failed"):
-        disk.close()
+
+    def flush_thrice():
+        with opened(path, MIB) as disk:
+            disk.write(0, b"x" * 4096)
+            for _ in range(3):
+                with pytest.raises(OSError, match=r"Input/output error|an earlier flush failed") as caught:
+                    disk.flush()
+                assert caught.value.errno == errno.EIO
+
+    with pytest.raises(OSError, match="an earlier flush failed"):  # close flushes too
+        flush_thrice()
     assert sum("a flush failed" in message for message in caplog.messages) == 1
     assert str(path) in caplog.text
     with opened(path) as disk:
