@@ -4,7 +4,7 @@ Public: a handler imports it as `tcmu_core.posix`. Offsets and lengths are bytes
 """
 
 from tcmu_core.posix.buffers import ZEROS, Buffer, Cursor, fill_zero, gather, scatter, skip, split, total, window
-from tcmu_core.posix.locks import InUse, lock, users
+from tcmu_core.posix.locks import InUse, lock, unlock, users
 from tcmu_core.posix.space import can_punch, discard, extents, punch, reserve, zero
 from tcmu_core.posix.stable import Stable
 from tcmu_core.posix.syscalls import address, direct_alignment, fallocate, in_memory
@@ -14,6 +14,7 @@ from tcmu_core.posix.transfer import (
     PAGE,
     Alignment,
     knows_nowait,
+    read_available,
     read_cached,
     read_full,
     read_to,
@@ -46,6 +47,7 @@ __all__ = [
     "knows_nowait",
     "lock",
     "punch",
+    "read_available",
     "read_cached",
     "read_full",
     "read_to",
@@ -55,6 +57,7 @@ __all__ = [
     "split",
     "takes_at_once",
     "total",
+    "unlock",
     "users",
     "window",
     "write_full",

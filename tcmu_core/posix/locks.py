@@ -22,6 +22,7 @@ REFUSED = 200  # RAW_LOCK_SHARED_BASE: byte 200 + n by those who let nobody else
 _F_OFD_GETLK, _F_OFD_SETLK = 36, 37
 _FLOCK = struct.Struct("@hhqqi4x")
 _DENIED = (errno.EAGAIN, errno.EACCES)
+_NO_LOCKS = (errno.EINVAL, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class Permission(IntEnum):
@@ -64,10 +65,21 @@ def lock(fd: int, *, write: bool) -> bool:
     except InUse:
         raise
     except OSError as error:
-        if error.errno not in _DENIED:
+        if error.errno in _DENIED:
+            raise InUse(f"another program holds it: {error.strerror}") from error
+        if error.errno in _NO_LOCKS:
             return False
-        raise InUse(f"another program holds it: {error.strerror}") from error
+        raise
     return True
+
+
+def unlock(fd: int) -> None:
+    """Let go of what `lock` took, before the descriptor is closed."""
+    try:
+        fcntl.fcntl(fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, USED, REFUSED - USED + 64, 0))
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
 
 
 def _held(fd: int, byte: int) -> bool:
@@ -82,7 +94,10 @@ def _name(permission: Permission) -> str:
 
 def users(path: str, but: int = -1) -> str:
     """Return ` by process 12 (name)` for those that have `path` open, not counting our descriptor `but`."""
-    target = os.stat(path)
+    try:
+        target = os.stat(path)
+    except OSError:
+        return ""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

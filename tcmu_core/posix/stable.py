@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
@@ -20,12 +19,11 @@ class Stable:
     a failure each later flush fails as well, until the file is opened anew and its user has looked at what is there.
     """
 
-    def __init__(self, fd: int, path: str, log: Log = log, *, sync: Callable[[int], None] | None = None) -> None:
+    def __init__(self, fd: int, path: str, log: Log = log) -> None:
         self.fd = fd
         self.path = path
         self.failure: OSError | None = None
         self._log = log
-        self._sync = sync or os.fdatasync
         self._lock = threading.Lock()
 
     def check(self) -> None:
@@ -37,7 +35,7 @@ class Stable:
         """Return when all that was written before is on stable storage; raises OSError."""
         self.check()
         try:
-            self._sync(self.fd)
+            os.fdatasync(self.fd)
         except OSError as error:
             self.failed(error)
             raise

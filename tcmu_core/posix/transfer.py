@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tcmu_core.posix import syscalls
-from tcmu_core.posix.buffers import ZEROS, Buffer, fill_zero, gather, scatter, skip, total
+from tcmu_core.posix.buffers import ZEROS, Buffer, fill_zero, gather, scatter, skip, total, window
 
 IOV_MAX = os.sysconf("SC_IOV_MAX")
 PAGE = mmap.PAGESIZE
@@ -45,21 +45,29 @@ def bounce(length: int) -> memoryview:
     return memoryview(memory)[:length]
 
 
-def read_full(fd: int, offset: int, buffers: Sequence[memoryview], alignment: Alignment = BUFFERED) -> None:
-    """Fill `buffers` from `offset` on; what lies beyond the end of the file reads as zeros."""
+def read_available(fd: int, offset: int, buffers: Sequence[memoryview], alignment: Alignment = BUFFERED) -> int:
+    """Fill `buffers` from `offset` on as far as the file goes, and return how many bytes that were."""
     if alignment is not BUFFERED and not alignment.fits(buffers):
         memory = bounce(total(buffers))
-        read_full(fd, offset, [memory], alignment)
-        scatter(memory, buffers)
-        return
-    left: Sequence[memoryview] = buffers
+        done = read_available(fd, offset, [memory], alignment)
+        scatter(memory[:done], window(buffers, 0, done))
+        return done
+    start = offset
+    left = buffers
     while left:
         done = os.preadv(fd, left if len(left) <= IOV_MAX else left[:IOV_MAX], offset)
         offset += done
         left = skip(left, done)
         if not done or offset % alignment.offset:  # direct reads are cut off unaligned at the end of the file only
             break
-    fill_zero(left)
+    return offset - start
+
+
+def read_full(fd: int, offset: int, buffers: Sequence[memoryview], alignment: Alignment = BUFFERED) -> None:
+    """Fill `buffers` from `offset` on; what lies beyond the end of the file reads as zeros."""
+    done = read_available(fd, offset, buffers, alignment)
+    if done < total(buffers):
+        fill_zero(skip(buffers, done))
 
 
 def read_cached(fd: int, offset: int, buffers: Sequence[memoryview], flags: int = os.RWF_NOWAIT) -> int:
