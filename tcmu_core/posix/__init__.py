@@ -6,8 +6,8 @@ Public: a handler imports it as `tcmu_core.posix`. Offsets and lengths are bytes
 from tcmu_core.posix.buffers import ZEROS, Buffer, Cursor, fill_zero, gather, scatter, skip, split, total, window
 from tcmu_core.posix.locks import InUse, lock, unlock, users
 from tcmu_core.posix.space import can_punch, discard, extents, punch, reserve, zero
-from tcmu_core.posix.stable import Stable
-from tcmu_core.posix.syscalls import address, direct_alignment, fallocate, in_memory
+from tcmu_core.posix.stable import Log, Stable, log
+from tcmu_core.posix.syscalls import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, address, direct_alignment, fallocate, in_memory
 from tcmu_core.posix.transfer import (
     BUFFERED,
     IOV_MAX,
@@ -27,12 +27,16 @@ from tcmu_core.posix.watch import Watch
 __all__ = [
     "BUFFERED",
     "IOV_MAX",
+    "KEEP_SIZE",
     "PAGE",
+    "PUNCH_HOLE",
     "ZEROS",
+    "ZERO_RANGE",
     "Alignment",
     "Buffer",
     "Cursor",
     "InUse",
+    "Log",
     "Stable",
     "Watch",
     "address",
@@ -46,6 +50,7 @@ __all__ = [
     "in_memory",
     "knows_nowait",
     "lock",
+    "log",
     "punch",
     "read_available",
     "read_cached",

@@ -23,7 +23,7 @@ class Stable:
         self.fd = fd
         self.path = path
         self.failure: OSError | None = None
-        self._log = log
+        self.log = log
         self._lock = threading.Lock()
 
     def check(self) -> None:
@@ -47,7 +47,7 @@ class Stable:
             if self.failure is not None:
                 return
             self.failure = error
-        self._log.error(
+        self.log.error(
             "%s: a flush failed: %s. What was written since the one before may be lost; every flush fails from now on, "
             "until the disk is opened anew",
             self.path,

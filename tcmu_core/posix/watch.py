@@ -22,7 +22,7 @@ class Watch:
         info = os.fstat(fd)
         self._fd = fd
         self._path = os.path.abspath(path)
-        self._log = log
+        self.log = log
         self._regular = stat.S_ISREG(info.st_mode)
         self._identity = _identity(info)
         self._length = info.st_size
@@ -49,7 +49,7 @@ class Watch:
             if self._regular:
                 length = os.fstat(self._fd).st_size
                 if length < self._length:
-                    self._log.error(
+                    self.log.error(
                         "%s was truncated while it is served, from %d to %d bytes: what was there reads as zeros",
                         self._path,
                         self._length,
@@ -70,7 +70,7 @@ class Watch:
         elif self._there:
             self._there = False
             what = "deleted or moved" if found is None else "replaced by another file"
-            self._log.error(
+            self.log.error(
                 "%s was %s while it is served: the disk goes on with the old one, "
                 "and what is written to it can't be found under this name",
                 self._path,

@@ -73,6 +73,11 @@ class Header:
         return bool(self.incompatible_features & q.Incompatible.DIRTY)
 
     @property
+    def corrupt(self) -> bool:
+        """True when some program found the image inconsistent; it may be read to rescue what is there."""
+        return bool(self.incompatible_features & q.Incompatible.CORRUPT)
+
+    @property
     def l2_bits(self) -> int:
         """Log2 of the entries in an L2 table."""
         return self.cluster_bits - (4 if self.extended_l2 else 3)
@@ -108,7 +113,7 @@ def parse_header(file: HostFile) -> Header:
         **{name: value for name, value in fields.items() if name in Header.__slots__},
     )
     _parse_extensions(header, first_cluster, length, path)
-    _check_features(header, fields["crypt_method"], path)
+    _check_features(header, fields["crypt_method"], file)
     if version == 3 and length > q.AT_COMPRESSION_TYPE and len(first_cluster) > q.AT_COMPRESSION_TYPE:
         kind = first_cluster[q.AT_COMPRESSION_TYPE]
         if bool(kind) != bool(header.incompatible_features & q.Incompatible.COMPRESSION):
@@ -135,15 +140,16 @@ def feature_name(header: Header, bitmap: int, bit: int) -> str:
     return f"“{known}”" if known else f"{kind} feature bit {bit}"
 
 
-def _check_features(header: Header, crypt_method: int, path: str) -> None:
+def _check_features(header: Header, crypt_method: int, file: HostFile) -> None:
+    path = file.path
     unknown = header.incompatible_features & ~(q.INCOMPATIBLE_KNOWN | int(q.Incompatible.CORRUPT))
     if unknown:
         names = ", ".join(feature_name(header, 0, bit) for bit in range(64) if unknown >> bit & 1)
         raise UnsupportedImage(f"{path}: the image needs features that are not supported: {names}")
-    if header.incompatible_features & q.Incompatible.CORRUPT:
+    if header.corrupt and not file.read_only:
         raise CorruptImage(
             f"{path}: the {feature_name(header, 0, 1)} is set: the image was found inconsistent; "
-            "repair it with qemu-img check -r all"
+            "repair it with qemu-img check -r all, or add ro=1 to rescue what can be read"
         )
     if crypt_method:
         name = q.Crypt(crypt_method).name if crypt_method in list(q.Crypt) else f"method {crypt_method}"

@@ -56,12 +56,11 @@ def die(path: Path, seed: int, content: bytes) -> bytearray:
     return model
 
 
-def journal_of(path: Path) -> Path:
+def journals_of(path: Path) -> list[Path]:
     file = HostFile.open(str(path), read_only=True)
-    name = journal._path(file)
+    names = journal.journals_of(file)
     file.close()
-    assert name is not None
-    return Path(name)
+    return [Path(name) for name in names]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,7 @@ def test_a_killed_process_loses_nothing(
         assert image.lost is None
     qemu.check(path)
     qemu.same(path, model)
-    assert not journal_of(path).exists()
+    assert not journals_of(path)
 
 
 @pytest.mark.parametrize(("command", "byte"), [(f"write -P 2 0 {SIZE}", b"\x02"), (f"write -z 0 {SIZE}", b"\x00")])
@@ -105,7 +104,7 @@ def test_what_another_program_changed_since_is_not_undone(
     path = qemu.create(fast_dir / "disk.qcow2", SIZE, "cluster_size=4096")
     qemu.io(path, "write -P 1 0 4k")
     die(path, 5, bytes(SIZE))
-    assert journal_of(path).exists()
+    assert journals_of(path)
     qemu.img("check", "-r", "all", path)
     qemu.io(path, command)
     with opened_image(path) as image:
@@ -113,7 +112,7 @@ def test_what_another_program_changed_since_is_not_undone(
         assert disk(image).read() == byte * SIZE
         disk(image).write(0, b"\x03" * 512)
     qemu.check(path)
-    assert not journal_of(path).exists()
+    assert not journals_of(path)
 
 
 def test_the_records_of_another_boot_are_not_used(
@@ -121,7 +120,7 @@ def test_the_records_of_another_boot_are_not_used(
 ) -> None:
     path = qemu.create(fast_dir / "disk.qcow2", SIZE, "cluster_size=4096")
     die(path, 6, bytes(SIZE))
-    records = journal_of(path)
+    (records,) = journals_of(path)
     data = records.read_bytes()
     records.write_bytes(data[:8] + b"0" * 36 + data[44:])
     assert not qemu.corruptions(path)
@@ -133,7 +132,7 @@ def test_the_records_of_another_boot_are_not_used(
 def test_a_record_that_is_cut_short_is_no_record(fast_dir: Path, qemu: object, opened_image: Callable) -> None:
     path = qemu.create(fast_dir / "disk.qcow2", SIZE, "cluster_size=4096")
     die(path, 7, bytes(SIZE))
-    records = journal_of(path)
+    (records,) = journals_of(path)
     data = records.read_bytes()
     assert len(data) > 100
     records.write_bytes(data[:-3])

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from tcmu_core import ConfigError
+from tcmu_core.posix import Cursor, fill_zero
 from tcmu_qcow import layout as q
 from tcmu_qcow.compression import locate, locate_v1
 from tcmu_qcow.config import parse
 from tcmu_qcow.create import Preallocation
-from tcmu_qcow.files import Cursor, HostFile, fill_zero
+from tcmu_qcow.files import HostFile
+from tcmu_qcow.formats import Format
 from tcmu_qcow.header import Header, encode_header, parse_header
-from tcmu_qcow.opening import Format, resolve
+from tcmu_qcow.opening import resolve
 from tcmu_qcow.tables import TYPECODES, Table, TableCache, decode, encode
 
 # Host cluster management: "bit 0 means the least significant bit"
