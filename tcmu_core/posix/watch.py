@@ -15,7 +15,7 @@ INTERVAL = 5.0  # seconds
 class Watch:
     """Looks at one open file and the name it was opened by, from a thread that all of a process's watches share.
 
-    A device node is watched by its name alone. Whoever shortens the file itself says so by `expect`.
+    A device node is watched by its name alone. Whoever shortens the file itself does it by `truncate`.
     """
 
     def __init__(self, fd: int, path: str, log: Log = log) -> None:
@@ -30,9 +30,10 @@ class Watch:
         self._lock = threading.Lock()
         _watcher.add(self)
 
-    def expect(self, length: int) -> None:
-        """Note that the file may be as short as `length` bytes from now on."""
+    def truncate(self, length: int) -> None:
+        """Set the size of the file, which is its user's own business then; raises OSError."""
         with self._lock:
+            os.ftruncate(self._fd, length)
             self._length = min(self._length, length)
 
     def close(self) -> None:

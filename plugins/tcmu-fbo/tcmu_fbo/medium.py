@@ -139,8 +139,7 @@ class Medium:
         """Make the whole disc zeros, calling `progress(done, all)` in bytes on the way."""
         size = self.blocks * BLOCK
         if self._regular:  # a hole costs neither time nor space
-            self._watch.expect(0)
-            os.ftruncate(self.fd, 0)
+            self._watch.truncate(0)
             os.ftruncate(self.fd, size)
             self.length = size
         else:

@@ -112,8 +112,9 @@ class HostFile:
     def truncate(self, size: int) -> None:
         """Set the size of the file."""
         if self._watch is not None:
-            self._watch.expect(size)
-        os.ftruncate(self.fd, size)
+            self._watch.truncate(size)
+        else:
+            os.ftruncate(self.fd, size)
 
     def punch(self, offset: int, length: int) -> bool:
         """Give the range back to the file system; it reads as zeros from now on. False where that can't be done."""

@@ -108,7 +108,9 @@ def parse_header(file: HostFile) -> Header:
         length = fields["header_length"]
         if length < q.HEADER_V3_LENGTH or length % 8 or length > 1 << cluster_bits:
             raise CorruptImage(f"{path}: header_length {length}")
-    first_cluster = file.pread(1 << cluster_bits, 0) if len(raw) >= 4096 else raw
+    end = fields["backing_file_offset"] + fields["backing_file_size"]
+    whole = end <= len(raw) and _ends_within(raw, length)
+    first_cluster = raw if whole or len(raw) < 4096 else file.pread(1 << cluster_bits, 0)
     header = Header(
         **{name: value for name, value in fields.items() if name in Header.__slots__},
     )
@@ -160,6 +162,16 @@ def _check_features(header: Header, crypt_method: int, file: HostFile) -> None:
         raise CorruptImage(f"{path}: “extended L2 entries” need cluster_bits of 14 or more, not {header.cluster_bits}")
     if header.autoclear_features & q.Autoclear.DATA_FILE_RAW and not header.has_data_file:
         raise CorruptImage(f"{path}: “raw external data” without “external data file”")
+
+
+def _ends_within(start: bytes, at: int) -> bool:
+    """True if the last header extension ends within these bytes: a large cluster needs no reading then."""
+    while at + q.EXTENSION.size <= len(start):
+        kind, length = q.EXTENSION.unpack_from(start, at)
+        if kind == q.Extension.END:
+            return True
+        at += q.EXTENSION.size + -(-length // 8) * 8
+    return False
 
 
 def _parse_extensions(header: Header, cluster: bytes, at: int, path: str) -> None:

@@ -132,8 +132,7 @@ class Journal:
             if self._fd < 0:
                 self._open()
             if self._reserved - self.size < AHEAD // 2:
-                posix.fallocate(self._fd, posix.KEEP_SIZE, self.size, AHEAD)
-                self._reserved = self.size + AHEAD
+                self._set_aside()
         except OSError as error:
             self._reason = error
             return False
@@ -165,19 +164,23 @@ class Journal:
                 failure = error
                 continue
             try:
+                self._fd, self._path, self.size, self._incomplete = fd, path, HEAD.size, False
                 posix.write_full(fd, 0, [HEAD.pack(MAGIC, _boot_id(), _generation(self._file))])
-                posix.fallocate(fd, posix.KEEP_SIZE, HEAD.size, AHEAD)
+                self._set_aside()
             except OSError as error:
-                os.close(fd)
-                os.unlink(path)
+                self.close(remove=True)
                 failure = error
                 continue
-            self._fd, self._path = fd, path
-            self.size = HEAD.size
-            self._reserved = HEAD.size + AHEAD
-            self._incomplete = False
             return
         raise failure
+
+    def _set_aside(self) -> None:
+        try:
+            posix.fallocate(self._fd, posix.KEEP_SIZE, self.size, AHEAD)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:  # then it will be seen when it is written
+                raise
+        self._reserved = self.size + AHEAD
 
     def add(self, offset: int, before: array[int], after: array[int]) -> None:
         """Words of the image change. What does not fit is left out, and all that comes after it."""
