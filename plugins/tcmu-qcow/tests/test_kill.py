@@ -27,7 +27,7 @@ path, seed, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 chance = random.Random(seed)
 if len(sys.argv) > 4:
     from tcmu_qcow import journal
-    journal.RUN = journal.SHARED_MEMORY = sys.argv[4]
+    journal.RUN, journal.SHARED_MEMORY = sys.argv[4:]
 image = open_image(path, OpenOptions(cache_bytes=16384))
 for number in range(120):
     what = chance.choice(("write", "write", "write", "write_zeroes", "discard", "flush"))
@@ -46,9 +46,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def die(path: Path, seed: int, content: bytes, memory: Path | None = None) -> bytearray:
-    """Run the victim, with its journal below `memory`; returns what the disk has to hold afterwards."""
-    command = [sys.executable, "-c", VICTIM, path, str(seed), str(SIZE), *([memory] if memory else [])]
+def die(path: Path, seed: int, content: bytes, *memory: Path) -> bytearray:
+    """Run the victim, with `memory` in the place of /run and /dev/shm; returns what the disk has to hold afterwards."""
+    command = [sys.executable, "-c", VICTIM, path, str(seed), str(SIZE), *memory]
     done = subprocess.run(command, check=False, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     model, chance = bytearray(content), random.Random(seed)
@@ -181,7 +181,7 @@ if ROOT:
         path = qemu.create(fast_dir / "disk.qcow2", SIZE, "cluster_size=4096")
         model = bytearray(SIZE)
         for seed in range(3):
-            model = die(path, seed, model, small_memory)
+            model = die(path, seed, model, small_memory, small_memory)
         with opened_image(path) as image:
             assert disk(image).read() == model
             assert image.lost is None
@@ -227,7 +227,7 @@ def test_without_any_memory_of_ours_a_kill_loses_nothing(
     path = qemu.create(fast_dir / "disk.qcow2", SIZE, "cluster_size=4096")
     model = bytearray(SIZE)
     for seed in range(2):
-        model = die(path, seed, model, tmp_path / "missing")
+        model = die(path, seed, model, tmp_path / "missing", tmp_path / "missing")
     with opened_image(path) as image:
         assert disk(image).read() == model
     assert not qemu.corruptions(path)
@@ -252,12 +252,12 @@ def test_names_in_shared_memory_can_not_be_taken_by_others(
     (shared / "tcmu-qcow.open").chmod(0o777)
     path = qemu.create(fast_dir / "disk.qcow2", SIZE, "cluster_size=4096")
     model = bytearray(SIZE)
-    model = die(path, 5, model, shared)
+    model = die(path, 5, model, tmp_path / "missing", shared)
     (left,) = journals_of(path)
     assert left.parent.parent == shared
     assert left.parent.name not in ("tcmu-qcow.link", "tcmu-qcow.open")
     assert left.parent.stat().st_mode & 0o777 == 0o700
-    model = die(path, 6, model, shared)
+    model = die(path, 6, model, tmp_path / "missing", shared)
     with opened_image(path) as image:
         assert disk(image).read() == model
     assert not journals_of(path)
