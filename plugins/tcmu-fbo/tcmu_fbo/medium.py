@@ -163,6 +163,7 @@ def open_disc(device: Device, disc: Disc, size: int = 0, instead_of: Medium | No
     """
     block_device = _is_block_device(disc.path)
     writable = not disc.read_only and (disc.profile is None or disc.profile.writable)
+    created = size > 0 and writable and not os.path.lexists(disc.path)
     same = instead_of is not None and _is_open_as(disc.path, instead_of.fd)
     fd, writable = _open(disc, writable, block_device=block_device, create=size > 0)
     try:
@@ -182,6 +183,8 @@ def open_disc(device: Device, disc: Disc, size: int = 0, instead_of: Medium | No
         return Medium(device, fd, disc.path, length, blocks, profile, read_only=not writable)
     except BaseException:
         os.close(fd)
+        if created:
+            os.unlink(disc.path)
         if same and instead_of is not None:
             posix.lock(instead_of.fd, write=not instead_of.read_only)
         raise

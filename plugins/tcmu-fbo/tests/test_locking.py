@@ -94,6 +94,12 @@ def test_no_descriptor_stays_open_when_a_disc_is_refused(bench: Bench, image: Im
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_an_image_that_could_not_be_made_leaves_no_file(bench: Bench, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="File too large"):
+        bench(f"{tmp_path}/new.img", size=1 << 62)
+    assert not (tmp_path / "new.img").exists()
+
+
 def test_an_image_that_is_truncated_under_the_disc_is_mentioned(
     bench: Bench, image: Images, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -49,11 +49,14 @@ class Handler:
             )
         wanted = device.size or config.size
         device.block_size = config.block_size or device.block_size
+        created = config.creation is not None and not os.path.lexists(config.path)
         self._image = _open(config, wanted, device)
         try:
             self._describe(device, config, wanted)
         except BaseException:
             self._close()
+            if created:
+                os.unlink(config.path)
             raise
         if isinstance(self._image, WritableQcow2) and self._image.lost:
             device.log.error("%s", self._image.lost)

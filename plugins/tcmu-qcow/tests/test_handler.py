@@ -225,6 +225,13 @@ def test_many_threads_at_once_keep_their_data_apart(sparse_dir: Path, qemu: obje
     qemu.same(path, b"".join(models))
 
 
+def test_a_new_image_that_is_no_disk_is_not_left_behind(tmp_path: Path) -> None:
+    path = tmp_path / "new.qcow2"
+    with pytest.raises(ConfigError, match="not whole blocks"), opening(f"{path};create=1;size=1000"):
+        pass
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("failing", ["disk.qcow2", "data"])
 def test_once_a_flush_has_failed_each_later_one_fails_until_the_image_is_opened_anew(
     qemu: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failing: str
