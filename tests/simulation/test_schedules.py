@@ -11,8 +11,12 @@ import pytest
 
 from tests.simulation.search import explore
 
-QUICK = {"engine": 90_000, "session": 10_000}  # schedules of each level in `make test`
-SOAK_SECONDS = {"engine": 270, "session": 180}  # ... and the time for more of them, on each processor, in `make soak`
+QUICK = {"engine": 85_000, "session": 10_000, "ring": 5_000}  # schedules of each level in `make test`
+SOAK_SECONDS = {
+    "engine": 240,
+    "session": 160,
+    "ring": 60,
+}  # ... and the time for more of them, on each processor, in `make soak`
 
 
 @pytest.mark.parametrize("level", QUICK)
