@@ -139,8 +139,9 @@ class SharesRun(BulkRun):
         self._send(choices, "VERIFY", cdbs.block_16(0x8F, 0, count, 0x06), bytes(BLOCK))
 
     def do_compare(self, choices: bytes) -> None:
-        """VERIFY(16) with BYTCHK 01b of a mebibyte."""
-        self._send(choices, "VERIFY of data", cdbs.block_16(0x8F, 0, MIB // BLOCK, 0x02), bytes(MIB))
+        """VERIFY(16) with BYTCHK 01b: each block is compared with its own."""
+        size = 256 * KIB
+        self._send(choices, "VERIFY of data", cdbs.block_16(0x8F, 0, size // BLOCK, 0x02), bytes(size))
 
     def do_copy(self, choices: bytes) -> None:
         """EXTENDED COPY of all that one command may copy."""
