@@ -15,13 +15,14 @@ PLUGINS = sorted(path for path in ROOT.glob("plugins/tcmu-*/tcmu_*") if path.is_
 # Each part may import those in the lines above it, and itself; '' is the package itself, `import tcmu_core`.
 LAYERS = (
     {"errors", "loop", "log", "sdnotify", "state"},
-    {"cfgstring"},
+    {"cfgstring", "codec"},
     {"posix", "channel"},
     {"scsi"},
     {"disk.device"},
     {"hookspecs"},
     {"disk", ""},
-    {"handlers"},
+    {"handlers", "host.messages"},
+    {"host.transport"},
     {"kernel", "iscsi", "testing"},
     {"config"},
     {"host"},
@@ -63,7 +64,8 @@ def part(module: str) -> str:
     names = module.split(".")[1:]
     if not names:
         return ""
-    return "disk.device" if names[:2] == ["disk", "device"] else names[0]
+    nested = ".".join(names[:2])
+    return nested if nested in RANK else names[0]
 
 
 def modules(directory: Path) -> list[Path]:

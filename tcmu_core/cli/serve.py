@@ -104,10 +104,9 @@ def run(args: argparse.Namespace) -> int:
     target = iscsi_name(args.target or IQN_PREFIX + _NOT_IN_IQN.sub("-", args.name.lower()))
     spec = make_spec(args, handler, target)
     with contextlib.closing(Loop(spin_time())) as loop:
-        disk = handler.open(spec)
-        server = Server(args, loop, disk, target, users)
+        server = Server(args, loop, handler, spec, target, users)
         try:
-            server.start(handler)
+            server.start()
             loop.run()
         finally:
             server.close()
@@ -115,22 +114,25 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_spec(args: argparse.Namespace, handler: Handler, target: str) -> DiskSpec:
-    """Return the disk that the arguments describe, still to be opened.
+    """Return the disk that the arguments describe, still to be opened; its cfgstring is whole.
 
     Raises:
         ConfigError: the runner's part of the cfgstring, or tcmu.conf, is wrong.
     """
+    cfgstring = absolute(handler.name, args.cfgstring)
     spec = DiskSpec(
         handler.name,
+        cfgstring=cfgstring,
         name=args.name,
         size=args.size,
         block_size=args.block_size or DEFAULT_BLOCK,
         read_only=args.read_only,
         serial=args.serial or "",
         options=_config(args.config).handlers.get(handler.name, {}),
-    ).configured(absolute(handler.name, args.cfgstring))
+    )
     # A disk that names no storage is another one each time; several of them may be served under the same target's name.
-    return dataclasses.replace(spec, place=(target,)) if spec.cfgstring.partition(";")[0] else spec
+    storage = spec.configured(cfgstring).cfgstring.partition(";")[0]
+    return dataclasses.replace(spec, place=(target,)) if storage else spec
 
 
 def _config(path: Path | None) -> Config:
