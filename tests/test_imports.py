@@ -14,10 +14,11 @@ PLUGINS = sorted(path for path in ROOT.glob("plugins/tcmu-*/tcmu_*") if path.is_
 
 # Each part may import those in the lines above it, and itself; '' is the package itself, `import tcmu_core`.
 LAYERS = (
-    {"errors", "loop", "log", "sdnotify", "state"},
+    {"errors", "loop", "log", "sdnotify", "state", "identity"},
     {"cfgstring", "codec"},
     {"posix", "channel"},
     {"scsi"},
+    {"disk.threads"},
     {"disk.device"},
     {"hookspecs"},
     {"disk", ""},

@@ -26,7 +26,7 @@ class Targets:
 
     def __init__(self, parent: Parent, state: Path | None = None) -> None:
         self.parent = parent
-        self._state = state
+        self.state = state
         self.processes: dict[str, ManagedProcess] = {}
         self._jobs: Mapping[str, Job] = {}
         self._limits: dict[str, int] = {}
@@ -48,7 +48,7 @@ class Targets:
 
     def configure(self, config: Config) -> None:
         """Serve what `config` asks for from now on. Targets that are in it as before don't notice."""
-        before, self._jobs = self._jobs, jobs(config, self._state)
+        before, self._jobs = self._jobs, jobs(config, self.state)
         self._limits = memory_limits(config)
         for name, process in list(self.processes.items()):
             if self._jobs.get(name) != before.get(name) and process.state is not State.ENDING:

@@ -1,4 +1,4 @@
-"""What the supervisor is to what it keeps: one that is real but for its log, and a loop whose clock the test turns."""
+"""Supervisors for tests: one with real processes, and one with scripted ones and a clock that the test turns."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import heapq
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from tcmu_core.codec import Message
+from tcmu_core.config.configuration import Config
 from tcmu_core.daemon.spawner import Process, Spawner
+from tcmu_core.host.messages import DiskStatus, Job, LogSettings, Opened, Status
+from tcmu_core.iscsi.transport import Feed, Link
+from tcmu_core.kernel.transport import Record
 from tcmu_core.loop import Loop, Timer
 
 PATIENCE = 30.0
@@ -31,12 +37,16 @@ def wait_for(loop: Loop, condition: Callable[[], object]) -> None:
 
 
 class Parent:
-    """Spawns real processes. `crash` is what happens to hosts when a supervisor is killed."""
+    """Spawns real processes. After `crash` it is the next supervisor."""
 
     def __init__(self, runtime: Path) -> None:
-        self.loop = Loop()
         self.runtime = runtime
-        self.spawner = Spawner(self.loop, runtime)
+        self.crashes = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.loop = Loop()
+        self.spawner = Spawner(self.loop, self.runtime)
 
     def spawn(self, job: Any, on_message: Any, on_death: Any) -> Process:
         return self.spawner.spawn(job, on_message, on_death)
@@ -50,11 +60,16 @@ class Parent:
     def until(self, condition: Callable[[], object]) -> None:
         wait_for(self.loop, condition)
 
-    def crash(self) -> Parent:
-        """Go without a word, and return the next one."""
+    def crash(self) -> None:
+        """Go without a word, and come as the next one."""
         self.spawner.abandon()
         self.loop.close()
-        return Parent(self.runtime)
+        self.crashes += 1
+        self._begin()
+
+    def close(self) -> None:
+        self.spawner.close()
+        self.loop.close()
 
 
 class ManualLoop:
@@ -62,6 +77,7 @@ class ManualLoop:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.callbacks: dict[int, Callable[[int], object]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._count = itertools.count()
 
@@ -76,6 +92,12 @@ class ManualLoop:
         heapq.heappush(self._timers, (timer.when, next(self._count), timer))
         return timer
 
+    def register(self, fd: int, events: int, callback: Callable[[int], object]) -> None:
+        self.callbacks[fd] = callback
+
+    def unregister(self, fd: int) -> None:
+        self.callbacks.pop(fd, None)
+
     def advance(self, seconds: float) -> None:
         """Let time pass, and what is due happen when it is due."""
         end = self.now + seconds
@@ -86,3 +108,58 @@ class ManualLoop:
             if fn is not None:
                 fn(*timer.args)
         self.now = end
+
+
+class ScriptedProcess:
+    """A host process that does what the test says."""
+
+    pids = itertools.count(1000)
+
+    def __init__(self, job: Job, on_message: Callable[[Message], object], on_death: Callable[[str], object]) -> None:
+        self.job, self.say, self.die = job, on_message, on_death
+        self.pid = next(self.pids)
+        self.told: list[Message] = []
+        self.killed = False
+        self.memory = 20 << 20
+
+    def send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
+        if not isinstance(message, Link | Feed | Record | LogSettings):
+            self.told.append(message)
+
+    def kill(self) -> None:
+        self.killed = True
+
+    def opened(self, job: Job | None = None, size: int = 4096) -> None:
+        """Say that it serves."""
+        disks = [
+            DiskStatus(lun, disk.handler, disk.name, disk.cfgstring, size, 512, False, True, False)
+            for lun, disk in self.job.disks.items()
+        ]
+        self.say(Opened(job or self.job, Status(self.pid, tuple(disks), addresses=("127.0.0.1:3260",))))
+
+
+class ScriptedParent:
+    """A supervisor whose processes are scripted. `left` are those that an earlier one left, by key."""
+
+    def __init__(self) -> None:
+        self.loop: Any = ManualLoop()
+        self.handlers: dict[str, Any] = {"ram": SimpleNamespace(error="")}
+        self.config = Config()
+        self.bus = None
+        self.processes: list[ScriptedProcess] = []
+        self.left: dict[str, Job] = {}
+
+    def spawn(self, job: Job, on_message: Any, on_death: Any) -> Any:
+        self.processes.append(ScriptedProcess(job, on_message, on_death))
+        return self.processes[-1]
+
+    def adopt(self, path: Path, on_message: Any, on_death: Any) -> Any:
+        job = self.left.pop(str(path), None)
+        return None if job is None else self.spawn(job, on_message, on_death)
+
+    def rendezvous(self, key: str) -> Path:
+        return Path(key)
+
+    def of(self, key: str) -> ScriptedProcess:
+        """Return the last process of a key."""
+        return next(one for one in reversed(self.processes) if one.job.key == key)

@@ -19,6 +19,7 @@ import pytest
 
 from tcmu_core.config.configuration import Config, LunConfig, TargetConfig
 from tcmu_core.daemon.targets import REDIRECTOR, Targets, memory_limits
+from tcmu_core.disk.device import Change
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.constants import LoginStatus
 from tcmu_core.iscsi.settings import Access, ChapUser, PortalSettings
@@ -36,16 +37,21 @@ RAM = LunConfig(0, "ram", size=1 << 20)
 def parent(tmp_path: Path) -> Iterator[Parent]:
     made = Parent(tmp_path / "run")
     yield made
-    made.spawner.close()
-    made.loop.close()
+    made.close()
 
 
 @pytest.fixture
 def targets(parent: Parent, tmp_path: Path) -> Iterator[Targets]:
     made = Targets(parent, tmp_path / "state")
+    number = parent.crashes
     yield made
+    if parent.crashes == number:
+        stop(parent, made)
+
+
+def stop(parent: Parent, targets: Targets) -> None:
     ended: list[bool] = []
-    made.stop(lambda: ended.append(True))
+    targets.stop(lambda: ended.append(True))
     parent.until(lambda: ended)
 
 
@@ -61,9 +67,7 @@ def serve(parent: Parent, targets: Targets, wanted: Config) -> None:
     """Have the targets serve what is wanted, and wait until all of it is."""
     targets.configure(wanted)
     names = {REDIRECTOR, *(target.name for target in wanted.targets)} if wanted.targets else set()
-    parent.until(
-        lambda: set(targets.processes) == names and all(one.serving for one in targets.processes.values())
-    )
+    parent.until(lambda: set(targets.processes) == names and all(one.serving for one in targets.processes.values()))
 
 
 def pid(targets: Targets, key: str) -> int:
@@ -355,14 +359,107 @@ def test_the_zygote_can_die_and_workers_live_on(parent: Parent, targets: Targets
     assert "Lun:6" in listing(targets)
 
 
-def test_each_crash_in_a_row_waits_longer(
-    parent: Parent, targets: Targets, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_each_crash_in_a_row_waits_longer(parent: Parent, targets: Targets, caplog: pytest.LogCaptureFixture) -> None:
     serve(parent, targets, config(RAM))
     for _ in range(3):
         kill(parent, targets, IQN)
     waits = [record.args[-1] for record in caplog.records if "the next one starts" in record.msg and record.args]  # type: ignore[index]
     assert waits == [0, 1, 2]
+
+
+def test_sessions_go_on_when_the_supervisor_is_killed_and_the_next_one_adopts_their_hosts(
+    parent: Parent, targets: Targets
+) -> None:
+    wanted = config(RAM, others=(RAM,))
+    serve(parent, targets, wanted)
+    keys = (REDIRECTOR, IQN, OTHER)
+    before = {key: pid(targets, key) for key in keys}
+    address = targets.addresses[0]
+    with undisturbed(targets, IQN), undisturbed(targets, OTHER):
+        for _ in range(2):
+            parent.crash()
+            with Client(address, Initiator(target=IQN, isid=b"\x80lonely")) as one:  # nobody supervises now
+                assert one.login().read(0, 1) == bytes(512)
+            targets = Targets(parent, targets.state)
+            serve(parent, targets, wanted)
+            assert {key: pid(targets, key) for key in keys} == before
+            assert targets.addresses == [address]
+    kill(parent, targets, IQN)
+    with client(targets, IQN) as one:
+        assert one.login().read(0, 1) == bytes(512)
+    stop(parent, targets)
+
+
+def test_what_was_asked_for_anew_while_no_supervisor_was_there_is_served_by_the_next(
+    parent: Parent, targets: Targets, tmp_path: Path
+) -> None:
+    disk = LunConfig(0, "file", str(tmp_path / "disk"), size=1 << 20)
+    serve(parent, targets, config(disk, others=(RAM,)))
+    other = pid(targets, OTHER)
+    with undisturbed(targets, OTHER):
+        parent.crash()
+        targets = Targets(parent, targets.state)
+        serve(parent, targets, config(disk, LunConfig(5, "ram", size=1 << 20), others=(RAM,)))
+        assert pid(targets, OTHER) == other
+    parent.until(lambda: targets.addresses)
+    assert "Lun:5" in listing(targets)
+    stop(parent, targets)
+
+
+def test_a_lun_whose_storage_a_hung_host_still_holds_is_there_in_the_end(
+    parent: Parent, targets: Targets, tmp_path: Path
+) -> None:
+    wanted = config(LunConfig(0, "file", str(tmp_path / "disk"), size=1 << 20))
+    serve(parent, targets, wanted)
+    os.kill(pid(targets, IQN), signal.SIGSTOP)
+    parent.crash()
+    targets = Targets(parent, targets.state)
+    serve(parent, targets, wanted)
+    assert "Lun:0" in listing(targets)
+    stop(parent, targets)
+
+
+def test_a_lun_that_is_missing_is_tried_again_and_appears_beside_the_others(
+    parent: Parent, targets: Targets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = tmp_path / "late"
+    serve(parent, targets, config(RAM, LunConfig(1, "file", str(late))))
+    host = pid(targets, IQN)
+    with undisturbed(targets, IQN):
+        assert "Lun:1" not in listing(targets)
+        late.write_bytes(bytes(1 << 20))
+        targets.processes[IQN].retry()  # on SIGHUP, and every so often
+        parent.until(lambda: "Lun:1" in listing(targets))
+    assert pid(targets, IQN) == host
+
+
+def blocks(targets: Targets) -> str:
+    """Return what READ CAPACITY says to a new initiator."""
+    uri = f"iscsi://{targets.addresses[0]}/{IQN}/0"
+    said = subprocess.run(["iscsi-readcapacity16", uri], capture_output=True, text=True, check=True, timeout=PATIENCE)
+    return said.stdout
+
+
+def change(parent: Parent, targets: Targets, wanted: Change) -> None:
+    future = targets.processes[IQN].change(wanted)
+    parent.until(future.done)
+    assert future.result() == (0, "")
+
+
+def test_a_disk_grows_while_it_is_used(parent: Parent, targets: Targets, tmp_path: Path) -> None:
+    serve(parent, targets, config(LunConfig(0, "file", str(tmp_path / "disk"), size=1 << 20)))
+    with undisturbed(targets, IQN):
+        change(parent, targets, Change(size=2 << 20))
+    assert f"Total size:{2 << 20}" in blocks(targets)
+
+
+def test_a_medium_is_changed(parent: Parent, targets: Targets, tmp_path: Path) -> None:
+    for number, name in enumerate(("one", "two"), 1):
+        (tmp_path / name).write_bytes(bytes(number << 20))
+    serve(parent, targets, config(LunConfig(0, "fbo", f"ro/{tmp_path}/one")))
+    assert f"Total size:{1 << 20}" in blocks(targets)
+    change(parent, targets, Change(cfgstring=f"ro/{tmp_path}/two"))
+    assert f"Total size:{2 << 20}" in blocks(targets)
 
 
 # -- what changes -----------------------------------------------------------------------------------------------------
