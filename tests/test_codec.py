@@ -32,7 +32,8 @@ JOB = m.Job(
 )  # fmt: skip
 
 MESSAGES: list[Message] = [
-    JOB, LOG, m.Adopt(), m.Ping(), m.Ask(), m.Retry(), m.Drain(), m.Close(), m.Ready(), m.Stop(), m.Pong(1, 2), m.Exited(1, 9),
+    JOB, LOG, m.Adopt(), m.Ping(), m.Ask(), m.Retry(), m.Drain(), m.Close(), m.Ready(), m.Stop(), m.Pong(1, 2),
+    m.Exited(1, 9),
     m.Spawn(1, JOB), m.Spawned(1, 2), m.Reconfigure(Change(size=5), 1, 2), m.Reconfigure(Change(cfgstring="")),
     m.Changed(1, 22, "no", DISK), m.Changed(1, 0, ""), m.Failed(28, "full"),
     m.Opened(JOB, m.Status(1, (DISK,), (m.Missing(1, "file/b", "gone"),), ("a",), 1, 2)),
@@ -58,9 +59,10 @@ def changed(**fields: object) -> bytes:
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"{", b"1", b"{}", b'{"":"os:system"}', b'{"":"host.messages:Nothing"}', b'{"":"host.messages:LogSettings2"}',
+        b"", b"{", b"1", b"{}", b'{"":"os:system"}', b'{"":"host.messages:Nothing"}',
         b'{"":"disk.spec:DiskSpec","handler":"x"}', b'{"":"codec:Message"}', b'{"":5}',
-        changed(key="1"), changed(key=True), changed(key=None), changed(more=1), b'{"":"host.messages:Spawned","key":1}',
+        changed(key="1"), changed(key=True), changed(key=None), changed(more=1),
+        b'{"":"host.messages:Spawned","key":1}',
         b'{"":"iscsi.transport:Visitor","heard":"*","told":0}',
         encode(RedirectorWay(("a",), SETTINGS)).replace(b"127.0.0.1:0", b"nowhere"),
     ],

@@ -118,7 +118,7 @@ class ManagedProcess:
         self._timer: Timer | None = None
         self._replaced = ""  # why the process is being replaced
         self._then: Callable[[], object] | None = None
-        self._watchdog = Watchdog(parent.loop, f"the host of {title}", device)
+        self._watchdog = Watchdog(parent.loop, f"the worker of {title}", device)
 
     @property
     def extra(self) -> dict[str, str]:
@@ -172,7 +172,7 @@ class ManagedProcess:
         return made
 
     def _adoption_is_late(self) -> None:
-        log.error("the host of %s that an earlier supervisor left does not answer: it is replaced", self.title,
+        log.error("the worker of %s that an earlier supervisor left does not answer: it is replaced", self.title,
                   extra=self.extra)  # fmt: skip
         self._kill()
 
@@ -236,7 +236,7 @@ class ManagedProcess:
         if self.serving:
             excess = self._watchdog.excess(limit)
             if excess:
-                log.error("the host of %s is replaced: %s", self.title, excess, extra=self.extra)
+                log.error("the worker of %s is replaced: %s", self.title, excess, extra=self.extra)
                 self.replace(excess)
 
     def replace(self, reason: str) -> None:
@@ -254,7 +254,7 @@ class ManagedProcess:
         self._cancel_timer()
         reason, self._replaced = self._replaced or reason, ""
         for asked in list(self._asked.values()):
-            self._answer(asked, errno.EIO, f"the host ended: {reason}")
+            self._answer(asked, errno.EIO, f"the worker ended: {reason}")
         self._asked.clear()
         if self._failure is not None:
             reason = self._failure.reason
@@ -287,7 +287,9 @@ class ManagedProcess:
             self._quarantine()
             return
         delay = 0.0 if self.crashes == 1 else min(2.0 ** (self.crashes - 2), LONGEST_DELAY)
-        log.error("the host of %s ended: %s; the next one starts in %g s", self.title, reason, delay, extra=self.extra)
+        log.error(
+            "the worker of %s ended: %s; the next one starts in %g s", self.title, reason, delay, extra=self.extra
+        )
         self.start(delay=delay)
 
     def _quarantine(self) -> None:
@@ -368,7 +370,7 @@ class ManagedProcess:
             self._set_timer(HOPELESS_SECONDS, self._ended)
 
     def _end_is_late(self, park: bool) -> None:
-        log.error("the host of %s does not end: killed", self.title, extra=self.extra)
+        log.error("the worker of %s does not end: killed", self.title, extra=self.extra)
         self._kill()
         if park:
             self._park()

@@ -222,7 +222,7 @@ class Spawner:
         self._channel = None
         if self._closing:
             return
-        log.error("the zygote ended with status %d; hosts go on, another one follows", status)
+        log.error("the zygote ended with status %d; workers go on, another one follows", status)
         unborn, self._unborn = self._unborn, {}
         self._loop.call_later(RESTART_DELAY, self.start)
         for process in unborn.values():

@@ -110,7 +110,7 @@ def _spawn(registry: Registry, job: Job, fd: int, control: socket.socket) -> int
         _expose_to_oom_killer()
         status = HostProcess(registry, job, socket.socket(fileno=fd)).run()
     except BaseException:
-        log.exception("the host of %s failed", job.key)
+        log.exception("the worker of %s failed", job.key)
     finally:
         logging.shutdown()
         os._exit(status)

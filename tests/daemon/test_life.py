@@ -128,7 +128,7 @@ def test_a_host_that_answers_is_asked_again_and_nothing_is_said(case: Case, capl
         case.parent.loop.advance(watchdog.PING_SECONDS)
         assert case.host.told.pop() == Ping()
         case.host.say(Pong(7, 1))
-    assert f"the host of {case.managed.title} has not answered" not in caplog.text
+    assert f"the worker of {case.managed.title} has not answered" not in caplog.text
     assert case.managed.status is not None
     assert (case.managed.status.commands, case.managed.status.in_flight) == (7, 1)
 

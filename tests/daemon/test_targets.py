@@ -312,7 +312,7 @@ def test_a_worker_that_hangs_is_named_with_what_replaces_it_and_not_killed(
     serve(parent, targets, config(RAM, others=(RAM,)))
     hung = pid(targets, IQN)
     os.kill(hung, signal.SIGSTOP)
-    parent.until(lambda: f"the host of {IQN} has not answered for" in caplog.text)
+    parent.until(lambda: f"the worker of {IQN} has not answered for" in caplog.text)
     assert f"(kill -9 {hung} replaces it)" in caplog.text
     os.kill(hung, signal.SIGCONT)
     with client(targets, IQN) as one:
@@ -333,7 +333,7 @@ def test_a_worker_over_its_memory_limit_is_replaced_and_the_others_stay(
         targets.hold_to_limits(limited)
         parent.until(lambda: targets.processes[IQN].serving and pid(targets, IQN) != first)
         serve(parent, targets, config(luns[0], others=(luns[1],)))
-    assert f"the host of {IQN} ended: it took" in caplog.text
+    assert f"the worker of {IQN} ended: it took" in caplog.text
     with client(targets, IQN) as one:
         assert one.login().read(0, 1) == bytes(512)
 
@@ -448,8 +448,12 @@ def change(parent: Parent, targets: Targets, wanted: Change) -> None:
 
 def test_a_disk_grows_while_it_is_used(parent: Parent, targets: Targets, tmp_path: Path) -> None:
     serve(parent, targets, config(LunConfig(0, "file", str(tmp_path / "disk"), size=1 << 20)))
-    with undisturbed(targets, IQN):
+    with client(targets, IQN) as one:
+        one.login()
         change(parent, targets, Change(size=2 << 20))
+        with contextlib.suppress(AssertionError):
+            one.read(0, 1)  # CAPACITY DATA HAS CHANGED, once
+        assert one.read((2 << 20) // 512 - 1, 1) == bytes(512)
     assert f"Total size:{2 << 20}" in blocks(targets)
 
 

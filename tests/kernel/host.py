@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -88,8 +89,8 @@ class Host:
 
     def worker(self, name: str) -> int:
         """Return the pid of the worker that serves a device."""
-        lines = [line for line in self.log().splitlines() if f"/{name}: " in line and "is served by process" in line]
-        return int(lines[-1].rpartition(" ")[2])
+        found = re.findall(rf"/{name}: .* is served (?:on )?by process (\d+)$", self.log(), re.MULTILINE)
+        return int(found[-1])
 
     # -- devices, by configfs alone ---------------------------------------------------------------------------------
 
