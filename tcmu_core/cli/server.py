@@ -22,7 +22,7 @@ from tcmu_core.host.host import Host
 from tcmu_core.iscsi.settings import PORT, Access, ChapUser, PortalSettings, format_address, parse_address
 from tcmu_core.iscsi.transport import TargetWay
 from tcmu_core.loop import Loop
-from tcmu_core.scsi.unit import LogicalUnit
+from tcmu_core.scsi.engine import Engine
 from tcmu_core.state import default_directory
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -63,9 +63,9 @@ class Server:
         return PortalSettings((format_address(host, port),), access, insecure=self.args.insecure)
 
     @property
-    def unit(self) -> LogicalUnit:
-        """The logical unit of the disk."""
-        return self.host.units[0]
+    def engine(self) -> Engine:
+        """The engine of the disk."""
+        return self.host.engines[0]
 
     def start(self) -> None:
         """Open the disk, listen, say what is served, and start the command."""
@@ -93,12 +93,12 @@ class Server:
             raise ConfigError(f"{error.strerror}{hint}") from error
 
     def _listen_to_commands(self) -> None:
-        if self.args.shell_command and not self.unit.device.removable:
+        if self.args.shell_command and not self.engine.device.removable:
             return  # nobody else comes in between
         try:
             self.control = ControlSocket(self.loop, self._directory, self.host)
         except OSError as error:
-            self.unit.device.log.warning("other `tcmu` commands can't reach this process: %s", error)
+            self.engine.device.log.warning("other `tcmu` commands can't reach this process: %s", error)
 
     def _reach(self) -> Reach:
         """Return how a client on this host reaches the disk."""
@@ -137,7 +137,9 @@ class Server:
         self.loop.stop()
 
     def _in_flight(self) -> str:
-        commands = [command.cdb.hex(" ") for unit in self.host.units.values() for command in unit.tasks.active]
+        commands = [
+            command.cdb.hex(" ") for engine in self.host.engines.values() for command in engine.unit.tasks.active
+        ]
         return f"the handler to end commands, {len(commands)} of them: {', '.join(commands[:SHOWN])}"
 
     def _waits_for(self) -> str:
@@ -159,7 +161,7 @@ class Server:
 
     def _announce(self, reach: Reach, handler: Handler) -> None:
         out = Output()
-        device = self.unit.device
+        device = self.engine.device
         writable = ", read-only" if device.read_only else ""
         shape = f"{human(device.size or 0)}, blocks of {device.block_size} bytes{writable}"
         out.line(f"{out.style(device.name, 'bold')}: {shape}, by handler {handler.name} of {handler.source}")
@@ -176,7 +178,7 @@ class Server:
         out.line("Ctrl-C stops it.")
 
     def _as_json(self, reach: Reach) -> dict[str, Any]:
-        device = self.unit.device
+        device = self.engine.device
         return {
             "uri": reach.uri,
             "portal": reach.portal,

@@ -1,4 +1,4 @@
-"""Host: disks, their logical units, and the way in to them, on one loop; it answers typed messages.
+"""Host: disks, their engines, and the way in to them, on one loop; it answers typed messages.
 
 `tcmu serve` is a host in the foreground; a process of tcmu-runner is one with a supervisor (`host.process`).
 """
@@ -39,8 +39,7 @@ from tcmu_core.host.messages import (
     WayIn,
 )
 from tcmu_core.loop import Loop, Timer
-from tcmu_core.scsi.command import Command
-from tcmu_core.scsi.unit import LogicalUnit
+from tcmu_core.scsi.engine import Engine
 
 log = logging.getLogger("tcmu.host")
 
@@ -53,7 +52,7 @@ class Host:
 
     def __init__(self, loop: Loop, open_disk: Callable[[DiskSpec], Disk], way: WayIn) -> None:
         self.loop = loop
-        self.units: dict[int, LogicalUnit] = {}
+        self.engines: dict[int, Engine] = {}
         self.specs: dict[int, DiskSpec] = {}  # as they were asked for, changes included
         self.missing: dict[int, Missing] = {}
         self.transport = transports.make(way, self)
@@ -85,12 +84,12 @@ class Host:
             raise
         self._retry_later()
 
-    def _open(self, lun: int, spec: DiskSpec) -> LogicalUnit | None:
+    def _open(self, lun: int, spec: DiskSpec) -> Engine | None:
         try:
             spec = spec.configured(spec.cfgstring)
             disk = self._open_disk(spec)
             try:
-                unit = LogicalUnit(disk, post=self.loop.post, aptpl=self.transport.store(lun, disk))
+                engine = Engine(disk, post=self.loop.post, store=self.transport.store(lun, disk))
             except BaseException:
                 disk.close()
                 raise
@@ -105,11 +104,11 @@ class Host:
                           RETRY_SECONDS, exc_info=unexpected, extra={"device": spec.title})  # fmt: skip
             return None
         self.missing.pop(lun, None)
-        self.units[lun] = unit
-        unit.trace = self.traced(spec.title)
+        self.engines[lun] = engine
+        engine.trace = self.traced(spec.title)
         if spec.patience:
-            self.loop.call_later(spec.patience, self._look_for_slow, unit, spec.patience, set())
-        return unit
+            self._look_for_slow(engine, spec.patience)
+        return engine
 
     def _retry_later(self) -> None:
         if self.missing and self._retry_timer is None:
@@ -121,17 +120,17 @@ class Host:
             self._retry_timer.cancel()
             self._retry_timer = None
         for lun in list(self.missing):
-            unit = self._open(lun, self._prepared[lun])
-            if unit is not None:
-                log.info("LUN %d is there", lun, extra={"device": unit.disk.title})
-                self.transport.add(lun, unit)
+            engine = self._open(lun, self._prepared[lun])
+            if engine is not None:
+                log.info("LUN %d is there", lun, extra={"device": engine.disk.title})
+                self.transport.add(lun, engine)
         self._retry_later()
 
     def set_traced(self, traced: Callable[[str], bool]) -> None:
         """Log every command of the disks for whose title `traced(title)` is true."""
         self.traced = traced
-        for unit in self.units.values():
-            unit.trace = traced(unit.disk.title)
+        for engine in self.engines.values():
+            engine.trace = traced(engine.disk.title)
 
     def drain(self, logout: float, patience: float, then: Callable[[bool], object]) -> None:
         """Take nothing new, have initiators leave within `logout` seconds and what is in flight end in `patience` more.
@@ -142,7 +141,7 @@ class Host:
         self.transport.drain(logout, lambda: self._drained(until, then))
 
     def _drained(self, until: float, then: Callable[[bool], object]) -> None:
-        idle = all(unit.idle for unit in self.units.values()) and not self.transport.counters[1]
+        idle = all(engine.idle for engine in self.engines.values()) and not self.transport.counters[1]
         if idle or self.loop.clock() >= until:
             then(idle)
         else:
@@ -153,9 +152,9 @@ class Host:
         if self._retry_timer is not None:
             self._retry_timer.cancel()
         self.transport.close()
-        for unit in self.units.values():
-            unit.close()
-        self.units.clear()
+        for engine in self.engines.values():
+            engine.close()
+        self.engines.clear()
 
     def stop(self) -> None:
         """End: the way in is gone."""
@@ -183,7 +182,7 @@ class Host:
         commands, in_flight = self.transport.counters
         return Status(
             pid=os.getpid(),
-            disks=tuple(self._disk(lun) for lun in sorted(self.units)),
+            disks=tuple(self._disk(lun) for lun in sorted(self.engines)),
             missing=tuple(self.missing[lun] for lun in sorted(self.missing)),
             addresses=self.transport.addresses,
             commands=commands,
@@ -191,8 +190,8 @@ class Host:
         )
 
     def _disk(self, lun: int) -> DiskStatus:
-        unit = self.units[lun]
-        device = unit.device
+        engine = self.engines[lun]
+        device = engine.device
         return DiskStatus(
             lun=lun,
             handler=device.handler,
@@ -200,7 +199,7 @@ class Host:
             cfgstring=device.cfgstring,
             size=device.size or 0,
             block_size=device.block_size,
-            read_only=unit.disk.read_only,
+            read_only=engine.disk.read_only,
             write_cache=device.write_cache,
             removable=device.removable,
         )
@@ -213,7 +212,7 @@ class Host:
             code, reason = errno_of(error), text_of(error)
             if not isinstance(error, TcmuError | OSError | NotImplementedError):
                 log.exception("changing LUN %d failed", message.lun)
-        disk = self._disk(message.lun) if message.lun in self.units else None
+        disk = self._disk(message.lun) if message.lun in self.engines else None
         return Changed(message.id, code, reason, disk)
 
     def change(self, lun: int, change: Change) -> None:
@@ -222,41 +221,34 @@ class Host:
         Raises:
             ConfigError, OSError, NotImplementedError, CommandError: what the handler says.
         """
-        unit = self.units.get(lun)
-        if unit is None:
+        engine = self.engines.get(lun)
+        if engine is None:
             missing = self.missing.get(lun)
             raise OSError(errno.ENODEV, f"LUN {lun} is missing: {missing.reason}" if missing else f"no LUN {lun} here")
-        device, disk = unit.device, unit.disk
+        device = engine.device
         if change.size is not None and change.size != device.size:
-            disk.change(change)
-            unit.resize(change.size)
+            engine.change(change)
         elif change.cfgstring is not None:
             cfgstring = DiskSpec(device.handler).configured(change.cfgstring).cfgstring
             # A drive that an initiator emptied takes the disc back that it had.
             if cfgstring != device.cfgstring or (device.removable and not device.size):
-                disk.change(Change(cfgstring=cfgstring))
+                engine.change(Change(cfgstring=cfgstring))
                 self.specs[lun] = dataclasses.replace(self.specs[lun], cfgstring=change.cfgstring)
-                if not device.removable:  # another medium is more than another capacity: its handler has told of it
-                    unit.resize(device.size or 0)
-                unit.refresh()
         elif change.write_cache is not None and change.write_cache != device.write_cache:
-            disk.change(change)
-            unit.modes.write_cache = change.write_cache
-            unit.refresh()
+            engine.change(change)
         self.transport.changed(lun)
 
-    def _look_for_slow(self, unit: LogicalUnit, patience: int, before: set[Command]) -> None:
-        """Report commands that were in flight at the last look, and so for longer than the cfgstring allows."""
-        now = set(unit.tasks.active)
-        for command in now & before:
+    def _look_for_slow(self, engine: Engine, patience: int) -> None:
+        """Report commands that are in flight for longer than the cfgstring allows."""
+        for command in engine.slow(patience):
             log.warning(
                 "command %d (%s) takes longer than %d s",
                 command.tag,
                 command.cdb.hex(" "),
                 patience,
-                extra={"device": unit.disk.title},
+                extra={"device": engine.disk.title},
             )
-        self.loop.call_later(patience, self._look_for_slow, unit, patience, now)
+        self.loop.call_later(patience / 4, self._look_for_slow, engine, patience)
 
 
 def errno_of(error: BaseException) -> int:

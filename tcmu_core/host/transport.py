@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 from tcmu_core.codec import Message
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.loop import Loop
-from tcmu_core.scsi.reservations import AptplStore
-from tcmu_core.scsi.unit import LogicalUnit
+from tcmu_core.scsi.engine import Engine
+from tcmu_core.scsi.reservations import StateStore
 
 if TYPE_CHECKING:
     from tcmu_core.disk.disk import Disk
@@ -19,7 +19,7 @@ class Served(Protocol):
     """What a transport may ask of the host that it belongs to."""
 
     loop: Loop
-    units: dict[int, LogicalUnit]  # by LUN
+    engines: dict[int, Engine]  # by LUN
     specs: dict[int, DiskSpec]  # as they were asked for, by LUN; a cfgstring is whole
 
     def stop(self) -> None:
@@ -38,13 +38,13 @@ class Transport(Protocol):
             TcmuError, OSError: it can't be had.
         """
 
-    def store(self, lun: int, disk: Disk) -> AptplStore | None:
+    def store(self, lun: int, disk: Disk) -> StateStore | None:
         """Return where the persistent reservations of a disk outlive the process; None where they are not ours."""
 
     def start(self) -> None:
         """Serve the host's units; raises `OSError` or `TcmuError` when that can't be."""
 
-    def add(self, lun: int, unit: LogicalUnit) -> None:
+    def add(self, lun: int, engine: Engine) -> None:
         """Serve one more unit."""
 
     @property

@@ -19,8 +19,8 @@ from tcmu_core.host.transport import Served
 from tcmu_core.iscsi.door import Door
 from tcmu_core.iscsi.portal import Portal
 from tcmu_core.iscsi.settings import PortalSettings
+from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.target import Target
-from tcmu_core.scsi.unit import LogicalUnit
 from tcmu_core.state import AptplFile, aptpl_file, default_directory
 
 if TYPE_CHECKING:
@@ -100,14 +100,13 @@ class TargetTransport:
 
     def start(self) -> None:
         """Listen where the settings say, if they do; raises `OSError`."""
-        self.target = Target(self.way.name, self.served.units)
+        self.target = Target(self.way.name, self.served.engines)
         self.portal.add_target(self.target)
         self.portal.listen()
 
-    def add(self, lun: int, unit: LogicalUnit) -> None:
-        """Serve one more LUN, of which initiators hear when they look for it."""
-        unit.target, unit.lun = self.target, lun
-        self.target.units[lun] = unit
+    def add(self, lun: int, engine: Engine) -> None:
+        """Serve one more LUN, of which initiators hear."""
+        self.target.add(lun, engine)
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -117,7 +116,7 @@ class TargetTransport:
     @property
     def counters(self) -> tuple[int, int]:
         """Return the commands taken since the start (not counted), and those in flight now."""
-        return 0, sum(len(unit.tasks.active) for unit in self.served.units.values())
+        return 0, sum(len(engine.unit.tasks.active) for engine in self.served.engines.values())
 
     def message(self, message: Message, fds: list[int]) -> bool:
         """Take the end of a channel to the redirector."""
@@ -182,7 +181,7 @@ class RedirectorTransport:
         """Listen; raises `OSError` that names the address."""
         self.portal.listen()
 
-    def add(self, lun: int, unit: LogicalUnit) -> None:
+    def add(self, lun: int, engine: Engine) -> None:
         """Refuse: there are no disks."""
         raise NotImplementedError
 

@@ -25,7 +25,7 @@ from tcmu_core.kernel.ring import Ring
 from tcmu_core.kernel.uio import UioDevice, holders
 from tcmu_core.loop import READ, Pace, spin_time
 from tcmu_core.scsi.command import Initiator
-from tcmu_core.scsi.unit import LogicalUnit
+from tcmu_core.scsi.engine import Engine
 
 if TYPE_CHECKING:
     from tcmu_core.disk.disk import Disk
@@ -148,13 +148,13 @@ class KernelTransport:
 
     def start(self) -> None:
         """Serve the unit by the ring."""
-        if self.uio is None or not self.served.units:
+        if self.uio is None or not self.served.engines:
             return
-        (unit,) = self.served.units.values()
+        (engine,) = self.served.engines.values()
         loop = self.served.loop
-        nexus = unit.attach(INITIATOR)
+        nexus = engine.attach(INITIATOR)
         nexus.attentions.clear()  # the kernel reports power-on and reset to each of its nexuses itself
-        self.ring = Ring(self.uio.memory, unit, nexus, post=loop.post, doorbell=self.uio.ring_doorbell)
+        self.ring = Ring(self.uio.memory, engine, nexus, post=loop.post, doorbell=self.uio.ring_doorbell)
         if not self._taken_over:
             self.record()
         loop.register(self.uio.fd, READ | select.EPOLLET, self._event)
@@ -162,14 +162,14 @@ class KernelTransport:
         if self._taken_over:
             self.backstore.unblock()
 
-    def add(self, lun: int, unit: LogicalUnit) -> None:
+    def add(self, lun: int, engine: Engine) -> None:
         """Refuse: a device has one unit, and is nothing without it."""
         raise NotImplementedError
 
     def record(self) -> None:
         """Let configfs show what the handler made of the device; once it is enabled, the kernel asks us about that."""
-        (unit,) = self.served.units.values()
-        device, store = unit.device, self.backstore
+        (engine,) = self.served.engines.values()
+        device, store = engine.device, self.backstore
         if device.size is not None and device.size != store.size:
             store.write("attrib/dev_size", device.size)
         config = f"{device.handler}/{self._whole_cfgstring()}"
