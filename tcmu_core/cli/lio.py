@@ -20,11 +20,11 @@ from tcmu_core.cli.handlers import absolute
 from tcmu_core.cli.options import Parser
 from tcmu_core.cli.options import size as size_argument
 from tcmu_core.cli.output import Exit, Output, human
-from tcmu_core.errors import ConfigError, HandlerError, TcmuError
+from tcmu_core.errors import ConfigError, HandlerError, TcmuError, text_of
 from tcmu_core.handlers import Registry
 from tcmu_core.kernel import uio
+from tcmu_core.state import Places
 
-RUNNER_LOCK = Path("/run/tcmu.lock")
 DISK_SECONDS = 20.0  # for a local disk to appear after its export
 PORT = 3260  # RFC 7143 4.1
 _REASONS = {
@@ -229,9 +229,22 @@ def _rtslib() -> Any:
         raise TcmuError("kernel devices are root's: run it with sudo")
     try:
         import rtslib_fb
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise TcmuError(f"this needs {error.name}: `pip install 'tcmu-core[kernel]'` brings it") from error
+    except Exception as error:  # it is there, and broken: what it says is what helps
+        raise TcmuError(f"rtslib_fb can't be imported: {text_of(error)}") from error
+    rtslib_fb.RTSRoot._set_dbroot = _leave_dbroot
     return rtslib_fb
+
+
+def _leave_dbroot(root: Any) -> None:
+    """Take the kernel's dbroot as it is.
+
+    Each rtslib would move it to the directory that it was built for, and with it what LIO keeps of reservations and
+    port groups; or complain each time that it can't.
+    """
+    path = Path(root.path) / "dbroot"
+    root._dbroot = path.read_text().strip() if path.exists() else root._default_dbroot
 
 
 def _stores(lio: Any) -> Iterator[Any]:
@@ -265,7 +278,7 @@ def _check(handler: str, cfgstring: str, config: str) -> None:
 def _need_runner() -> None:
     """Raise unless a runner holds its lock: without one the kernel would wait, or nobody would serve the device."""
     try:
-        fd = os.open(RUNNER_LOCK, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(Places.of().lock, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         raise TcmuError("tcmu-runner is not running: `systemctl start tcmu-runner`") from None
     try:

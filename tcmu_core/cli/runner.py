@@ -11,7 +11,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tcmu_core
@@ -55,6 +55,12 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_PATH}, if it is there")
     made.add_argument(
+        "--release",
+        action="store_true",
+        help="serve nothing: have the kernel fail what comes to devices that nobody serves, instead of making it wait "
+        "for the next start (the service does so when it is stopped for good)",
+    )
+    made.add_argument(
         "--state-dir",
         type=Path,
         metavar="DIR",
@@ -82,17 +88,19 @@ class Daemon:
         self.logs = Log(self._level(self.watcher.config), stderr=True)
         self.supervisor: Supervisor | None = None
         self.bus: BusService | None = None
-        self._lock = -1
         self._stopping = False
         self._shown = ""
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; returns the exit status."""
-        options = self.options
         self._apply(self.watcher.config)
         for warning in self.watcher.config.warnings:
             log.warning("%s", warning)
-        self._take_lock()
+        with held(self.places.lock):
+            return self._run()
+
+    def _run(self) -> int:
+        options = self.options
         _raise_file_limit(options.nofile)
         for path in options.handler_path:
             log.debug("handler path: %s", path)
@@ -208,14 +216,35 @@ class Daemon:
             return str(config.log_dir)
         return self.options.tcmu_log_dir or os.environ.get("TCMU_LOGDIR") or str(self.places.logs)
 
-    def _take_lock(self) -> None:
-        path = self.places.lock
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+def release(options: argparse.Namespace) -> int:
+    """Release the kernel's devices if that is meant; returns the exit status."""
+    from tcmu_core.kernel.release import is_meant, release_all
+
+    with Log(Level.INFO, stderr=True):
+        if is_meant():
+            with held(Places.of(options.state_dir).lock):
+                log.info("%d devices answer with an error until tcmu-runner is started again", release_all())
+    return 0
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold the lock that says who is the daemon.
+
+    Raises:
+        TcmuError: there is one.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
         try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise TcmuError(f"tcmu-runner is already running: {path} is locked") from None
+        yield
+    finally:
+        os.close(lock)
 
 
 def _raise_file_limit(wanted: int | None) -> None:
@@ -234,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; returns its exit status."""
     options = parser().parse_args(argv)
     try:
-        return Daemon(options).run()
+        return release(options) if options.release else Daemon(options).run()
     except (TcmuError, OSError) as error:
         with contextlib.suppress(OSError):
             print(f"tcmu-runner: {error}", file=sys.stderr)

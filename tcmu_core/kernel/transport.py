@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import logging
 import os
@@ -26,6 +27,7 @@ from tcmu_core.kernel.uio import UioDevice, holders
 from tcmu_core.loop import READ, Pace, spin_time
 from tcmu_core.scsi.command import Initiator
 from tcmu_core.scsi.engine import Engine
+from tcmu_core.scsi.limits import DEFAULT_MAX_TRANSFER
 
 if TYPE_CHECKING:
     from tcmu_core.disk.disk import Disk
@@ -35,6 +37,8 @@ log = logging.getLogger("tcmu.kernel")
 LEAVE_SECONDS = 12.0  # for another host to let go of the uio device, before it is killed
 GONE_SECONDS = 8.0  # for a killed one to be gone
 POLL = 0.02
+SERIAL = "wwn/vpd_unit_serial"
+PR_SET_IO_FLUSHER = 57  # linux/prctl.h
 COMM = "tcmu:"  # what the names of hosts in `ps -o comm` begin with
 # The kernel does not say which initiator a command came from, and keeps nexuses and reservations itself.
 INITIATOR = Initiator("kernel", b"")
@@ -70,6 +74,7 @@ class KernelTransport:
         self.ring: Ring | None = None
         self._title = way.name
         self._taken_over = False
+        self._settled = False  # whether initiators may have seen the identity
         self._pace = Pace(spin_time())
 
     # -- opening ------------------------------------------------------------------------------------------------------
@@ -91,13 +96,15 @@ class KernelTransport:
             self._take_over()
         else:
             self.uio = self._open_uio()
+        _be_io_flusher()
         store = self.backstore
+        store.keep_commands()
         completed = dataclasses.replace(
             spec,
             size=store.size or None,
             block_size=store.block_size,
-            serial=self._serial(),
-            max_transfer=store.max_transfer,
+            serial=store.serial,
+            max_transfer=min(store.max_transfer or DEFAULT_MAX_TRANSFER, store.data_area),
         )
         log.debug("Got block_size %d, size in bytes %d", completed.block_size, completed.size or 0, extra=self._extra)
         return MappingProxyType({lun: completed})
@@ -136,13 +143,6 @@ class KernelTransport:
                     busy = error
         raise busy
 
-    def _serial(self) -> str:
-        """Return the serial number in configfs, empty while there is none."""
-        try:
-            return self.backstore.serial
-        except ConfigfsError:
-            return ""
-
     def store(self, _lun: int, _disk: Disk) -> None:
         """Return None: the kernel keeps reservations itself."""
 
@@ -155,10 +155,11 @@ class KernelTransport:
         nexus = engine.attach(INITIATOR)
         nexus.attentions.clear()  # the kernel reports power-on and reset to each of its nexuses itself
         self.ring = Ring(self.uio.memory, engine, nexus, post=loop.post, doorbell=self.uio.ring_doorbell)
+        self._record_serial(engine)
         if not self._taken_over:
             self.record()
-        loop.register(self.uio.fd, READ | select.EPOLLET, self._event)
-        loop.post(self._event, READ)
+        loop.register(self.uio.fd, READ | select.EPOLLET, self._first_event)
+        loop.post(self._first_event, READ)
         if self._taken_over:
             self.backstore.unblock()
 
@@ -194,6 +195,32 @@ class KernelTransport:
         """Return the commands taken since the start, and those in flight now."""
         return (self.ring.commands, len(self.ring.in_flight)) if self.ring is not None else (0, 0)
 
+    def _record_serial(self, engine: Engine) -> None:
+        """Let configfs have the serial number that the unit shows: what is saved there is restored at the next boot."""
+        if engine.device.serial != self.backstore.serial:
+            with contextlib.suppress(ConfigfsError):  # it is exported: what initiators saw of it stays
+                self.backstore.write(SERIAL, engine.device.serial)
+
+    def _first_event(self, events: int) -> None:
+        """Settle the identity before anybody can ask for it: from the first export on, the kernel keeps what it has."""
+        ring = self.ring
+        assert ring is not None
+        if ring.pending and not events & ~READ:
+            (engine,) = self.served.engines.values()
+            try:
+                serial = self.backstore.serial
+            except ConfigfsError as error:
+                log.error("its serial number stays %s: %s", engine.device.serial, error, extra=self._extra)
+                serial = ""
+            if serial and serial != engine.device.serial and not engine.disk.own_serial:
+                engine.unit.identify(serial)
+            assert self.uio is not None
+            loop = self.served.loop
+            loop.unregister(self.uio.fd)
+            loop.register(self.uio.fd, READ | select.EPOLLET, self._event)
+            self._settled = True
+        self._event(events)
+
     def _event(self, events: int) -> None:
         if events & ~READ:
             log.info("the kernel took the device away", extra=self._extra)
@@ -222,7 +249,10 @@ class KernelTransport:
         """Acknowledge the kernel's events, and take what is in the ring, should an event have been missed."""
         if self.uio is not None and self.ring is not None:
             self.uio.acknowledge()
-            self.ring.process()
+            if self._settled:
+                self.ring.process()
+            else:
+                self._first_event(READ)
 
     def changed(self, _lun: int) -> None:
         """Do nothing: the kernel asked for the change, or the supervisor says `Record`."""
@@ -249,6 +279,13 @@ class KernelTransport:
         """Hear the device no more. It stays open until the process has ended, and so has let go of its storage."""
         if self.uio is not None:
             self.served.loop.unregister(self.uio.fd)
+
+
+def _be_io_flusher() -> None:
+    """Never wait for dirty pages that may themselves wait for this disk (prctl(2)); threads made later inherit it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0):
+        log.debug("PR_SET_IO_FLUSHER: %s", os.strerror(ctypes.get_errno()))  # without CAP_SYS_RESOURCE
 
 
 def _signal_host(pid: int, number: signal.Signals) -> None:
