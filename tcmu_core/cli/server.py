@@ -59,8 +59,13 @@ class Server:
             users=tuple(ChapUser(name, password.encode()) for name, password in self.users.items()),
             initiators=tuple(self.args.acl),
         )
-        host, port = self.args.portal or ("127.0.0.1", 0 if self.args.shell_command else PORT)
-        return PortalSettings((format_address(host, port),), access, insecure=self.args.insecure)
+        addresses = self.args.portal or [("127.0.0.1", 0 if self.args.shell_command else PORT)]
+        return PortalSettings(tuple(format_address(*one) for one in addresses), access, insecure=self.args.insecure)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the portal listens."""
+        return list(self.host.transport.addresses)
 
     @property
     def engine(self) -> Engine:
@@ -102,7 +107,7 @@ class Server:
 
     def _reach(self) -> Reach:
         """Return how a client on this host reaches the disk."""
-        host, port = parse_address(self.host.transport.addresses[0])
+        host, port = parse_address(self.addresses[0])
         if ipaddress.ip_address(host).is_unspecified:
             host = "::1" if ":" in host else "127.0.0.1"
         user, password = next(iter(self.users.items()), ("", ""))
@@ -162,10 +167,12 @@ class Server:
     def _announce(self, reach: Reach, handler: Handler) -> None:
         out = Output()
         device = self.engine.device
-        writable = ", read-only" if device.read_only else ""
+        writable = ", read-only" if self.engine.disk.read_only else ""
         shape = f"{human(device.size or 0)}, blocks of {device.block_size} bytes{writable}"
         out.line(f"{out.style(device.name, 'bold')}: {shape}, by handler {handler.name} of {handler.source}")
         out.line(f"  {out.style(reach.uri, 'cyan')}")
+        for address in self.addresses[1:]:
+            out.line(f"  at {address} too")
         out.line()
         out.line("In a second terminal:")
         for line in reach.commands():
@@ -182,6 +189,7 @@ class Server:
         return {
             "uri": reach.uri,
             "portal": reach.portal,
+            "portals": self.addresses,
             "target": reach.target,
             "lun": reach.lun,
             "device": device.name,
@@ -189,7 +197,7 @@ class Server:
             "cfgstring": device.cfgstring,
             "size": device.size,
             "block_size": device.block_size,
-            "read_only": device.read_only,
+            "read_only": self.engine.disk.read_only,
             "pid": os.getpid(),
             "commands": reach.commands(),
             "root_commands": reach.root_commands(),

@@ -23,7 +23,7 @@ import sys
 import time
 from pathlib import Path
 
-from tcmu_core import channel
+from tcmu_core import channel, stdout
 from tcmu_core.codec import CodecError, Message
 from tcmu_core.handlers.registry import Registry
 from tcmu_core.host.messages import Exited, Job, Ready, Spawn, Spawned, Stop
@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> int:
     control = socket.socket(fileno=int(arguments[0]))
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    stdout.give_up()
     registry = Registry(arguments[1:])
     gc.collect()
     gc.freeze()  # the collector would otherwise touch, and so copy, every page that hosts share

@@ -16,8 +16,8 @@ from tcmu_core.codec import Message
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.host.messages import WayIn
 from tcmu_core.host.transport import Served
-from tcmu_core.iscsi.door import Door
 from tcmu_core.iscsi.portal import Portal
+from tcmu_core.iscsi.redirector import Redirector
 from tcmu_core.iscsi.settings import PortalSettings
 from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.target import Target
@@ -96,7 +96,7 @@ class TargetTransport:
         """Return the file of the disk's persistent reservations."""
         spec = disk.spec
         directory = self.way.state or default_directory()
-        return aptpl_file(directory, spec.name, spec.handler, spec.cfgstring, self.way.name)
+        return aptpl_file(directory, spec.name, spec.handler, disk.device.serial, self.way.name)
 
     def start(self) -> None:
         """Listen where the settings say, if they do; raises `OSError`."""
@@ -165,7 +165,7 @@ class RedirectorTransport:
     needs_all = True
 
     def __init__(self, way: RedirectorWay, served: Served) -> None:
-        self.portal = Door(served.loop, way.settings, way.targets, self._pass_on)
+        self.portal = Redirector(served.loop, way.settings, way.targets, self._pass_on)
         self._served = served
         self._links: dict[str, Channel] = {}  # to the targets' hosts
 
