@@ -27,6 +27,9 @@ from tcmu_core.state import Places
 
 DISK_SECONDS = 20.0  # for a local disk to appear after its export
 PORT = 3260  # RFC 7143 4.1
+# systemd.mount(5): not before, and so at shutdown not after, what restores LIO's configuration; distributions have one
+# of these two. _netdev keeps it out of local-fs.target, which itself comes before them.
+MOUNT_OPTIONS = "_netdev,x-systemd.after=target.service,x-systemd.after=rtslib-fb-targetctl.service"
 _REASONS = {
     errno.ENOENT: "tcmu-runner has no such handler, or the handler found its storage missing",
     errno.EINVAL: "the handler refuses the cfgstring or the size",
@@ -150,6 +153,9 @@ def _export_loopback(lio: Any, store: Any, args: argparse.Namespace, out: Output
     address = (Path(tpg.path) / "address").read_text().strip()
     disk = _wait_for_disk(f"{address}:{lun.lun}")
     out.line(disk or f"{target.wwn} LUN {lun.lun}: no disk appeared within {DISK_SECONDS:g} s (see dmesg)")
+    if disk:
+        out.line("For a file system on it, a line of /etc/fstab that has it unmounted before LIO takes the disk away:")
+        out.line(f"{_lasting_name(disk)} /mnt auto {MOUNT_OPTIONS} 0 0")
 
 
 def _export_iscsi(lio: Any, store: Any, args: argparse.Namespace, out: Output) -> None:
@@ -329,6 +335,15 @@ def _portal(text: str) -> tuple[str, int]:
     if port and not port.isdigit():
         raise ConfigError(f"{text!r} is no portal: write HOST, HOST:PORT or [IPV6]:PORT")
     return host, int(port or PORT)
+
+
+def _lasting_name(disk: str) -> str:
+    """Return the name that udev gives a disk after its identity, which is the same at each boot."""
+    try:
+        wwid = Path("/sys/block", Path(disk).name, "device", "wwid").read_text().strip()
+    except OSError:
+        return disk
+    return f"/dev/disk/by-id/wwn-0x{wwid.removeprefix('naa.')}" if wwid.startswith("naa.") else disk
 
 
 def _wait_for_disk(address: str) -> str:

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import run
@@ -17,6 +16,7 @@ import pytest
 
 import tcmu_core
 from tcmu_core.cli import runner
+from tests.waiting import wait_for
 
 
 def start(*arguments: str) -> Any:
@@ -111,11 +111,11 @@ class Running:
         return self.log.read_text()
 
     def wait(self, condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < deadline, self.said()
+        def over() -> object:
             assert self.process is None or self.process.poll() is None, self.said()
-            time.sleep(0.02)
+            return condition()
+
+        wait_for(over, why=self.said)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         assert self.process is not None
