@@ -64,7 +64,7 @@ def part(module: str) -> str:
     names = module.split(".")[1:]
     if not names:
         return ""
-    return "disk.device" if names[:2] == ["disk", "device"] else names[0]
+    return "disk.device" if names[:2] in (["disk", "device"], ["disk", "threads"]) else names[0]
 
 
 def modules(directory: Path) -> list[Path]:

@@ -128,12 +128,12 @@ class Bench:
 
     def insert(self, cfgstring: str) -> None:
         """Change the disc from outside, as ChangeMedium does."""
-        self.backend.reconfigure(Change(cfgstring=cfgstring))
+        self.disk.change(Change(cfgstring=cfgstring))
         self.turn()
 
     def close(self) -> None:
         self.turn()
-        self.backend.close()
+        self.disk.close()
 
 
 @pytest.fixture
