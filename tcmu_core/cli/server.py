@@ -20,8 +20,8 @@ from tcmu_core.handlers import Handler
 from tcmu_core.iscsi.portal import Portal
 from tcmu_core.iscsi.settings import PORT, Access, ChapUser, PortalSettings, format_address, parse_address
 from tcmu_core.loop import Loop
+from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.target import Target
-from tcmu_core.scsi.unit import LogicalUnit
 from tcmu_core.state import aptpl_file, default_directory
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -47,9 +47,9 @@ class Server:
         device = disk.device
         directory = args.state_dir or default_directory()
         store = aptpl_file(directory, device.name, device.handler, device.serial, target)
-        self.unit = LogicalUnit(disk, post=loop.post, aptpl=store)
-        self.unit.trace = args.debug
-        self.control = DriveControl(loop, directory, self.unit)
+        self.engine = Engine(disk, post=loop.post, store=store)
+        self.engine.trace = args.debug
+        self.control = DriveControl(loop, directory, self.engine)
 
     def start(self, handler: Handler) -> None:
         """Listen, say what is served, and start the command."""
@@ -72,7 +72,7 @@ class Server:
             initiators=tuple(self.args.acl),
         )
         settings = PortalSettings(tuple(format_address(*one) for one in addresses), access, insecure=self.args.insecure)
-        self.portal = Portal(self.loop, settings, {self.target: Target(self.target, {0: self.unit})})
+        self.portal = Portal(self.loop, settings, {self.target: Target(self.target, {0: self.engine})})
         try:
             self.addresses = self.portal.listen()
         except OSError as error:
@@ -107,7 +107,7 @@ class Server:
 
     def _wait_idle(self, patience: float) -> None:
         """Stop the loop when no command is in flight any more, or after `patience` seconds."""
-        if self.unit.idle or patience <= 0:
+        if self.engine.idle or patience <= 0:
             self.loop.stop()
         else:
             self.loop.call_later(LOOK_AGAIN, self._wait_idle, patience - LOOK_AGAIN)
@@ -119,7 +119,7 @@ class Server:
         if self.portal is not None:
             self.portal.close()
         self.control.close()
-        self.unit.close()
+        self.engine.close()
         # The process ends now, with the status it has: another signal (timeout(1) sends two) changes nothing.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
@@ -127,8 +127,8 @@ class Server:
 
     def _announce(self, reach: Reach, handler: Handler) -> None:
         out = Output()
-        device = self.unit.device
-        writable = ", read-only" if self.unit.disk.read_only else ""
+        device = self.engine.device
+        writable = ", read-only" if self.engine.disk.read_only else ""
         shape = f"{human(device.size or 0)}, blocks of {device.block_size} bytes{writable}"
         out.line(f"{out.style(device.name, 'bold')}: {shape}, by handler {handler.name} of {handler.source}")
         out.line(f"  {out.style(reach.uri, 'cyan')}")
@@ -146,7 +146,7 @@ class Server:
         out.line("Ctrl-C stops it.")
 
     def _as_json(self, reach: Reach) -> dict[str, Any]:
-        device = self.unit.device
+        device = self.engine.device
         return {
             "uri": reach.uri,
             "portal": reach.portal,
@@ -158,7 +158,7 @@ class Server:
             "cfgstring": device.cfgstring,
             "size": device.size,
             "block_size": device.block_size,
-            "read_only": self.unit.disk.read_only,
+            "read_only": self.engine.disk.read_only,
             "pid": os.getpid(),
             "commands": reach.commands(),
             "root_commands": reach.root_commands(),

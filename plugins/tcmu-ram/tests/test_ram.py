@@ -28,7 +28,7 @@ def test_with_an_image_it_keeps_them_beyond_its_life(tmp_path):
 def test_nothing_ever_waits():
     with opened(size=4 * MIB) as disk:
         room = [memoryview(bytearray(4096))]
-        backend = disk.disk.operations
+        backend = disk.operations
         answers = [backend.read(0, room), backend.write(0, room), backend.flush(), backend.discard(0, MIB)]
         assert answers == [None] * 4
 
