@@ -115,8 +115,8 @@ class Disk:
             if inspect.iscoroutine(result):
                 result.close()  # else Python complains that nobody awaited it
             raise HandlerError(
-                f"handler {self.spec.handler!r}: its {hook!r} returned a {type(result).__name__}: it must be None, or a "
-                "concurrent.futures.Future that ends with None"
+                f"handler {self.spec.handler!r}: its {hook!r} returned a {type(result).__name__}: it must be None, or "
+                "a concurrent.futures.Future that ends with None"
             )
 
     def _broken(self, error: BaseException) -> TcmuError:
