@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -26,9 +27,8 @@ def lines(text: str) -> set[str]:
 
 
 def test_what_is_said_goes_to_stdout_and_the_rest_to_stderr():
-    done = run(
-        f"with stdout.taken(restore=False):\n  print('said', file=stdout.stream())\n  {NOISE.replace(chr(10), chr(10) + '  ')}"
-    )
+    said = "with stdout.taken(restore=False):\n  print('said', file=stdout.stream())\n"
+    done = run(said + textwrap.indent(NOISE, "  "))
     assert (done.returncode, done.stdout) == (0, "said\n"), done.stderr
     assert lines(done.stderr) == {"python", "descriptor", "child", "C"}
 
