@@ -42,8 +42,8 @@ PROMISES: tuple[Promise, ...] = (
     check_reading,
     check_ends,
     check_buffers,
-    check_giving_back,
     check_flush,
+    check_giving_back,
     check_zeros,
     check_extents,
     check_together,
@@ -68,6 +68,7 @@ CLAIMS = {
     "own block size": ("check_block_size",),
     "fixed size": ("check_resizing",),
     "one at a time": ("check_together",),
+    "not crash-safe": ("check_crash",),
     "not told of errors": ("check_write_errors", "check_read_errors"),
 }
 LIMIT = 20  # times as long as one call may take, all the calls of one promise may
