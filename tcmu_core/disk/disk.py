@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from tcmu_core.disk.device import Change, Device
 from tcmu_core.disk.layers import Operations, plugin_manager, resolve, stack
 from tcmu_core.disk.spec import DiskSpec
+from tcmu_core.disk.threads import wrong_result
 from tcmu_core.errors import ConfigError, HandlerError, TcmuError, text_of
 from tcmu_core.identity import fresh_serial, serial_of
 from tcmu_core.options import declared
@@ -112,12 +112,7 @@ class Disk:
         if isinstance(result, Future):
             result = result.result()
         if result is not None:
-            if inspect.iscoroutine(result):
-                result.close()  # else Python complains that nobody awaited it
-            raise HandlerError(
-                f"handler {self.spec.handler!r}: its {hook!r} returned a {type(result).__name__}: it must be None, or "
-                "a concurrent.futures.Future that ends with None"
-            )
+            raise HandlerError(f"handler {self.spec.handler!r}, {hook}: {wrong_result(result)}")
 
     def _broken(self, error: BaseException) -> TcmuError:
         # Arithmetic with None, a bytearray of None: it counted on a size that nobody gave.

@@ -107,7 +107,7 @@ def test_a_future_of_open_is_waited_for_and_anything_else_is_refused():
             return 0
 
     handler = Answers()
-    with pytest.raises(HandlerError, match="handler 'test': its 'open' returned a int"):
+    with pytest.raises(HandlerError, match="handler 'test', open: a hook returned 'int'"):
         opened(handler)
     assert handler.calls[-1] == "close"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import re
@@ -262,6 +263,35 @@ def test_a_future_that_was_cancelled_ends_the_command():
     inner.cancel()
     with pytest.raises(CancelledError):
         threaded(lambda: inner).operations.read(0, []).result(timeout=60)
+
+
+async def coroutine():
+    pass
+
+
+@pytest.mark.parametrize(
+    ("result", "kind"),
+    [
+        (lambda: b"the secret on the disk", "'bytes'"),
+        (lambda: 512, "'int'"),
+        (lambda: True, "'bool'"),
+        (lambda: iter(()), "'tuple_iterator'"),
+        (lambda: asyncio.run(coroutine()) or 0, "'int'"),
+    ],
+    ids=["data", "count", "truth", "iterator", "zero"],
+)
+def test_a_result_that_no_hook_may_have_fails_on_a_thread_too_and_is_not_quoted(result, kind):
+    with pytest.raises(HandlerError) as told:
+        threaded(result).operations.read(0, []).result()
+    assert f"a hook returned {kind}: it must return None, or a concurrent.futures.Future" in str(told.value)
+    assert "secret" not in str(told.value)
+
+
+def test_a_coroutine_that_nobody_awaits_fails_on_a_thread_too():
+    made = coroutine()
+    with pytest.raises(HandlerError, match="its coroutine was never awaited"):
+        threaded(lambda: made).operations.read(0, []).result()
+    made.close()
 
 
 # -- what a handler must look like ----------------------------------------------------------------------------------
