@@ -285,6 +285,8 @@ class Book:
             past = self.storages[key[0]].history[key[1]]
             own = next(at for at in range(len(past) - 1, -1, -1) if past[at][0] == op.wrote[key])
             acked[key[1]] = max(acked[key[1]], own + 1)
+            if op.forced and self.storages[key[0]].stable[key[1]] <= own:
+                raise self.wrong("volatile", f"{op} is GOOD with FUA and block {key[1]} is not on stable storage")
         for at, key in enumerate(op.writes):
             self._content(op, key, op.payload[at * BLOCK : (at + 1) * BLOCK], at)
         for hook in self.running:

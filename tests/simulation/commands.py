@@ -186,7 +186,8 @@ class Run:
         first, count = self._span(choices)
         op.medium, op.writes = "write", [(op.lun, first + at) for at in range(count)]
         op.payload = self._stamp(op, count)
-        self.send(op, cdbs.block_10(cdbs.WRITE_10, first, count, cdbs.FUA if choices[4] & 7 == 1 else 0), op.payload)
+        op.forced = choices[4] & 7 == 1
+        self.send(op, cdbs.block_10(cdbs.WRITE_10, first, count, cdbs.FUA if op.forced else 0), op.payload)
 
     def do_short(self, choices: bytes) -> None:
         """WRITE(10) with less data than the CDB announces."""

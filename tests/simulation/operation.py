@@ -28,6 +28,7 @@ class Operation:
         "expected",
         "faulted",
         "first_hook",
+        "forced",
         "issued",
         "looked",
         "lun",
@@ -65,6 +66,7 @@ class Operation:
         self.exclusive = False  # nothing else may run on the disk meanwhile
         self.background = False  # no abort ends it, and with IMMED it goes on after its answer
         self.apart = False  # its task attribute says nothing of what it does
+        self.forced = False  # FUA: GOOD says that it is on stable storage
         self.payload = b""  # what GOOD says was written
         self.expected = b""  # what COMPARE AND WRITE compares with
         self.seen: set[Any] | None = None  # states of the reservations since it was issued

@@ -110,6 +110,11 @@ def an_abort_does_not_wait(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TaskSet, "is_waiting", lambda self, command: command in self.active)
 
 
+def a_flush_is_left_out(patch: pytest.MonkeyPatch) -> None:
+    """FUA is not looked at."""
+    patch.setattr(block, "fua", lambda command: False)
+
+
 def ordered_is_simple(patch: pytest.MonkeyPatch) -> None:
     """The task attribute is not looked at."""
     admit = engine.Engine._admit
@@ -138,6 +143,7 @@ UNDONE = [
     (an_abort_does_not_wait, "session", "unfinished"),
     (an_abort_does_not_wait, "ring", "unfinished"),
     (good_for_what_was_not_done, "ring", "unwritten"),
+    (a_flush_is_left_out, "engine", "volatile"),
     (ordered_is_simple, "engine", "order"),
 ]
 
