@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tcmu_core.iscsi import pdu as p
-from tcmu_core.iscsi.constants import ATTRIBUTE, COMMAND_READ, COMMAND_WRITE, FINAL, RESERVED_TAG, RejectReason
+from tcmu_core.iscsi.constants import ATTRIBUTE, BHS, COMMAND_READ, COMMAND_WRITE, FINAL, RESERVED_TAG, RejectReason
 from tcmu_core.iscsi.direction import DIRECTION, IN, OUT
 from tcmu_core.iscsi.errors import PduError
 from tcmu_core.iscsi.pending import Task, lay_out
@@ -12,7 +12,7 @@ from tcmu_core.iscsi.session import Session, State
 from tcmu_core.iscsi.transfer import Transfer
 from tcmu_core.iscsi.writes import Writes
 from tcmu_core.scsi import sense
-from tcmu_core.scsi.command import Command
+from tcmu_core.scsi.command import Command, Status
 from tcmu_core.scsi.lun import parse_lun
 
 
@@ -40,21 +40,31 @@ class Commands:
             raise PduError("this tag is in use", RejectReason.TASK_IN_PROGRESS)
         extra = p.parse_ahs(pdu.ahs)
         cdb = pdu.cdb + extra.cdb
-        length = min(pdu.expected_length, session.limits.transfer)
         if pdu.flags & COMMAND_WRITE:
-            self.writes.begin(Transfer(pdu, cdb, length, extra.read_length), pdu)
+            length = min(pdu.expected_length, session.limits.transfer)
+            self.writes.begin(Transfer(session.account, pdu, cdb, length, extra.read_length), pdu)
             return
         if pdu.data or not pdu.flags & FINAL:
             raise PduError("write data for a command that does not write", RejectReason.INVALID_PDU_FIELD)
-        if not pdu.flags & COMMAND_READ or DIRECTION[cdb[0]] == OUT:
-            length = 0
-        self._read(pdu, cdb, length)
+        self._read(pdu, cdb, self._read_length(pdu))
 
-    def room_for(self, pdu: p.ScsiCommand, *, force: bool = False) -> bool:
-        """Have room in the outbox for all the Data-In that a read may need."""
+    def must_wait(self, pdu: p.ScsiCommand) -> bool:
+        """Return whether a read has to wait, because there is no room in the outbox for its Data-In."""
         session = self._session
-        _segments, end = self._lay_out(0, min(pdu.expected_length, session.limits.transfer))
-        return session.outbox.make_room(end, force=force)
+        length = self._read_length(pdu)
+        return length > 0 and not session.outbox.make_room(self._room(length)) and session.must_wait()
+
+    def _read_length(self, pdu: p.ScsiCommand) -> int:
+        """Return how many bytes of Data-In a command may have."""
+        if not pdu.flags & COMMAND_READ or pdu.flags & COMMAND_WRITE or DIRECTION[pdu.cdb[0]] == OUT:
+            return 0
+        return min(pdu.expected_length, self._session.limits.transfer)
+
+    def _room(self, length: int) -> int:
+        """Return how many bytes of outbox Data-In of `length` bytes takes at most."""
+        parameters = self._session.parameters
+        segments = length // parameters.max_segment + length // parameters.max_burst + 2
+        return length + segments * (BHS + 12)
 
     def _lay_out(self, at: int, length: int) -> tuple[list[tuple[int, int, int]], int]:
         parameters, framing = self._session.parameters, self._session.framing
@@ -65,6 +75,12 @@ class Commands:
     def _read(self, pdu: p.ScsiCommand, cdb: bytes, length: int) -> None:
         session = self._session
         outbox = session.outbox
+        if length and not outbox.make_room(self._room(length)):  # and nothing of its own to wait for
+            session.economize()
+            command = self._command(cdb, [], 0, pdu.lun, pdu.itt, pdu.flags)
+            command.status = Status.BUSY
+            finish(session, Task(command, pdu.itt, pdu.lun, pdu.expected_length, True, []))
+            return
         segments, end = self._lay_out(outbox.cursor, length)
         memory = outbox.memory
         buffers = [memory.view[data : data + count] for _at, data, count in segments]
@@ -91,13 +107,16 @@ class Commands:
         task.bidi = transfer.bidi
         if transfer.failed is not None:
             command.status = transfer.failed.status
-            command.sense = sense.encode(transfer.failed)
+            if command.status == Status.CHECK_CONDITION:
+                command.sense = sense.encode(transfer.failed)
         elif not self._execute(command, transfer.lun):
-            task.pins = list(transfer.pins)
+            task.pins, transfer.pins = transfer.pins, []
+            transfer.drop()
             self._pend(task)
             return
-        transfer.unpin()
         finish(self._session, task)
+        command.buffers = []
+        transfer.drop()
 
     def _command(self, cdb: bytes, buffers: list[memoryview], length: int, lun: bytes, itt: int, flags: int) -> Command:
         attachment = self._session.attachment
@@ -115,7 +134,6 @@ class Commands:
     def _pend(self, task: Task) -> None:
         task.command.context = task
         self._session.tasks[task.itt] = task
-        self._session.reserved += task.reserved
 
     # -- on the way out -----------------------------------------------------------------------------------------------
 
@@ -134,7 +152,9 @@ class Commands:
         session = self._session
         if session.tasks.get(task.itt) is task:
             del session.tasks[task.itt]
-        session.reserved -= task.reserved
+        session.blocked = False
         if not session.closed and not task.command.aborted:
             finish(session, task, pending=True)
         task.unpin()
+        task.command.context = None  # no circle keeps its buffers from being free at once
+        self.writes.ask_again()

@@ -7,7 +7,7 @@ A failure ends the login: its response carries the status, and the connection cl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tcmu_core.iscsi.authentication import Exchange
@@ -126,7 +126,7 @@ class Login:
     def _step(self, request: LoginRequest) -> tuple[int, dict[str, str], int]:
         csg, move = self._check(request)
         if self._first is None:
-            self._first = request
+            self._first = replace(request, data=b"")  # its data lies in the inbox
         if request.flags & CONTINUE:  # more of this text follows (11.12.2)
             return csg << 2, {}, request.tsih
         try:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
+from tcmu_core.iscsi.budget import Budget
 from tcmu_core.iscsi.connection import Connection
 from tcmu_core.iscsi.login import Outcome
 from tcmu_core.iscsi.session import Attachment, Session
@@ -76,8 +77,10 @@ class Peer:
 
     def _ready(self, events: int) -> None:
         connection = self.connection
+        choked = False  # no memory to receive into, until commands end
         if events & ~WRITE:  # data, or an error that recv tells
-            room = connection.room()
+            room = connection.room() or connection.squeeze()
+            choked = not room
             if room:
                 try:
                     count = self._recv_into(room)
@@ -93,9 +96,9 @@ class Peer:
             elif events & ~(READ | WRITE):
                 self.close("the connection broke")
                 return
-        self._flush()
+        self._flush(choked)
 
-    def _flush(self) -> None:
+    def _flush(self, choked: bool = False) -> None:
         """Send what is queued; let the session go on if it waited for that; wait for the socket if need be."""
         outbox = self.outbox
         if self.closed:
@@ -121,7 +124,7 @@ class Peer:
         if stalled and not outbox.queue and not connection.blocked:
             self.notify_pump()
         events = WRITE if outbox.queue else 0
-        if not stalled and connection.ended is None and outbox.queued <= outbox.limit:
+        if not stalled and not choked and connection.ended is None and outbox.queued <= outbox.limit:
             events |= READ
         if events != self._events:
             self._events = events
@@ -162,6 +165,7 @@ class Peer:
             return
         self._timer = self.loop.call_later(delay, self._check_alive, session)
         self._flush()
+        self.connection.shrink()
 
     def close(self, reason: str) -> None:
         """Close the socket and leave the target."""
@@ -185,6 +189,7 @@ class Portal:
     def __init__(self, loop: Loop, settings: PortalSettings, targets: Mapping[str, Target]) -> None:
         self.loop = loop
         self.settings = settings
+        self.budget = Budget(settings.limits.total)
         self.targets = dict(targets)
         self.peers: dict[Peer, None] = {}  # in the order in which they came
         self._by_connection: dict[Connection, Peer] = {}

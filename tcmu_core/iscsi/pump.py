@@ -17,7 +17,7 @@ from functools import partial
 
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.commands import Commands
-from tcmu_core.iscsi.constants import ATTRIBUTE, BHS, COMMAND_READ, RESERVED_TAG, SERIAL, RejectReason
+from tcmu_core.iscsi.constants import ATTRIBUTE, BHS, RESERVED_TAG, SERIAL, Opcode, RejectReason
 from tcmu_core.iscsi.direction import DIRECTION, IN, OUT
 from tcmu_core.iscsi.errors import ConnectionEnded, DigestError, PduError
 from tcmu_core.iscsi.management import TaskManagement
@@ -32,6 +32,7 @@ log = logging.getLogger("tcmu.iscsi")
 
 BATCH = 256  # PDUs handled before other connections get their turn
 IMMEDIATE_COMMANDS = 16  # beyond the window
+ROOM = 512  # bytes that any answer without data fits in, and the sense data of a command
 HEAVY = 1 << 20  # bytes: a command of more is the last of its batch
 
 
@@ -44,6 +45,7 @@ class Next(Enum):
 
 
 GO_ON, DONE, LATER = Next.GO_ON, Next.DONE, Next.LATER
+_ECHOED = {Opcode.NOP_OUT, Opcode.TEXT_REQUEST}
 _AT_WORK = {State.PUMPING}
 _PUMP, _REST, _STALL = MOVES[Event.PUMP], MOVES[Event.REST], MOVES[Event.STALL]
 
@@ -87,8 +89,9 @@ class Pump:
             session.move(Event.STALL)
             return False
         session.move(Event.PUMP)
-        if session.held:
-            self._replay()
+        if session.held and not self._replay():
+            self._rest(stalled=True)
+            return False
         return True
 
     def _rest(self, stalled: bool) -> None:
@@ -145,8 +148,8 @@ class Pump:
                     if cursor + expected + 52 > room:
                         outbox.cursor = cursor
                         if not outbox.make_room(expected + 52):
-                            stalled = True
-                            break
+                            in_order = False  # `_next` knows whether it waits
+                            continue
                         arena, cursor = outbox.memory, outbox.cursor
                         out, room = arena.view, arena.size
                     exp_cmd_sn = (exp_cmd_sn + 1) & SERIAL
@@ -180,7 +183,6 @@ class Pump:
                     tasks[itt] = command.context = Task(
                         command, itt, lun, expected, True, [(data - BHS, data, expected)], arena
                     )
-                    session.reserved += expected + BHS
                     continue
                 if (
                     (flags & 0xE0 == 0xA0 or (flags & 0xC0 == 0x80 and not expected))
@@ -195,8 +197,8 @@ class Pump:
                     if cursor + BHS > room:
                         outbox.cursor = cursor
                         if not outbox.make_room(BHS):
-                            stalled = True
-                            break
+                            in_order = False
+                            continue
                         arena, cursor = outbox.memory, outbox.cursor
                         out, room = arena.view, arena.size
                     exp_cmd_sn = (exp_cmd_sn + 1) & SERIAL
@@ -219,7 +221,6 @@ class Pump:
                         continue
                     memory.pins += 1
                     tasks[itt] = command.context = Task(command, itt, lun, expected, False, [], pins=[memory])
-                    session.reserved += expected + BHS
                     continue
             # Anything else: with all that is in locals given back first, and taken again afterwards.
             inbox.start = pos
@@ -274,11 +275,14 @@ class Pump:
         if inbox.end - start < size:
             inbox.need = size
             return DONE
+        # Room for the answer: a ping brings its own data back. A command asks for more where it reads.
+        if not session.outbox.make_room(size + ROOM if view[start] & 0x3F in _ECHOED else ROOM) and session.must_wait():
+            return LATER
         heavy = False
         try:
             pdu = framing.decode(view, start)
             if isinstance(pdu, p.ScsiCommand):
-                if pdu.flags & COMMAND_READ and not self._commands.room_for(pdu):
+                if (pdu.immediate or pdu.cmd_sn == session.exp_cmd_sn) and self._commands.must_wait(pdu):
                     return LATER
                 heavy = pdu.expected_length > HEAVY
             self._accept(pdu)
@@ -293,11 +297,10 @@ class Pump:
         except ConnectionEnded as error:
             session.end(str(error))
         inbox.start = start + size
-        if session.held:
-            self._replay()
+        waits = bool(session.held) and not self._replay()
         if session.ended is not None:
             return DONE
-        return LATER if heavy else GO_ON
+        return LATER if heavy or waits else GO_ON
 
     def _accept(self, pdu: p.Pdu) -> None:
         session = self._session
@@ -325,22 +328,24 @@ class Pump:
             session.held.add(cmd_sn, pdu)
         # else 4.2.2.1: outside of the window: silently ignored
 
-    def _replay(self) -> None:
-        """Handle what waited for its turn, as far as that has come now."""
+    def _replay(self) -> bool:
+        """Handle what waited for its turn, as far as that has come now; False if it has to wait longer."""
         session = self._session
         held = session.held
-        while held and session.ended is None:
-            pdus = held.pop(session.exp_cmd_sn)
-            if pdus is None:
-                return
+        for _ in range(BATCH):
+            pdus = held.get(session.exp_cmd_sn)
+            if pdus is None or session.ended is not None:
+                return True
+            if pdus and isinstance(pdus[0], p.ScsiCommand) and self._commands.must_wait(pdus[0]):
+                return False
+            held.pop(session.exp_cmd_sn)
             session.exp_cmd_sn = (session.exp_cmd_sn + 1) & SERIAL
             for pdu in pdus:  # a request and its data; none if it was aborted before it came
                 try:
                     if isinstance(pdu, p.DataOut):
                         self._writes.data_out(pdu)
-                        continue
-                    if isinstance(pdu, p.ScsiCommand) and pdu.flags & COMMAND_READ:
-                        self._commands.room_for(pdu, force=True)
-                    self._handlers[type(pdu)](pdu)
+                    else:
+                        self._handlers[type(pdu)](pdu)
                 except PduError as error:
                     session.reject(p.LAYOUTS[pdu.OPCODE].encode(pdu), error.reason)
+        return False

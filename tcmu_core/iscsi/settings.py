@@ -67,7 +67,8 @@ class Limits:
     first_burst: int = 262144  # FirstBurstLength likewise
     outstanding_r2t: int = 4  # MaxOutstandingR2T likewise
     transfer: int = 16777216  # data of one command; more is not asked for and reported as residual
-    memory: int = 67108864  # data in flight for one session
+    memory: int = 67108864  # all that one session makes us keep
+    total: int = 134217728  # ... and all sessions of a process together, besides a share that each always has
     send_queue: int = 4194304  # unsent output beyond which a session's commands wait
 
     def __post_init__(self) -> None:

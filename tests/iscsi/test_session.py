@@ -5,7 +5,6 @@ import pytest
 from tcmu_core.errors import ReadError
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.constants import RESERVED_TAG, AsyncEvent, LogoutResponse, RejectReason
-from tcmu_core.iscsi.settings import Limits, PortalSettings
 from tcmu_core.scsi.command import Command, Status
 from tests.iscsi.initiator import Initiator, cdb_10, text_of
 from tests.iscsi.wire import Answering, FakeHost, Scripted, Wire, logged_in
@@ -174,20 +173,6 @@ def test_more_reads_than_the_outbox_holds_wait_for_the_peer() -> None:
         wire.connection.pump()
         answers += wire.collect()
     assert len(answers) == 64
-
-
-def test_a_session_with_too_much_pending_takes_no_more_until_some_ends() -> None:
-    wire = logged_in(settings=PortalSettings(limits=Limits(memory=10000)))
-    wire.unit.hold = True
-    wire.send(*[wire.initiator.read_10(0, 8) for _ in range(3)])
-    wire.send(wire.initiator.read_10(0, 1))
-    assert len(wire.unit.held) == 3
-    assert wire.connection.stalled
-    assert wire.connection.blocked
-    wire.unit.finish()
-    assert not wire.connection.blocked
-    wire.connection.pump()
-    assert len(wire.unit.held) == 3
 
 
 def test_a_read_of_many_segments_is_the_last_of_its_batch() -> None:

@@ -13,6 +13,7 @@ from tcmu_core.disk.device import Device
 from tcmu_core.disk.disk import Disk
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.iscsi import pdu as p
+from tcmu_core.iscsi.budget import Budget
 from tcmu_core.iscsi.connection import Connection
 from tcmu_core.iscsi.login import Outcome
 from tcmu_core.iscsi.session import Attachment, Session
@@ -38,8 +39,10 @@ class Scripted:
     def __init__(self, size: int = 1 << 20) -> None:
         self.disk = bytearray(size)
         self.hold = False
+        self.watch = True  # whether it keeps each command in `commands`, with its buffers
         self.error: Exception | None = None
         self.held: list[Pending] = []
+        self.pieces = 0  # buffers of the last write
         self.commands: list[scsi.Command] = []
         self.calls: list[str] = []
         self.posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
@@ -63,6 +66,8 @@ class Scripted:
 
     @hookimpl
     def write(self, offset: int, buffers: list[memoryview]) -> Future[None] | None:
+        self.pieces = len(buffers)
+
         def run() -> None:
             at = offset
             for buffer in buffers:
@@ -128,7 +133,8 @@ class WatchedUnit(LogicalUnit):
         return nexus
 
     def execute(self, command: scsi.Command) -> bool:
-        self._scripted.commands.append(command)
+        if self._scripted.watch:
+            self._scripted.commands.append(command)
         return super().execute(command)
 
     def detach(self, nexus: scsi.Nexus) -> None:
@@ -153,6 +159,7 @@ class FakeHost:
 
     def __init__(self, settings: PortalSettings | None = None, units: Iterable[Scripted] = ()) -> None:
         self.settings = settings or PortalSettings()
+        self.budget = Budget(self.settings.limits.total)
         self.units = list(units) or [Scripted(), Scripted()]
         self.target = Target(TARGET, {lun: scripted.unit for lun, scripted in enumerate(self.units)})
         self.sessions: list[Session] = []
@@ -214,7 +221,7 @@ class Wire:
         """Let `data` arrive, in pieces of `step` bytes; return what is answered."""
         answers: list[p.Pdu] = []
         while data:
-            room = self.connection.room()
+            room = self.connection.room() or self.connection.squeeze()
             count = min(len(room), len(data), step or len(data))
             if not count or self.connection.ended is not None:
                 break
