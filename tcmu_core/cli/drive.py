@@ -21,7 +21,7 @@ from tcmu_core.loop import Loop
 from tcmu_core.state import default_directory
 
 if TYPE_CHECKING:
-    from tcmu_core.scsi.unit import LogicalUnit
+    from tcmu_core.scsi.engine import Engine
 
 EJECT_DESCRIPTION = """\
 Take the disc out of a drive that `tcmu serve` serves, or of one of the kernel's
@@ -123,7 +123,7 @@ def _change_kernel_device(store: Backstore, cfgstring: str) -> None:
 class DriveControl:
     """Answers `tcmu eject` and `tcmu insert` for the unit of this process, if its medium can be removed."""
 
-    def __init__(self, loop: Loop, directory: Path, unit: LogicalUnit) -> None:
+    def __init__(self, loop: Loop, directory: Path, unit: Engine) -> None:
         self._unit = unit
         self._socket: ControlSocket | None = None
         if unit.device.removable:
@@ -148,8 +148,7 @@ class DriveControl:
         return {"error": "", "kind": ""}
 
     def _change(self, cfgstring: str) -> None:
-        self._unit.disk.change(Change(cfgstring=cfgstring))
-        self._unit.refresh()
+        self._unit.change(Change(cfgstring=cfgstring))
 
     def close(self) -> None:
         """Take the socket away."""

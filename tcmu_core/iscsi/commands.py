@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.constants import ATTRIBUTE, BHS, COMMAND_READ, COMMAND_WRITE, FINAL, RESERVED_TAG, RejectReason
-from tcmu_core.iscsi.direction import DIRECTION, IN, OUT
 from tcmu_core.iscsi.errors import PduError
 from tcmu_core.iscsi.pending import Task, lay_out
 from tcmu_core.iscsi.responses import finish
@@ -14,6 +13,9 @@ from tcmu_core.iscsi.writes import Writes
 from tcmu_core.scsi import sense
 from tcmu_core.scsi.command import Command, Status
 from tcmu_core.scsi.lun import parse_lun
+from tcmu_core.scsi.opcodes import Direction
+
+NOWHERE = 131328  # bytes: what a LUN that there is not answers at most, REPORT LUNS of every one
 
 
 class Commands:
@@ -41,7 +43,9 @@ class Commands:
         extra = p.parse_ahs(pdu.ahs)
         cdb = pdu.cdb + extra.cdb
         if pdu.flags & COMMAND_WRITE:
-            length = min(pdu.expected_length, session.limits.transfer)
+            # No more is asked for than the CDB can move; what comes unasked is the initiator's to choose.
+            moved = self._moved(Direction.OUT, pdu.lun, cdb, pdu.expected_length)
+            length = min(pdu.expected_length, max(moved, session.parameters.first_burst))
             self.writes.begin(Transfer(session.account, pdu, cdb, length, extra.read_length), pdu)
             return
         if pdu.data or not pdu.flags & FINAL:
@@ -56,9 +60,26 @@ class Commands:
 
     def _read_length(self, pdu: p.ScsiCommand) -> int:
         """Return how many bytes of Data-In a command may have."""
-        if not pdu.flags & COMMAND_READ or pdu.flags & COMMAND_WRITE or DIRECTION[pdu.cdb[0]] == OUT:
+        if not pdu.flags & COMMAND_READ or pdu.flags & COMMAND_WRITE:
             return 0
-        return min(pdu.expected_length, self._session.limits.transfer)
+        return self._moved(Direction.IN, pdu.lun, pdu.cdb, pdu.expected_length)
+
+    def _moved(self, way: Direction, lun: bytes, cdb: bytes, expected: int) -> int:
+        """Return how many bytes a command can move that is sent with its data going this way.
+
+        An initiator that sends a write as a read must not have memory of ours written to its disk, nor one that sends
+        a read as a write be told GOOD for data that it never got: such a command runs without data.
+        """
+        attachment = self._session.attachment
+        number = parse_lun(lun)
+        engine = attachment.target.luns.get(number) if attachment is not None and number is not None else None
+        most = self._session.limits.transfer
+        if engine is None:
+            return min(expected, NOWHERE if way is Direction.IN else most)
+        direction, limit = engine.expects(cdb)
+        if direction is not way and direction is not Direction.ANY:
+            return 0
+        return min(expected, most if limit is None else min(limit, most))
 
     def _room(self, length: int) -> int:
         """Return how many bytes of outbox Data-In of `length` bytes takes at most."""
@@ -99,7 +120,7 @@ class Commands:
     def _run_write(self, transfer: Transfer) -> None:
         """Run a write whose data is complete, or answer for one that has failed before that."""
         buffers, length = transfer.pieces, transfer.received
-        if DIRECTION[transfer.cdb[0]] == IN:
+        if not self._moved(Direction.OUT, transfer.lun, transfer.cdb, 1):
             buffers, length = [], 0
         command = self._command(transfer.cdb, buffers, length, transfer.lun, transfer.itt, transfer.flags)
         task = Task(command, transfer.itt, transfer.lun, transfer.expected_length, False, [])
@@ -153,7 +174,7 @@ class Commands:
         if session.tasks.get(task.itt) is task:
             del session.tasks[task.itt]
         session.blocked = False
-        if not session.closed and not task.command.aborted:
+        if not session.closed and not task.command.silent:
             finish(session, task, pending=True)
         task.unpin()
         task.command.context = None  # no circle keeps its buffers from being free at once

@@ -18,7 +18,7 @@ from functools import partial
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.commands import Commands
 from tcmu_core.iscsi.constants import ATTRIBUTE, BHS, RESERVED_TAG, SERIAL, Opcode, RejectReason
-from tcmu_core.iscsi.direction import DIRECTION, IN, OUT
+from tcmu_core.iscsi.direction import directions
 from tcmu_core.iscsi.errors import ConnectionEnded, DigestError, PduError
 from tcmu_core.iscsi.management import TaskManagement
 from tcmu_core.iscsi.pending import Task
@@ -26,7 +26,8 @@ from tcmu_core.iscsi.requests import Requests
 from tcmu_core.iscsi.responses import finish
 from tcmu_core.iscsi.session import MOVES, Event, Session, State
 from tcmu_core.scsi.command import Command, Nexus
-from tcmu_core.scsi.lun import format_lun
+from tcmu_core.scsi.lun import format_lun, parse_lun
+from tcmu_core.scsi.opcodes import Direction
 
 log = logging.getLogger("tcmu.iscsi")
 
@@ -46,6 +47,7 @@ class Next(Enum):
 
 GO_ON, DONE, LATER = Next.GO_ON, Next.DONE, Next.LATER
 _ECHOED = {Opcode.NOP_OUT, Opcode.TEXT_REQUEST}
+IN, OUT = int(Direction.IN), int(Direction.OUT)  # a member takes longer to compare
 _AT_WORK = {State.PUMPING}
 _PUMP, _REST, _STALL = MOVES[Event.PUMP], MOVES[Event.REST], MOVES[Event.STALL]
 
@@ -67,17 +69,36 @@ class Pump:
             p.LogoutRequest: requests.logout,
             p.NopOut: requests.nop_out,
         }
-        self._luns: dict[bytes, tuple[Callable[[Command], bool], Nexus]] = {}
+        self._luns: dict[bytes, tuple[Callable[[Command], bool], Nexus, bytes]] = {}
         if session.attachment is not None:
-            for lun, found in session.attachment.it.luns.items():
-                raw = format_lun(lun)
-                self._luns[raw] = found
-                found[1].on_clear = partial(self._cleared, raw)  # another initiator has cleared the task set
+            for lun in session.attachment.it.luns:
+                self._know(lun)
         digests = session.framing.header_digest or session.framing.data_digest
         self.run: Callable[[], None] = self._digests if digests else self._plain
 
-    def _cleared(self, lun: bytes) -> None:
-        self._writes.drop(lun)
+    def _know(self, lun: int) -> None:
+        """Have a logical unit at hand: `execute`, the nexus, and for each operation code which way its data goes."""
+        attachment = self._session.attachment
+        assert attachment is not None
+        execute, nexus = attachment.it.luns[lun]
+        self._luns[format_lun(lun)] = execute, nexus, directions(attachment.target.luns[lun].table)
+        nexus.on_clear = partial(self._cleared, lun)
+
+    def _look_for(self, raw: bytes) -> None:
+        """Know a logical unit that was added to the target meanwhile."""
+        attachment = self._session.attachment
+        if raw not in self._luns and attachment is not None:
+            lun = parse_lun(raw)
+            if lun is not None and lun in attachment.it.luns:
+                self._know(lun)
+
+    def _cleared(self, lun: int) -> None:
+        """Another initiator has cleared the task set of a logical unit, or it was taken away."""
+        attachment = self._session.attachment
+        raw = format_lun(lun)
+        self._writes.drop(raw)
+        if attachment is None or lun not in attachment.it.luns:
+            self._luns.pop(raw, None)
 
     def _begin(self) -> bool:
         """Begin a batch, unless output or commands must go first."""
@@ -119,7 +140,7 @@ class Pump:
             session.state = state
         unpack, pack_data, pack_response = p.SCSI_COMMAND.unpack_from, p.DATA_IN.pack_into, p.SCSI_RESPONSE.pack_into
         luns, tasks, transfers = self._luns, session.tasks, session.transfers
-        done, direction = self._commands.done, DIRECTION
+        done = self._commands.done
         parameters = session.parameters
         single = min(parameters.max_segment, parameters.max_burst)
         immediate = min(parameters.first_burst, session.limits.segment) if parameters.immediate_data else 0
@@ -144,7 +165,7 @@ class Pump:
                 and itt not in tasks
                 and itt not in transfers
             ):
-                if flags & 0xE0 == 0xC0 and not lengths and expected <= single and direction[cdb[0]] != OUT:
+                if flags & 0xE0 == 0xC0 and not lengths and expected <= single and luns[lun][2][cdb[0]] == IN:
                     if cursor + expected + 52 > room:
                         outbox.cursor = cursor
                         if not outbox.make_room(expected + 52):
@@ -155,7 +176,7 @@ class Pump:
                     exp_cmd_sn = (exp_cmd_sn + 1) & SERIAL
                     pos += BHS
                     data = cursor + BHS
-                    execute, nexus = luns[lun]
+                    execute, nexus, _ = luns[lun]
                     command = Command(cdb, [out[data : data + expected]], expected, nexus, done, itt, flags & ATTRIBUTE)
                     if execute(command):
                         if not command.status and command.transferred == expected == command.wanted and expected:
@@ -185,9 +206,9 @@ class Pump:
                     )
                     continue
                 if (
-                    (flags & 0xE0 == 0xA0 or (flags & 0xC0 == 0x80 and not expected))
-                    and lengths == expected <= immediate
-                    and direction[cdb[0]] != IN
+                    lengths == expected <= immediate
+                    and (flags & 0xE0 == 0xA0 or (flags & 0xC0 == 0x80 and not expected))
+                    and (luns[lun][2][cdb[0]] == OUT or not expected)
                 ):
                     data = pos + BHS
                     padded = (data + expected + 3) & ~3
@@ -203,7 +224,7 @@ class Pump:
                         out, room = arena.view, arena.size
                     exp_cmd_sn = (exp_cmd_sn + 1) & SERIAL
                     pos = padded
-                    execute, nexus = luns[lun]
+                    execute, nexus, _ = luns[lun]
                     buffers = [view[data : data + expected]] if expected else []
                     command = Command(cdb, buffers, expected, nexus, done, itt, flags & ATTRIBUTE)
                     if execute(command):
@@ -282,6 +303,7 @@ class Pump:
         try:
             pdu = framing.decode(view, start)
             if isinstance(pdu, p.ScsiCommand):
+                self._look_for(pdu.lun)
                 if (pdu.immediate or pdu.cmd_sn == session.exp_cmd_sn) and self._commands.must_wait(pdu):
                     return LATER
                 heavy = pdu.expected_length > HEAVY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from tcmu_core.errors import Busy, CommandError
+from tcmu_core.errors import CommandError
 from tcmu_core.iscsi.budget import Account
 from tcmu_core.iscsi.buffers import Memory
 from tcmu_core.iscsi.constants import FINAL, RESERVED_TAG, RejectReason
@@ -12,7 +12,6 @@ from tcmu_core.iscsi.errors import PduError
 from tcmu_core.iscsi.pdu import DataOut, ScsiCommand
 
 MAX_PIECES = 64  # more views than this are packed into one buffer
-LEAST_PACKED = 4096  # bytes
 
 
 class Burst:
@@ -48,56 +47,47 @@ class Transfer:
         self.pins: list[Memory] = []
         self.failed: CommandError | None = None
         self.admitted = False  # may ask for data
-        self._packed: memoryview | None = None  # a buffer that holds all data
+        self._packed = memoryview(b"")  # a buffer that holds all data
 
     def promise(self, size: int) -> bool:
         """Have memory kept for `size` bytes of data in all; False if there is none."""
-        more = size - self._promised
+        more = size - self._covered
         if more > 0:
             if not self._account.allows_data(more):
                 return False
             self._account.charge(more)
-            self._promised = size
+            self._promised += more
         return True
 
-    def keep(self, data: memoryview, memory: Memory) -> None:
-        """Take the next bytes of data, which lie in `memory`.
+    @property
+    def _covered(self) -> int:
+        return self._promised + len(self._packed)
 
-        Raises:
-            Busy: they can't be kept.
-        """
+    def keep(self, data: memoryview, memory: Memory) -> None:
+        """Take the next bytes of data, which lie in `memory`."""
         if not data:
             return
-        if self._packed is None and len(self.pieces) < MAX_PIECES:
+        if not self._packed and len(self.pieces) < MAX_PIECES:
             if not self.pins or self.pins[-1] is not memory:
                 memory.pins += 1
                 self.pins.append(memory)
             self.pieces.append(data)
         else:
             self.pack(len(data))
-            assert self._packed is not None
             self._packed[self.received : self.received + len(data)] = data
             self.pieces = [self._packed[: self.received + len(data)]]
         self.received += len(data)
 
     def pack(self, more: int = 0) -> None:
-        """Have all data in one piece of our own, with room for `more` bytes.
-
-        Raises:
-            Busy: there is no memory.
-        """
+        """Have all data in one buffer of our own, with room for `more` bytes; it takes what was promised."""
         need = self.received + more
-        if not need:
-            return
-        packed = self._packed
-        if packed is None or len(packed) < need:
-            size = min(max(2 * need, LEAST_PACKED), self.want) if more else need
-            if more and not self._account.allows_data(size):
-                raise Busy
+        if need > len(self._packed):
+            size = max(need, self._covered)
+            self.settle()
             packed = self._account.block(size)
             packed[: self.received] = b"".join(self.pieces)
             self._packed = packed
-            self.pieces = [packed[: self.received]] if self.received else []
+            self.pieces = [packed[: self.received]]
             self.unpin()
 
     def unpin(self) -> None:
@@ -116,7 +106,7 @@ class Transfer:
         self.settle()
         self.unpin()
         self.pieces = []
-        self._packed = None
+        self._packed = memoryview(b"")
 
     def unsolicited(self, end: int) -> None:
         """Expect data up to `end` (at most) that the initiator sends without being asked."""

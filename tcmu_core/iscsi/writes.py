@@ -78,9 +78,6 @@ class Writes:
             raise PduError("Data-Out for no command", RejectReason.INVALID_PDU_FIELD)
         try:
             transfer.take(pdu, self._session.inbox.memory)
-        except Busy as error:
-            self._fail(transfer, error)
-            transfer.swallow(pdu)
         except PduError as error:
             # 7.3: the Reject first, then, once all data that is under way has come, the command's own status.
             self._session.reject(p.LAYOUTS[Opcode.DATA_OUT].encode(pdu), error.reason)

@@ -168,13 +168,13 @@ def test_reads_that_become_due_together_take_turns(agreed: dict[str, str], hold:
     wire = session(agreed)
     wire.unit.hold = hold
     encode, number = wire.initiator.framing.encode, wire.initiator.number
-    requests = [encode(number(wire.initiator.command(cdb_10(0x28, 0, 8), read=16 * MIB))) for _ in range(100)]
+    requests = [encode(number(wire.initiator.read_10(0, 2048))) for _ in range(100)]
     assert wire.feed(b"".join(requests[1:])) == []
     room = wire.connection.room()
     room[: len(requests[0])] = requests[0]
     wire.connection.received(len(requests[0]))
     most, answers = 0, wire.collect()
-    while len(answers) < 100:
+    while len(answers) < 400:
         most = max(most, wire.session.account.used)
         if wire.unit.held:
             wire.unit.finish()
@@ -183,15 +183,15 @@ def test_reads_that_become_due_together_take_turns(agreed: dict[str, str], hold:
         most = max(most, wire.session.account.used)
         answers += wire.collect()
     assert most <= Limits().memory
-    assert {(type(answer), len(answer.data)) for answer in answers} == {(p.DataIn, 4096)}
+    assert {(type(answer), len(answer.data)) for answer in answers} == {(p.DataIn, 262144)}
 
 
 @pytest.mark.parametrize("agreed", [{}, DIGESTS], ids=["plain", "digests"])
 def test_writes_of_which_little_has_come_take_little(agreed: dict[str, str]) -> None:
     wire = session(agreed)
-    wanted = bytes(65536)
     for tag in range(1, 100):
-        command = replace(wire.initiator.write_10(0, wanted, 0, final=False), expected_length=16 * MIB)
+        command = wire.initiator.command(cdb_10(0x2A, 0, 32768), write=b"", final=False)
+        command = replace(command, expected_length=16 * MIB)
         pieces = [p.DataOut(flags=0, itt=tag, data=bytes(4), offset=4 * n, data_sn=n) for n in range(66)]
         assert wire.send(command, *pieces) == []
     assert len(wire.session.transfers) == 99
@@ -327,20 +327,41 @@ def test_many_greedy_sessions_leave_a_good_one_what_it_needs(attack: Callable[[W
 
 @pytest.mark.parametrize("agreed", [{}, DIGESTS], ids=["plain", "digests"])
 def test_what_there_is_no_memory_for_is_to_come_again(agreed: dict[str, str]) -> None:
-    host = FakeHost(limited(total=MIB))
+    host = FakeHost(limited(total=2 * MIB))
     wire = Wire(host)
     wire.login(agreed)
-    hogs = host.budget.account(MIB, 0)
-    hogs.charge(MIB)
-    (answer,) = wire.send(wire.initiator.command(cdb_10(0x28, 0, 1), read=4 * MIB))
+    hogs = host.budget.account(2 * MIB, 0)
+    hogs.charge(2 * MIB)
+    (answer,) = wire.send(wire.initiator.read_10(0, 2048))
     assert isinstance(answer, p.ScsiResponse)
-    assert (answer.status, answer.residual, bytes(answer.data)) == (Status.BUSY, 4 * MIB, b"")
-    command = replace(wire.initiator.write_10(0, bytes(512), 0), expected_length=4 * MIB)
-    (answer,) = wire.send(command)
+    assert (answer.status, answer.residual, bytes(answer.data)) == (Status.BUSY, MIB, b"")
+    (answer,) = wire.send(wire.initiator.write_10(0, bytes(MIB), 0))
     assert isinstance(answer, p.ScsiResponse)
     assert (answer.status, bytes(answer.data)) == (Status.BUSY, b"")
     (answer,) = wire.send(wire.initiator.read_10(0, 8))
     assert isinstance(answer, p.DataIn)
-    hogs.release(MIB)
-    (answer,) = wire.send(wire.initiator.command(cdb_10(0x28, 0, 1), read=MIB // 4))
-    assert isinstance(answer, p.DataIn)
+    hogs.release(2 * MIB)
+    assert len(wire.send(wire.initiator.read_10(0, 2048))) == 4
+
+
+def test_a_command_that_claims_to_move_much_more_than_it_can_takes_no_more() -> None:
+    wire = session()
+    before = wire.session.account.used
+    wire.unit.hold = True
+    wire.send(
+        wire.initiator.command(bytes(6), read=0xFFFFFFFF), wire.initiator.command(cdb_10(0x28, 0, 1), read=1 << 30)
+    )
+    assert len(wire.unit.held) == 1
+    assert wire.session.account.used == before
+
+
+@pytest.mark.parametrize("agreed", [{}, DIGESTS], ids=["plain", "digests"])
+def test_no_more_data_is_asked_for_than_a_write_can_move(agreed: dict[str, str]) -> None:
+    wire = session(SOLICITED | agreed)
+    command = replace(wire.initiator.write_10(0, pattern(131072), 0), expected_length=1 << 30)
+    (r2t,) = wire.send(command)
+    assert isinstance(r2t, p.ReadyToTransfer)
+    assert r2t.length == 131072
+    (answer,) = wire.send(*data_out(r2t, pattern(131072)))
+    assert isinstance(answer, p.ScsiResponse)
+    assert (answer.status, answer.flags, answer.residual) == (0, 0x82, (1 << 30) - 131072)

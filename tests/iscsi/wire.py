@@ -19,8 +19,8 @@ from tcmu_core.iscsi.login import Outcome
 from tcmu_core.iscsi.session import Attachment, Session
 from tcmu_core.iscsi.settings import PortalSettings
 from tcmu_core.scsi import command as scsi
-from tcmu_core.scsi.target import ITNexus, Target
-from tcmu_core.scsi.unit import LogicalUnit
+from tcmu_core.scsi.engine import Engine
+from tcmu_core.scsi.target import Target
 from tcmu_core.testing.harness import make_disk
 from tests.iscsi.initiator import NAME, OPERATIONAL, TARGET, Initiator
 
@@ -48,7 +48,7 @@ class Scripted:
         self.posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         opened = make_disk(self, DiskSpec("scripted", size=size))
         opened.open()
-        self.unit = WatchedUnit(self, opened)
+        self.engine = WatchedEngine(self, opened)
 
     @hookimpl
     def open(self, device: Device) -> None:
@@ -120,7 +120,7 @@ class Answering(Scripted):
         return self.answer(command)
 
 
-class WatchedUnit(LogicalUnit):
+class WatchedEngine(Engine):
     """A unit that notes what it is asked to do; no unit attention stands before a test's first command."""
 
     def __init__(self, scripted: Scripted, opened: Disk) -> None:
@@ -137,9 +137,9 @@ class WatchedUnit(LogicalUnit):
             self._scripted.commands.append(command)
         return super().execute(command)
 
-    def detach(self, nexus: scsi.Nexus) -> None:
+    def detach(self, nexus: scsi.Nexus, then: Callable[[], object] | None = None) -> None:
         self._scripted.calls.append("detach")
-        super().detach(nexus)
+        super().detach(nexus, then)
 
     def abort_task_set(self, nexus: scsi.Nexus, then: Callable[[], object]) -> None:
         self._scripted.calls.append("abort task set")
@@ -161,7 +161,7 @@ class FakeHost:
         self.settings = settings or PortalSettings()
         self.budget = Budget(self.settings.limits.total)
         self.units = list(units) or [Scripted(), Scripted()]
-        self.target = Target(TARGET, {lun: scripted.unit for lun, scripted in enumerate(self.units)})
+        self.target = Target(TARGET, {lun: scripted.engine for lun, scripted in enumerate(self.units)})
         self.sessions: list[Session] = []
         self.notified = 0
         self.reset: list[Target] = []
@@ -181,7 +181,7 @@ class FakeHost:
     def open_session(self, connection: Connection, outcome: Outcome) -> Session:
         attachment = None
         if outcome.target is not None:
-            attachment = Attachment(self.target, ITNexus(self.target, scsi.Initiator(outcome.initiator, b"id")))
+            attachment = Attachment(self.target, self.target.connect(scsi.Initiator(outcome.initiator, b"id")))
         session = Session(
             self.settings,
             outcome,
