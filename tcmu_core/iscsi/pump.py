@@ -165,7 +165,8 @@ class Pump:
                 and itt not in tasks
                 and itt not in transfers
             ):
-                if flags & 0xE0 == 0xC0 and not lengths and expected <= single and luns[lun][2][cdb[0]] == IN:
+                execute, nexus, ways = luns[lun]
+                if flags & 0xE0 == 0xC0 and not lengths and expected <= single and ways[cdb[0]] == IN:
                     if cursor + expected + 52 > room:
                         outbox.cursor = cursor
                         if not outbox.make_room(expected + 52):
@@ -176,7 +177,6 @@ class Pump:
                     exp_cmd_sn = (exp_cmd_sn + 1) & SERIAL
                     pos += BHS
                     data = cursor + BHS
-                    execute, nexus, _ = luns[lun]
                     command = Command(cdb, [out[data : data + expected]], expected, nexus, done, itt, flags & ATTRIBUTE)
                     if execute(command):
                         if not command.status and command.transferred == expected == command.wanted and expected:
@@ -208,7 +208,7 @@ class Pump:
                 if (
                     lengths == expected <= immediate
                     and (flags & 0xE0 == 0xA0 or (flags & 0xC0 == 0x80 and not expected))
-                    and (luns[lun][2][cdb[0]] == OUT or not expected)
+                    and (ways[cdb[0]] == OUT or not expected)
                 ):
                     data = pos + BHS
                     padded = (data + expected + 3) & ~3
@@ -224,7 +224,6 @@ class Pump:
                         out, room = arena.view, arena.size
                     exp_cmd_sn = (exp_cmd_sn + 1) & SERIAL
                     pos = padded
-                    execute, nexus, _ = luns[lun]
                     buffers = [view[data : data + expected]] if expected else []
                     command = Command(cdb, buffers, expected, nexus, done, itt, flags & ATTRIBUTE)
                     if execute(command):
