@@ -21,6 +21,7 @@ from tcmu_core.iscsi.text import format_text, parse_text
 MAX_NAME = 223  # bytes of an iSCSI name (RFC 7143 4.2.7.2)
 VERSION = 0x00  # RFC 7143 11.12.4
 DECLARATIONS = ("InitiatorName", "TargetName", "SessionType")  # of the first request (6.3)
+AGAIN = {"InitiatorAlias"}  # may be declared again: nothing depends on it
 
 # The moves that an initiator may ask for (11.12.3): from CSG to NSG.
 MOVES = {
@@ -241,7 +242,7 @@ class Login:
     def _operational(self, pairs: dict[str, str], *, declare: bool = True) -> dict[str, str]:
         if declare and not self._authenticated:
             raise LoginError(LoginStatus.AUTHENTICATION_FAILED, "CHAP is needed")
-        self._seen |= pairs.keys()
+        self._seen |= pairs.keys() - AGAIN
         if "AuthMethod" in pairs:  # 12.1: in SecurityNegotiation alone
             raise LoginError(LoginStatus.INITIATOR_ERROR, f"AuthMethod is for the security stage: {REJECT}")
         self._parameters, answers = negotiate(

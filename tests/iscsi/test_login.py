@@ -249,6 +249,24 @@ def test_a_binary_constant_longer_than_1024_bytes_is_refused() -> None:
         decode_binary("0x" + "00" * 1025)
 
 
+@pytest.mark.parametrize("stage", [SECURITY, OPERATION])
+@pytest.mark.parametrize("key", ["X#NodeArchitecture", "X-com.example.a", "RDMAExtensions"])
+def test_a_key_that_we_do_not_know_is_not_understood_in_any_stage(stage: Stage, key: str) -> None:
+    walk = Walk()
+    answer = walk.step({key: "os:linux"}, stage, FULL)
+    assert answer.status == 0
+    assert text_of(answer)[key] == "NotUnderstood"
+    assert walk.wire.connection.session is not None
+    (response,) = walk.wire.send(p.TextRequest(itt=1, data=f"{key}=again\0".encode()))
+    assert text_of(response) == {key: "NotUnderstood"}
+
+
+def test_an_alias_may_be_declared_again() -> None:
+    walk = Walk()
+    walk.step({"InitiatorAlias": "me"}, SECURITY, OPERATION)
+    assert walk.step({"InitiatorAlias": "me", **OPERATIONAL}, OPERATION, FULL).status == 0
+
+
 # -- ways that lead nowhere -------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ import pytest
 from tcmu_core.errors import ReadError
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.constants import RESERVED_TAG, AsyncEvent, LogoutResponse, RejectReason
+from tcmu_core.iscsi.settings import Limits, PortalSettings
 from tcmu_core.scsi.command import Command, Status
 from tests.iscsi.initiator import Initiator, cdb_10, text_of
 from tests.iscsi.wire import Answering, FakeHost, Scripted, Wire, logged_in
@@ -264,6 +265,27 @@ def test_commands_run_in_the_order_of_their_numbers(wire: Wire) -> None:
     assert wire.feed(encode(numbered[2]) + encode(numbered[1]) + encode(numbered[3])) == []
     answers = wire.feed(encode(numbered[0]))
     assert [answer.itt for answer in answers] == [1, 2, 3, 4]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("agreed", [{}, DIGESTS], ids=["plain", "digests"])
+def test_very_many_commands_may_come_out_of_order(agreed: dict[str, str]) -> None:
+    wire = logged_in(agreed, PortalSettings(limits=Limits(queue_depth=2000)))
+    encode, number = wire.initiator.framing.encode, wire.initiator.number
+    requests = [encode(number(wire.initiator.read_10(n, 1))) for n in range(1500)]
+    assert wire.feed(b"".join(requests[:0:-1])) == []
+    answers = wire.feed(requests[0])
+    assert [answer.itt for answer in answers] == list(range(1, 1501))  # type: ignore[attr-defined]
+
+
+def test_very_many_commands_may_end_at_once() -> None:
+    wire = logged_in(settings=PortalSettings(limits=Limits(queue_depth=2000)))
+    wire.unit.hold = True
+    wire.send(*[wire.initiator.read_10(n, 1) for n in range(1500)])
+    pending, wire.unit.held = wire.unit.held, []
+    for one in pending:
+        one.run()
+        one.future.set_result(None)
+    assert len(wire.collect()) == 1500
 
 
 def test_data_follows_a_write_that_waits_for_its_turn(wire: Wire) -> None:
