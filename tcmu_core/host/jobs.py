@@ -67,12 +67,13 @@ def _pack(settings: PortalSettings) -> Message:
         "portal_group": settings.portal_group,
         "limits": dataclasses.asdict(settings.limits),
         "insecure": settings.insecure,
+        "advertise": list(settings.advertise),
     }
 
 
 def _pack_access(access: Access) -> Message:
     return {
-        "users": [[user.name, user.secret.decode("latin-1")] for user in access.users],
+        "users": [[user.name, user.secret.decode("latin-1"), list(user.initiators)] for user in access.users],
         "outgoing": [access.outgoing.name, access.outgoing.secret.decode("latin-1")] if access.outgoing else None,
         "initiators": list(access.initiators),
         "algorithms": [algorithm.value for algorithm in access.algorithms],
@@ -92,11 +93,12 @@ def settings_of(job: Message) -> PortalSettings:
         portal_group=told["portal_group"],
         limits=Limits(**told["limits"]),
         insecure=told["insecure"],
+        advertise=tuple(told["advertise"]),
     )
 
 
 def _access(told: Message) -> Access:
-    users = [ChapUser(name, secret.encode("latin-1")) for name, secret in told["users"]]
+    users = [ChapUser(name, secret.encode("latin-1"), tuple(names)) for name, secret, names in told["users"]]
     outgoing = told["outgoing"]
     return Access(
         users=tuple(users),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from tcmu_core.iscsi import pdu as p
@@ -10,9 +11,10 @@ from tcmu_core.iscsi.budget import Budget
 from tcmu_core.iscsi.buffers import MIN_ROOM, SMALL, Inbox, Outbox
 from tcmu_core.iscsi.constants import BHS, LoginStatus
 from tcmu_core.iscsi.errors import ConnectionEnded, PduError
-from tcmu_core.iscsi.login import Directory, Login, Outcome
+from tcmu_core.iscsi.login import Claim, Login, Outcome
 from tcmu_core.iscsi.pump import Pump
 from tcmu_core.iscsi.session import Life, Session, State
+from tcmu_core.iscsi.settings import PortalSettings
 
 LOGIN_SEGMENT = 8192  # MaxRecvDataSegmentLength while nothing was negotiated (RFC 7143 13.12)
 LOGIN_BUFFER = SMALL
@@ -21,13 +23,27 @@ SEGMENTS = 8  # PDUs of the longest data segment that either buffer grows to: a 
 GUARANTEED = 4  # ... and that a connection always has memory for
 
 
-class Host(Directory, Protocol):
+class Host(Protocol):
     """What a connection asks of the portal."""
+
+    settings: PortalSettings
 
     budget: Budget
 
     def serves(self, name: str) -> bool:
         """Return whether there is a target of this name, here or in another process."""
+
+    def has_target(self, name: str) -> bool:
+        """Return whether there is a target of this name to log in to; raises LoginError if it is busy."""
+
+    def has_session(self, tsih: int) -> bool:
+        """Return whether there is a session of this handle."""
+
+    def new_tsih(self) -> int:
+        """Return a session handle that is not in use, not 0."""
+
+    def admit(self, connection: Connection, claim: Claim) -> None:
+        """Have room for a session; raises LoginError if there is none, or the initiator port is somebody else's."""
 
     def open_session(self, connection: Connection, outcome: Outcome) -> Session:
         """Make the session of a login that has succeeded; an older session of the same name gives way to it."""
@@ -50,7 +66,7 @@ class Connection:
         self.inbox = Inbox(account, most)
         self.outbox = Outbox(account, most, limits.send_queue)
         self.session: Session | None = None
-        self.login = Login(host)
+        self.login = Login(host, partial(host.admit, self))
         self.pump: Callable[[], None] = self._pump_login
         self._ended: str | None = None
         self.room = self.inbox.room

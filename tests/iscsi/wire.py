@@ -15,7 +15,7 @@ from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.budget import Budget
 from tcmu_core.iscsi.connection import Connection
-from tcmu_core.iscsi.login import Outcome
+from tcmu_core.iscsi.login import Claim, Outcome
 from tcmu_core.iscsi.session import Attachment, Session
 from tcmu_core.iscsi.settings import PortalSettings
 from tcmu_core.scsi import command as scsi
@@ -177,6 +177,9 @@ class FakeHost:
 
     def new_tsih(self) -> int:
         return len(self.sessions) + 1
+
+    def admit(self, connection: Connection, claim: Claim) -> None:
+        pass
 
     def open_session(self, connection: Connection, outcome: Outcome) -> Session:
         attachment = None
