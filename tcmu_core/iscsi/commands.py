@@ -15,6 +15,7 @@ from tcmu_core.scsi.command import Command, Status
 from tcmu_core.scsi.lun import parse_lun
 from tcmu_core.scsi.opcodes import Direction
 
+MOST_SEGMENTS = 8192  # of one command: an initiator that takes 512 bytes at a time gets no more than 4 MiB at once
 NOWHERE = 131328  # bytes: what a LUN that there is not answers at most, REPORT LUNS of every one
 
 
@@ -74,6 +75,8 @@ class Commands:
         number = parse_lun(lun)
         engine = attachment.target.luns.get(number) if attachment is not None and number is not None else None
         most = self._session.limits.transfer
+        if way is Direction.IN:
+            most = min(most, MOST_SEGMENTS * self._session.parameters.max_segment)
         if engine is None:
             return min(expected, NOWHERE if way is Direction.IN else most)
         direction, limit = engine.expects(cdb)

@@ -35,6 +35,7 @@ BATCH = 256  # PDUs handled before other connections get their turn
 IMMEDIATE_COMMANDS = 16  # beyond the window
 ROOM = 512  # bytes that any answer without data fits in, and the sense data of a command
 HEAVY = 1 << 20  # bytes: a command of more is the last of its batch
+SEGMENTS = 256  # ... and so is one of more segments
 
 
 class Next(Enum):
@@ -305,7 +306,7 @@ class Pump:
                 self._look_for(pdu.lun)
                 if (pdu.immediate or pdu.cmd_sn == session.exp_cmd_sn) and self._commands.must_wait(pdu):
                     return LATER
-                heavy = pdu.expected_length > HEAVY
+                heavy = pdu.expected_length > min(HEAVY, SEGMENTS * session.parameters.max_segment)
             self._accept(pdu)
         except DigestError:
             session.reject(header, RejectReason.DATA_DIGEST_ERROR)

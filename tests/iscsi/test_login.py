@@ -10,7 +10,7 @@ from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.chap import Algorithm, decode_binary, encode_binary
 from tcmu_core.iscsi.constants import FINAL, LoginStatus, Stage
 from tcmu_core.iscsi.errors import LoginError
-from tcmu_core.iscsi.settings import Access, ChapUser, PortalSettings
+from tcmu_core.iscsi.settings import Access, ChapUser, Limits, PortalSettings
 from tests.iscsi.initiator import NAME, OPERATIONAL, TARGET, Initiator, text_of
 from tests.iscsi.wire import FakeHost, Wire
 
@@ -369,6 +369,18 @@ def test_too_much_text_fails() -> None:
     for _ in range(2):
         walk.step({"X-a": "y" * 7000}, OPERATION, more=True)
     failed(walk.step({"X-a": "y" * 7000}, OPERATION, more=True), LoginStatus.INITIATOR_ERROR, walk)
+
+
+def test_too_many_requests_fail() -> None:
+    walk = Walk()
+    for _ in range(Limits().login_requests):
+        assert walk.step({}, OPERATION).status == 0
+    failed(walk.step({}, OPERATION), LoginStatus.INITIATOR_ERROR, walk)
+
+
+def test_too_many_keys_fail() -> None:
+    walk = Walk()
+    failed(walk.step({f"X-{n}": "" for n in range(200)}, OPERATION), LoginStatus.INITIATOR_ERROR, walk)
 
 
 def test_text_that_is_none_fails() -> None:
