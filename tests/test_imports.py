@@ -14,15 +14,17 @@ PLUGINS = sorted(path for path in ROOT.glob("plugins/tcmu-*/tcmu_*") if path.is_
 
 # Each part may import those in the lines above it, and itself; '' is the package itself, `import tcmu_core`.
 LAYERS = (
-    {"errors", "loop", "log", "sdnotify", "state"},
+    {"errors", "loop", "log", "sdnotify", "state", "entrypoints"},
     {"cfgstring"},
     {"posix", "channel"},
     {"scsi"},
     {"disk.device"},
     {"hookspecs"},
     {"disk", ""},
+    {"filters"},
     {"handlers"},
-    {"kernel", "iscsi", "testing"},
+    {"kernel", "iscsi"},
+    {"testing"},
     {"config"},
     {"host"},
     {"daemon"},

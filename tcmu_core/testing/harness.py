@@ -59,7 +59,10 @@ class OpenDevice:
 
     def extents(self, offset: int, length: int) -> list[Extent]:
         """Return the extents of a range."""
-        return list(self.hook("extents")(offset, length))
+        found = self.hook("extents")(offset, length)
+        if isinstance(found, Future):
+            found = found.result(TIMEOUT)
+        return list(found if found is not None else [Extent(offset, length, mapped=True)])
 
     def reconfigure(
         self, *, size: int | None = None, cfgstring: str | None = None, write_cache: bool | None = None
