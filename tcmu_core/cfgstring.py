@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 from tcmu_core.errors import ConfigError
 
@@ -16,7 +17,7 @@ _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
 _TRUE = ("1", "yes", "true", "on")
 _FALSE = ("0", "no", "false", "off")
 RUNNER_PREFIX = "tcmur_"
-RUNNER_OPTIONS: Mapping[str, Callable[[str], Any]] = {"tcmur_cmd_time_out": int}
+FILTER_OPTION = "tcmur_filter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,8 @@ def parse_cfgstring(text: str, known: Mapping[str, Callable[[str], Any]]) -> Cfg
 def split_runner_options(text: str) -> tuple[dict[str, Any], str]:
     """Take the leading `;tcmur_option=value;` parts, which are the runner's, off a cfgstring.
 
+    `tcmur_filter` may be there more than once; its value is a tuple of the filters' texts.
+
     A handler whose body may be empty has its own options there: `;size=64M` is not touched.
     """
     if not text.startswith(f";{RUNNER_PREFIX}"):
@@ -86,5 +89,20 @@ def split_runner_options(text: str) -> tuple[dict[str, Any], str]:
     head, sep, rest = text[1:].partition(";")
     if not sep:
         raise ConfigError(f"the runner option {head!r} must end with ';'")
+    if rest.startswith(RUNNER_PREFIX):
+        rest = ";" + rest
     more, body = split_runner_options(rest) if rest.startswith(";") else ({}, rest)
-    return {**parse_cfgstring(";" + head, RUNNER_OPTIONS).options, **more}, body
+    own = parse_cfgstring(";" + head, RUNNER_OPTIONS).options
+    if FILTER_OPTION in own:  # each is one filter, the lowest first
+        more = {**more, FILTER_OPTION: own[FILTER_OPTION] + more.get(FILTER_OPTION, ())}
+    elif twice := own.keys() & more.keys():
+        raise ConfigError(f"option {twice.pop()!r} is given twice")
+    return {**own, **more}, body
+
+
+def _filter(text: str) -> tuple[str, ...]:
+    """Return the filter that `name&option=value` names, as `name;option=value`; %XX stands for any character."""
+    return (";".join(unquote(part) for part in text.split("&")),)
+
+
+RUNNER_OPTIONS: Mapping[str, Callable[[str], Any]] = {"tcmur_cmd_time_out": int, FILTER_OPTION: _filter}

@@ -21,6 +21,7 @@ LAYERS = (
     {"disk.device"},
     {"hookspecs"},
     {"disk", ""},
+    {"recording"},
     {"filters"},
     {"handlers"},
     {"kernel", "iscsi"},

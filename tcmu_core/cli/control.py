@@ -30,8 +30,8 @@ class ControlError(TcmuError):
     """No such process answers, or it refused; the message says which and why."""
 
 
-class NoSuchDrive(ControlError):
-    """No process of ours serves a drive of that name."""
+class NoSuchDisk(ControlError):
+    """No process of ours serves a disk of that name."""
 
 
 class ControlSocket:
@@ -98,27 +98,30 @@ def ask(path: Path, message: Message) -> dict[str, Any]:
     return got[0]
 
 
-def find(directory: Path, name: str) -> Path:
-    """Return the socket of the process that serves the device called `name`.
+def find(directory: Path, name: str, *, drive: bool = False) -> Path:
+    """Return the socket of the process that serves the disk called `name`; `drive`: one whose medium can be changed.
 
     Raises:
-        NoSuchDrive: there is none; ControlError: there is more than one.
+        NoSuchDisk: there is none; ControlError: there is more than one.
     """
     known: dict[Path, str] = {}
     for path in sorted(directory.glob(PATTERN)):
         try:
-            known[path] = str(ask(path, {"op": "who"})["name"])
+            who = ask(path, {"op": "who"})
+            if who["removable"] or not drive:
+                known[path] = str(who["name"])
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)  # its process has gone without a word
         except OSError as error:
             log.info("%s: %s", path, error)
+    kind = "drive" if drive else "disk"
     found = [path for path, called in known.items() if called == name]
     if len(found) > 1:
-        raise ControlError(f"{len(found)} processes serve a drive called {name!r}: give each its own --name")
+        raise ControlError(f"{len(found)} processes serve a {kind} called {name!r}: give each its own --name")
     if not found:
         names = ", ".join(sorted(set(known.values())))
-        hint = f"served here: {names}" if names else f"no `tcmu serve` of yours has a drive (looked in {directory})"
-        raise NoSuchDrive(f"there is no drive {name!r}: {hint}")
+        hint = f"served here: {names}" if names else f"no `tcmu serve` of yours has a {kind} (looked in {directory})"
+        raise NoSuchDisk(f"there is no {kind} {name!r}: {hint}")
     return found[0]
 
 

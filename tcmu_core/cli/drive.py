@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tcmu_core.channel import Message
 from tcmu_core.cli import control
-from tcmu_core.cli.control import ControlError, ControlSocket, NoSuchDrive
+from tcmu_core.cli.control import ControlError, NoSuchDisk
 from tcmu_core.cli.handlers import absolute
 from tcmu_core.cli.output import Exit, Output
-from tcmu_core.disk.device import Change
-from tcmu_core.errors import ConfigError, TcmuError
+from tcmu_core.errors import ConfigError
 from tcmu_core.kernel import configfs
 from tcmu_core.kernel.configfs import Backstore, ConfigfsError
-from tcmu_core.loop import Loop
 from tcmu_core.state import default_directory
-
-if TYPE_CHECKING:
-    from tcmu_core.scsi.unit import LogicalUnit
 
 EJECT_DESCRIPTION = """\
 Take the disc out of a drive that `tcmu serve` serves, or of one of the kernel's
@@ -84,8 +76,8 @@ def insert_run(args: argparse.Namespace) -> int:
 def change(directory: Path, name: str, cfgstring: str) -> None:
     """Give the drive called `name` another disc, or none for an empty cfgstring; raises what its process says."""
     try:
-        path = control.find(directory, name)
-    except NoSuchDrive:
+        path = control.find(directory, name, drive=True)
+    except NoSuchDisk:
         store = _kernel_device(name)
         if store is None:
             raise
@@ -118,41 +110,3 @@ def _change_kernel_device(store: Backstore, cfgstring: str) -> None:
         if error.errno != errno.EBUSY:
             raise
         raise ControlError(f"{store.name}: an initiator holds the disc; it has been asked to eject it") from error
-
-
-class DriveControl:
-    """Answers `tcmu eject` and `tcmu insert` for the unit of this process, if its medium can be removed."""
-
-    def __init__(self, loop: Loop, directory: Path, unit: LogicalUnit) -> None:
-        self._unit = unit
-        self._socket: ControlSocket | None = None
-        if unit.device.removable:
-            try:
-                self._socket = ControlSocket(loop, directory, self.answer)
-            except OSError as error:
-                unit.device.log.warning("`tcmu eject` and `tcmu insert` can't reach this process: %s", error)
-
-    def answer(self, message: Message) -> Message:
-        """Answer one message."""
-        device = self._unit.device
-        if message.get("op") == "who":
-            return {"name": device.name, "handler": device.handler}
-        try:
-            if message.get("op") != "change":
-                raise ConfigError("this process knows `who` and `change` only: is it of another version?")
-            self._change(str(message["cfgstring"]))
-        except Exception as error:
-            if not isinstance(error, TcmuError | OSError | NotImplementedError):
-                device.log.exception("changing the medium failed")
-            return {"error": str(error) or repr(error), "kind": "config" if isinstance(error, ConfigError) else "other"}
-        return {"error": "", "kind": ""}
-
-    def _change(self, cfgstring: str) -> None:
-        self._unit.disk.change(Change(cfgstring=cfgstring))
-        self._unit.refresh()
-
-    def close(self) -> None:
-        """Take the socket away."""
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.close()

@@ -47,6 +47,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     disk.add_argument("--size", metavar="SIZE", type=options.size, help="its size: 64M, 1.5G; for what is made anew")
     disk.add_argument("--block-size", metavar="N", type=options.block_size, help="bytes of a block: 512 … 65536")
     disk.add_argument("--read-only", action="store_true", help="refuse every write")
+    disk.add_argument(
+        "--filter",
+        metavar="NAME[;OPTION=VALUE…]",
+        dest="filters",
+        action="append",
+        default=[],
+        help="put a filter on it, such as 'delay;read=5ms'; may be given again, the last is on top (tcmu filters)",
+    )
     disk.add_argument("--name", metavar="NAME", default="disk", help="its name, in logs and identifiers (disk)")
     disk.add_argument(
         "--serial", metavar="TEXT", help="unit serial number; made from host, name and CFGSTRING if not given"
@@ -128,6 +136,7 @@ def make_spec(args: argparse.Namespace, handler: Handler, target: str) -> DiskSp
         read_only=args.read_only,
         serial=args.serial or "",
         options=_config(args.config).handlers.get(handler.name, {}),
+        filters=tuple(args.filters),
     ).configured(absolute(handler.name, args.cfgstring))
     # A disk that names no storage is another one each time; several of them may be served under the same target's name.
     return dataclasses.replace(spec, place=(target,)) if spec.cfgstring.partition(";")[0] else spec

@@ -12,7 +12,7 @@ from typing import Any
 
 from tcmu_core.cli.child import Child
 from tcmu_core.cli.clients import Reach
-from tcmu_core.cli.drive import DriveControl
+from tcmu_core.cli.disk_control import DiskControl
 from tcmu_core.cli.output import Exit, Output, human
 from tcmu_core.disk.disk import Disk
 from tcmu_core.errors import ConfigError
@@ -48,7 +48,7 @@ class Server:
         store = aptpl_file(directory, device.name, device.handler, device.cfgstring, target)
         self.unit = LogicalUnit(disk, post=loop.post, aptpl=store)
         self.unit.trace = args.debug
-        self.control = DriveControl(loop, directory, self.unit)
+        self.control = DiskControl(loop, directory, self.unit)
 
     def start(self, handler: Handler) -> None:
         """Listen, say what is served, and start the command."""
@@ -71,7 +71,8 @@ class Server:
             initiators=tuple(self.args.acl),
         )
         settings = PortalSettings((format_address(host, port),), access, insecure=self.args.insecure)
-        self.portal = Portal(self.loop, settings, {self.target: Target(self.target, {0: self.unit})})
+        portal = self.portal = Portal(self.loop, settings, {self.target: Target(self.target, {0: self.unit})})
+        self.unit.device.dropped = lambda initiator: self.loop.post(portal.drop, self.target, initiator)
         try:
             host, port = parse_address(self.portal.listen()[0])
         except OSError as error:

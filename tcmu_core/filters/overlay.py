@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import mmap
 import os
 import tempfile
@@ -63,6 +64,8 @@ class FileRoom:
         for buffer in buffers:
             while buffer:
                 count = os.preadv(self._fd, [buffer], offset)
+                if not count:
+                    raise OSError(errno.EIO, "the file of the overlay is too short")
                 offset += count
                 buffer = buffer[count:]
 

@@ -52,6 +52,7 @@ def _lun(config: Config, lun: LunConfig) -> Message:
         "size": lun.size,
         "block_size": lun.block_size,
         "read_only": lun.read_only,
+        "filters": list(lun.filters),
         "options": dict(config.handlers.get(lun.handler, {})),
     }
 

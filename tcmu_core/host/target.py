@@ -155,7 +155,9 @@ class TargetWorker(PortalProcess):
                 log.error("%s LUN %d can't be opened: %s", target, lun["lun"], error, exc_info=unexpected,
                           extra={"device": name})  # fmt: skip
         self.units += units.values()
-        self.portal = Portal(self.loop, settings_of(self.job), {target: Target(target, units)})
+        portal = self.portal = Portal(self.loop, settings_of(self.job), {target: Target(target, units)})
+        for unit in units.values():
+            unit.device.dropped = lambda initiator: self.loop.post(portal.drop, target, initiator)
         return {"luns": sorted(units)}
 
     def _unit(self, target: str, lun: Message) -> LogicalUnit:
@@ -167,6 +169,7 @@ class TargetWorker(PortalProcess):
             size=lun["size"],
             block_size=lun["block_size"],
             read_only=lun["read_only"],
+            filters=tuple(lun["filters"]),
             options=lun["options"],
             place=(target, str(lun["lun"])),
         ).configured(lun["cfgstring"])

@@ -12,9 +12,14 @@ written must be there again at the next call. Each promise is a function of its 
 `tcmu_core.testing.promises`; an AssertionError says which one was broken, and how.
 
 `open_device` alone serves for tests of one's own: it gives a device with blocking `read` and `write`.
+
+`Initiator` is a small iSCSI initiator without I/O, `Client` one on a socket. The pytest fixture `tcmu_disk` comes with
+the package: see docs/testing.md.
 """
 
+from tcmu_core.testing.client import Client
 from tcmu_core.testing.harness import OpenDevice, open_device
+from tcmu_core.testing.initiator import Initiator, InitiatorError, Reply
 from tcmu_core.testing.promises import PROMISES, check_handler
 
-__all__ = ["PROMISES", "OpenDevice", "check_handler", "open_device"]
+__all__ = ["PROMISES", "Client", "Initiator", "InitiatorError", "OpenDevice", "Reply", "check_handler", "open_device"]
