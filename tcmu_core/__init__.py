@@ -39,6 +39,7 @@ from tcmu_core.errors import (
     WriteError,
     WriteProtected,
 )
+from tcmu_core.filters.base import Filter, after
 from tcmu_core.hookspecs import hookimpl
 from tcmu_core.scsi.command import Command, Nexus, Status
 from tcmu_core.scsi.opcodes import Access, Opcode
@@ -58,6 +59,7 @@ __all__ = [
     "DataProtect",
     "Device",
     "Extent",
+    "Filter",
     "FormatCorrupted",
     "FormatInProgress",
     "HandlerError",
@@ -87,6 +89,7 @@ __all__ = [
     "UnitAttention",
     "WriteError",
     "WriteProtected",
+    "after",
     "boolean",
     "hookimpl",
     "parse_cfgstring",

@@ -234,7 +234,7 @@ class Disk:
         if change.size is not None and (change.size <= 0 or change.size % device.block_size):
             raise ConfigError(f"{change.size} bytes are not whole blocks of {device.block_size}")
         try:
-            chain_change(self.filters[: self._open_filters], self._change_handler)(change)
+            chain_change(self.filters[: self._open_filters], device, self._change_handler)(change)
         except (TcmuError, OSError, NotImplementedError):
             raise
         except BaseException as error:

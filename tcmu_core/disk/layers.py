@@ -189,15 +189,28 @@ def stack(layer: object, below: Operations) -> Operations:
     return replace(below, **composed)
 
 
-def chain_change(layers: Iterable[object], bottom: Callable[[Change], None]) -> Callable[[Change], None]:
+def chain_change(
+    layers: Iterable[object], device: Device, bottom: Callable[[Change], None]
+) -> Callable[[Change], None]:
     """Return what changes a disk, `bottom` being the handler's part, as the filters let it through."""
     change = bottom
     for layer in layers:
-        change = _layered(layer, CHANGES, change) or functools.partial(_unchanging, layer)
+        change = _layered(layer, CHANGES, change) or functools.partial(_unchanging, layer, device)
     return change
 
 
-def _unchanging(layer: object, change: Change) -> None:
+def changes_nothing(device: Device, change: Change) -> bool:
+    """Say whether a change asks for what is there: rtslib writes every attribute back when it restores a device."""
+    if change.size is not None:
+        return change.size == device.size
+    if change.cfgstring is not None:
+        return change.cfgstring == device.cfgstring
+    return change.write_cache == device.write_cache
+
+
+def _unchanging(layer: object, device: Device, change: Change) -> None:
+    if changes_nothing(device, change):
+        return
     raise NotImplementedError(f"the filter {getattr(layer, 'name', type(layer).__name__)!r} lets no change through")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tcmu_core.disk.device import Device
-from tcmu_core.disk.layers import Operations
+from tcmu_core.disk.layers import Operations, changes_nothing
 from tcmu_core.errors import CommandError, ConfigError, HardwareError, from_oserror
 from tcmu_core.filters.base import Filter
 from tcmu_core.recording.file import GOOD, Outcome, Writer, pack
@@ -48,6 +48,7 @@ class Record(Filter):
             raise ConfigError(f"the filter {self.name!r} needs file=")
         keep = options.get("data", "writes")
         self._hashed = {Kind.READ: keep != "all", Kind.WRITE: keep == "hash"}
+        self._device = device
         self._log = device.log
         self._fua = False  # of the command whose hook comes next
         self._asked = True  # whether the flush that comes next is a command's own
@@ -141,9 +142,10 @@ class Record(Filter):
 
     def reconfigure(self, below: Callable[..., Any], change: Any) -> None:
         """Let the write cache be changed; a recording is of one size."""
-        if change.write_cache is None:
+        if change.write_cache is not None:
+            below(change)
+        elif not changes_nothing(self._device, change):
             raise NotImplementedError("the disk is being recorded: another size or storage would be another disk")
-        below(change)
 
 
 def outcome_of(error: BaseException | None, *, writing: bool) -> Outcome:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tcmu_core.cfgstring import size
 from tcmu_core.disk.device import Change, Device, Extent
-from tcmu_core.disk.layers import Operations
+from tcmu_core.disk.layers import Operations, changes_nothing
 from tcmu_core.errors import ConfigError
 from tcmu_core.filters.base import Filter, after
 from tcmu_core.filters.partitions import find
@@ -31,7 +31,7 @@ class Window(Filter):
         rest = whole - start if length is None else min(length, whole - start)
         if rest < block or (length is not None and (length % block or length > whole - start)):
             raise ConfigError(f"{length} bytes from {start} are not whole blocks of {block} within {whole}")
-        self.start = start
+        self.start, self._device = start, device
         device.size = rest
         if device.discard_granularity:  # SBC-4 6.6.4: the alignment is that of the first block that can be freed
             device.discard_alignment = (device.discard_alignment - start) % device.discard_granularity
@@ -65,9 +65,10 @@ class Window(Filter):
 
     def reconfigure(self, below: Callable[[Change], None], change: Change) -> None:
         """Let the write cache be changed; what another size or storage would mean here, nobody can say."""
-        if change.write_cache is None:
+        if change.write_cache is not None:
+            below(change)
+        elif not changes_nothing(self._device, change):
             raise NotImplementedError(f"the filter {self.name!r} is open on a disk of this size and storage")
-        below(change)
 
 
 class Offset(Window):

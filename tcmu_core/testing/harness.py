@@ -13,6 +13,7 @@ from tcmu_core.disk.device import Change, Extent
 from tcmu_core.disk.disk import Disk
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.errors import HandlerError
+from tcmu_core.filters.registry import make
 
 TIMEOUT = 60.0  # seconds that a hook's Future may take
 
@@ -84,8 +85,9 @@ class OpenDevice:
 
 def make_disk(plugin: object, spec: DiskSpec, **attributes: Any) -> Disk:
     """Return a disk, still to be opened; `attributes` are fields of `DiskSpec`, or of `Device`."""
+    filters = attributes.get("filters", ())
     of_spec = {field.name for field in fields(DiskSpec)} & attributes.keys()
-    disk = Disk(replace(spec, **{name: attributes.pop(name) for name in of_spec}), plugin)
+    disk = Disk(replace(spec, **{name: attributes.pop(name) for name in of_spec}), plugin, make(filters))
     for name, value in attributes.items():
         setattr(disk.device, name, value)
     return disk
@@ -97,7 +99,7 @@ def open_device(
 ) -> Iterator[OpenDevice]:
     """Open a device with `handler`, a class or a module, and close it at the end.
 
-    `attributes` are fields of `DiskSpec` and `Device` that the runner would set, such as `block_size` or `options`.
+    `attributes` are fields of `DiskSpec` and `Device` that the runner would set, such as `block_size` or `filters`.
     Raises what the handler's open raises.
     """
     plugin = handler() if isinstance(handler, type) else handler

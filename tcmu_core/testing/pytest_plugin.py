@@ -1,18 +1,14 @@
-"""The pytest plugin: the fixture `tcmu_disk` serves disks that can be made to fail, as an ordinary user.
-
-It is there wherever tcmu-core is installed, and imports nothing of it before a test asks for a disk.
-"""
+"""The pytest plugin: the fixture `tcmu_disk` serves disks that can be made to fail, as an ordinary user."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from tcmu_core.testing.served import ServedDisk
+from tcmu_core.testing.served import ServedDisk
 
 DEFAULT_HANDLER = "ram"
 
@@ -46,9 +42,7 @@ def tcmu_handler(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def tcmu_disk(tcmu_handler: str, tmp_path: Path) -> Iterator[Callable[..., ServedDisk]]:
-    """Serve a disk: `tcmu_disk(handler=…, cfgstring=…, size=…, filters=[…])` returns a `ServedDisk`; ended afterwards."""
-    from tcmu_core.testing.served import ServedDisk
-
+    """Serve disks: `tcmu_disk(handler=…, cfgstring=…, size=…, filters=[…])` returns a `ServedDisk`."""
     served: list[ServedDisk] = []
 
     def serve(handler: str = tcmu_handler, cfgstring: str | None = None, **options: Any) -> ServedDisk:

@@ -22,8 +22,8 @@ WITHOUT_STORAGE = ("ram",)  # handlers whose cfgstring may be empty
 class ServedDisk:
     """A disk at `uri` (iscsi://…), `portal`, `iqn` and `lun`; served until `close`.
 
-    `handler` is one that `tcmu handlers` lists, `filters` are texts such as `delay;read=5ms`, `size` as `64M`. Without a
-    `cfgstring` the disk has a file of its own in `directory`, or memory.
+    `handler` is one that `tcmu handlers` lists, `filters` are texts such as `delay;read=5ms`, `size` is `64M` or bytes.
+    Without a `cfgstring` the disk has a file of its own in `directory`, or memory.
     """
 
     def __init__(
