@@ -45,6 +45,7 @@ class CommandError(TcmuError):
     """
 
     status: ClassVar[int] = 0x02
+    of_storage: ClassVar[bool] = False  # something is wrong with the storage, which its owner wants to read in the log
     sense_key: int = 0x4
     asc: int = 0x44
     ascq: int = 0x00
@@ -98,6 +99,7 @@ class TaskAborted(CommandError):
 class NotReady(CommandError):
     """The logical unit is not ready."""
 
+    of_storage = True
     sense_key, asc, ascq = 0x2, 0x04, 0x00
 
 
@@ -110,24 +112,28 @@ class BecomingReady(NotReady):
 class NotReadyStopped(NotReady):
     """The logical unit was stopped; START STOP UNIT starts it."""
 
+    of_storage = False
     ascq = 0x02
 
 
 class FormatInProgress(NotReady):
     """A format is in progress."""
 
+    of_storage = False
     ascq = 0x04
 
 
 class SanitizeInProgress(NotReady):
     """A sanitize operation is in progress."""
 
+    of_storage = False
     ascq = 0x1B
 
 
 class MediumNotPresent(NotReady):
     """There is no medium."""
 
+    of_storage = False
     asc, ascq = 0x3A, 0x00
 
 
@@ -137,6 +143,7 @@ class MediumNotPresent(NotReady):
 class MediumError(CommandError):
     """The medium can't be read or written."""
 
+    of_storage = True
     sense_key, asc, ascq = 0x3, 0x11, 0x00
 
 
@@ -162,6 +169,7 @@ class FormatCorrupted(MediumError):
 class HardwareError(CommandError):
     """Internal target failure."""
 
+    of_storage = True
     sense_key = 0x4
 
 

@@ -14,23 +14,23 @@ from tcmu_core.filters.control import command
 from tcmu_core.loop import Loop
 
 if TYPE_CHECKING:
-    from tcmu_core.scsi.unit import LogicalUnit
+    from tcmu_core.scsi.engine import Engine
 
 
 class DiskControl:
-    """Answers the other `tcmu` commands for the unit of this process."""
+    """Answers the other `tcmu` commands for the disk of this process."""
 
-    def __init__(self, loop: Loop, directory: Path, unit: LogicalUnit) -> None:
-        self._unit = unit
+    def __init__(self, loop: Loop, directory: Path, engine: Engine) -> None:
+        self._engine = engine
         self._socket: ControlSocket | None = None
         try:
             self._socket = ControlSocket(loop, directory, self.answer)
         except OSError as error:
-            unit.device.log.warning("other `tcmu` commands can't reach this process: %s", error)
+            engine.device.log.warning("other `tcmu` commands can't reach this process: %s", error)
 
     def answer(self, message: Message) -> Message:
         """Answer one message."""
-        device = self._unit.device
+        device = self._engine.device
         if message.get("op") == "who":
             return {"name": device.name, "handler": device.handler, "removable": device.removable}
         told: Message = {}
@@ -39,12 +39,12 @@ class DiskControl:
                 case "change":
                     if not device.removable:
                         raise ConfigError(f"{device.name} has no medium that can be changed")
-                    self._unit.disk.change(Change(cfgstring=str(message["cfgstring"])))
+                    self._engine.change(Change(cfgstring=str(message["cfgstring"])))
                 case "filter":
-                    told = command(self._unit.disk, message)
+                    told = command(self._engine.disk, message)
+                    self._engine.refresh()
                 case _:
                     raise ConfigError("this process does not know that: is it of another version?")
-            self._unit.refresh()
         except Exception as error:
             if not isinstance(error, TcmuError | OSError | NotImplementedError):
                 device.log.exception("%s failed", message.get("op"))

@@ -20,8 +20,8 @@ from tcmu_core.handlers import Handler
 from tcmu_core.iscsi.portal import Portal
 from tcmu_core.iscsi.settings import PORT, Access, ChapUser, PortalSettings, format_address, parse_address
 from tcmu_core.loop import Loop
+from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.target import Target
-from tcmu_core.scsi.unit import LogicalUnit
 from tcmu_core.state import aptpl_file, default_directory
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -46,9 +46,9 @@ class Server:
         device = disk.device
         directory = args.state_dir or default_directory()
         store = aptpl_file(directory, device.name, device.handler, device.cfgstring, target)
-        self.unit = LogicalUnit(disk, post=loop.post, aptpl=store)
-        self.unit.trace = args.debug
-        self.control = DiskControl(loop, directory, self.unit)
+        self.engine = Engine(disk, post=loop.post, store=store)
+        self.engine.trace = args.debug
+        self.control = DiskControl(loop, directory, self.engine)
 
     def start(self, handler: Handler) -> None:
         """Listen, say what is served, and start the command."""
@@ -71,8 +71,8 @@ class Server:
             initiators=tuple(self.args.acl),
         )
         settings = PortalSettings((format_address(host, port),), access, insecure=self.args.insecure)
-        portal = self.portal = Portal(self.loop, settings, {self.target: Target(self.target, {0: self.unit})})
-        self.unit.device.dropped = lambda initiator: self.loop.post(portal.drop, self.target, initiator)
+        portal = self.portal = Portal(self.loop, settings, {self.target: Target(self.target, {0: self.engine})})
+        self.engine.device.dropped = lambda initiator: self.loop.post(portal.drop, self.target, initiator)
         try:
             host, port = parse_address(self.portal.listen()[0])
         except OSError as error:
@@ -106,7 +106,7 @@ class Server:
 
     def _wait_idle(self, patience: float) -> None:
         """Stop the loop when no command is in flight any more, or after `patience` seconds."""
-        if self.unit.idle or patience <= 0:
+        if self.engine.idle or patience <= 0:
             self.loop.stop()
         else:
             self.loop.call_later(LOOK_AGAIN, self._wait_idle, patience - LOOK_AGAIN)
@@ -118,7 +118,7 @@ class Server:
         if self.portal is not None:
             self.portal.close()
         self.control.close()
-        self.unit.close()
+        self.engine.close()
         # The process ends now, with the status it has: another signal (timeout(1) sends two) changes nothing.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
@@ -126,7 +126,7 @@ class Server:
 
     def _announce(self, reach: Reach, handler: Handler) -> None:
         out = Output()
-        device = self.unit.device
+        device = self.engine.device
         writable = ", read-only" if device.read_only else ""
         shape = f"{human(device.size or 0)}, blocks of {device.block_size} bytes{writable}"
         out.line(f"{out.style(device.name, 'bold')}: {shape}, by handler {handler.name} of {handler.source}")
@@ -143,7 +143,7 @@ class Server:
         out.line("Ctrl-C stops it.")
 
     def _as_json(self, reach: Reach) -> dict[str, Any]:
-        device = self.unit.device
+        device = self.engine.device
         return {
             "uri": reach.uri,
             "portal": reach.portal,

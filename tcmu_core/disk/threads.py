@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
 DEFAULT_THREADS = 8
@@ -34,7 +34,7 @@ def chained(future: Future[Any]) -> Future[Any]:
     outer: Future[Any] = Future()
 
     def ended(done: Future[Any]) -> None:
-        error = done.exception()
+        error = CancelledError() if done.cancelled() else done.exception()
         if error is not None:
             outer.set_exception(error)
             return

@@ -15,7 +15,6 @@ from tcmu_core.filters.clock import CLOCK, Clock, Waiting
 from tcmu_core.filters.faults import Action, error_of, parse_action
 from tcmu_core.filters.rules import DATA, HOOKS, Event, Rule, parse_conditions, parse_rule, parse_rules
 from tcmu_core.scsi.command import Command, slice_buffers
-from tcmu_core.scsi.decode import span_of
 from tcmu_core.scsi.opcodes import Op
 
 RETURNED = (0x28, 0x00)  # SPC-4 annex F: NOT READY TO READY CHANGE, MEDIUM MAY HAVE CHANGED
@@ -172,9 +171,8 @@ class Fault(Filter):
 
     def handle_cmd(self, below: Callable[..., Any], command: Command) -> Any:
         """Look at a command; what its rules say about data waits for the hook that it calls."""
-        first, end = span_of(command.cdb)
-        block = self._device.block_size
-        event = Event("command", first * block, (end - first) * block, command.cdb[0], command.nexus.initiator.name)
+        block, initiator = self._device.block_size, command.nexus.initiator.name
+        event = Event("command", command.lba * block, command.count * block, command.cdb[0], initiator)
         fired = self._fired(event)
         self._armed = [each for each in fired if each[0].name in DATA]
         return self._perform([each for each in fired if each[0].name not in DATA], event, lambda: below(command))

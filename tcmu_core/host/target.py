@@ -24,8 +24,8 @@ from tcmu_core.iscsi.door import Door
 from tcmu_core.iscsi.portal import Portal
 from tcmu_core.log import Level, Log
 from tcmu_core.loop import Loop, spin_time
+from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.target import Target
-from tcmu_core.scsi.unit import LogicalUnit
 from tcmu_core.state import aptpl_file, default_directory
 
 log = logging.getLogger("tcmu.runner")
@@ -44,7 +44,7 @@ class PortalProcess(abc.ABC):
         self.registry = registry
         self.job = told
         self.control = control
-        self.units: list[LogicalUnit] = []
+        self.units: list[Engine] = []
         self.loop: Loop
         self.log: Log
         self.channel: Channel
@@ -145,7 +145,7 @@ class TargetWorker(PortalProcess):
     def open(self) -> Message:
         """Open the target's devices; one that can't be opened is missing, and the log says why."""
         target = self.job["name"]
-        units: dict[int, LogicalUnit] = {}
+        units: dict[int, Engine] = {}
         for lun in self.job["luns"]:
             name = f"{lun['handler']}/{lun['name'] or lun['lun']}"
             try:
@@ -160,7 +160,7 @@ class TargetWorker(PortalProcess):
             unit.device.dropped = lambda initiator: self.loop.post(portal.drop, target, initiator)
         return {"luns": sorted(units)}
 
-    def _unit(self, target: str, lun: Message) -> LogicalUnit:
+    def _unit(self, target: str, lun: Message) -> Engine:
         handler = self.registry.get(lun["handler"])
         name = lun["name"] or f"{target}-{lun['lun']}"
         spec = DiskSpec(
@@ -174,7 +174,7 @@ class TargetWorker(PortalProcess):
             place=(target, str(lun["lun"])),
         ).configured(lun["cfgstring"])
         store = aptpl_file(default_directory(), name, lun["handler"], spec.cfgstring, target)
-        return LogicalUnit(handler.open(spec), post=self.loop.post, aptpl=store)
+        return Engine(handler.open(spec), post=self.loop.post, store=store)
 
     def message(self, message: Message, fds: list[int]) -> None:
         """Do what the supervisor says; `door` brings the worker's end of a channel to the door."""

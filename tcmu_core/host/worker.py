@@ -30,7 +30,7 @@ from tcmu_core.kernel.uio import UioDevice, holders
 from tcmu_core.log import Level, Log
 from tcmu_core.loop import READ, Loop, Pace, spin_time
 from tcmu_core.scsi.command import Command, Initiator
-from tcmu_core.scsi.unit import LogicalUnit
+from tcmu_core.scsi.engine import Engine
 
 log = logging.getLogger("tcmu.runner")
 
@@ -56,7 +56,7 @@ class Worker:
         self.loop: Loop
         self.log: Log
         self.uio: UioDevice
-        self.unit: LogicalUnit
+        self.unit: Engine
         self.ring: Ring
         self.channel: Channel
         self._pace = Pace(spin_time())
@@ -151,7 +151,7 @@ class Worker:
         )
         disk = handler.open(spec)
         try:
-            self.unit = LogicalUnit(disk, post=self.loop.post)
+            self.unit = Engine(disk, post=self.loop.post)
             self.unit.trace = self.log.level_of(self.log_name) is Level.DEBUG_SCSI_CMD
             nexus = self.unit.attach(INITIATOR)
             nexus.attentions.clear()  # the kernel reports power-on and reset to each of its nexuses itself
@@ -277,24 +277,18 @@ class Worker:
         self.channel.send({**answer, "size": device.size, "write_cache": device.write_cache})
 
     def _change(self, change: Change) -> None:
-        unit = self.unit
-        device, disk = unit.device, unit.disk
+        engine = self.unit
+        device = engine.device
         if change.size is not None and change.size != device.size:
-            disk.change(change)
-            unit.resize(change.size)
+            engine.change(change)
         elif change.cfgstring is not None:
             _, cfgstring = split_runner_options(change.cfgstring)
             # A drive that an initiator emptied takes the disc back that it had.
             if cfgstring != device.cfgstring or (device.removable and not device.size):
-                disk.change(Change(cfgstring=cfgstring))
+                engine.change(Change(cfgstring=cfgstring))
                 self.config = f"{device.handler}/{change.cfgstring}"
-                if not device.removable:  # another medium is more than another capacity: its handler has told of it
-                    unit.resize(device.size or 0)
-                unit.refresh()
         elif change.write_cache is not None and change.write_cache != device.write_cache:
-            disk.change(change)
-            unit.modes.write_cache = change.write_cache
-            unit.refresh()
+            engine.change(change)
 
 
 def errno_of(error: BaseException) -> int:

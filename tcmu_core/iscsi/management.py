@@ -9,8 +9,8 @@ from tcmu_core.iscsi.constants import TaskFunction, TaskResponse
 from tcmu_core.iscsi.errors import PduError
 from tcmu_core.iscsi.pdu import TaskManagementRequest, TaskManagementResponse
 from tcmu_core.scsi.command import Nexus
+from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.lun import parse_lun
-from tcmu_core.scsi.unit import LogicalUnit
 
 if TYPE_CHECKING:
     from tcmu_core.iscsi.session import Session
@@ -62,15 +62,15 @@ class TaskManagement:
 
         return respond
 
-    def _find(self, request: TaskManagementRequest) -> tuple[LogicalUnit, Nexus] | None:
+    def _find(self, request: TaskManagementRequest) -> tuple[Engine, Nexus] | None:
         """Return the unit and nexus of the request's LUN; None when it was answered: there is none."""
         attachment = self._session.attachment
         assert attachment is not None
         lun = parse_lun(request.lun)
-        if lun is None or lun not in attachment.it.luns or lun not in attachment.target.units:
+        if lun is None or lun not in attachment.it.luns or lun not in attachment.target.luns:
             self._respond(request, TaskResponse.NO_LUN)
             return None
-        return attachment.target.units[lun], attachment.it.luns[lun][1]
+        return attachment.target.luns[lun], attachment.it.luns[lun][1]
 
     def _abort_task(self, request: TaskManagementRequest) -> None:
         found = self._find(request)

@@ -454,7 +454,7 @@ class Session:
         if self.tasks.get(task.itt) is task:
             del self.tasks[task.itt]
         self._reserved -= task.reserved
-        if not self.closed and not task.command.aborted:
+        if not self.closed and not task.command.silent:
             finish(self, task, pending=True)
         task.unpin()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tcmu_core.disk.device import Change, Extent
 from tcmu_core.disk.disk import Disk
+from tcmu_core.disk.layers import Operations
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.errors import HandlerError
 from tcmu_core.filters.registry import make
@@ -29,6 +30,11 @@ class OpenDevice:
         self.device = disk.device
 
     @property
+    def operations(self) -> Operations:
+        """Return the hooks as the engine calls them."""
+        return self.disk.operations
+
+    @property
     def size(self) -> int:
         """Return the device's size in bytes."""
         assert self.device.size is not None
@@ -39,7 +45,7 @@ class OpenDevice:
         # What is in a buffer before must not matter: a handler has to fill it, with zeros too.
         buffers = split(bytearray(b"\xa5") * length, parts)
         given = list(buffers)
-        wait(self.disk.operations.read(offset, buffers))
+        wait(self.operations.read(offset, buffers))
         return b"".join(given)
 
     def write(self, offset: int, data: bytes, parts: Sequence[int] = ()) -> None:
@@ -77,7 +83,7 @@ class OpenDevice:
 
     def hook(self, name: str) -> Any:
         """Return the hook `name` as the engine calls it; raises HandlerError if the handler has none."""
-        found = getattr(self.disk.operations, name)
+        found = getattr(self.operations, name)
         if found is None:
             raise HandlerError(f"handler {self.device.handler!r} has no {name} hook")
         return found

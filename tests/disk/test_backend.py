@@ -6,9 +6,9 @@ from concurrent.futures import Future
 
 import pluggy
 import pytest
+from tcmu_core.disk.backend import Backend, check_config, plugin_manager
 
 from tcmu_core import Change, ConfigError, Device, Extent, HandlerError, hookimpl
-from tcmu_core.disk.backend import Backend, check_config, plugin_manager
 from tcmu_core.hookspecs import DATA_HOOKS, HandlerHooks
 
 SIZE = 1 << 20

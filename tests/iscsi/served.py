@@ -18,8 +18,8 @@ from tcmu_core.iscsi.door import Door
 from tcmu_core.iscsi.portal import Portal
 from tcmu_core.iscsi.settings import PortalSettings
 from tcmu_core.loop import Loop
+from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.target import Target
-from tcmu_core.scsi.unit import LogicalUnit
 from tcmu_core.testing.harness import make_disk
 from tests.iscsi.initiator import OPERATIONAL, TARGET, Initiator
 
@@ -81,10 +81,10 @@ class Served:
             self.loop.post(self.portal.take, socket.socket(fileno=os.dup(fd)), heard, told)
         return not self.away
 
-    def _unit(self, number: int, disk: MemoryDisk, threads: int) -> LogicalUnit:
+    def _unit(self, number: int, disk: MemoryDisk, threads: int) -> Engine:
         opened = make_disk(disk, DiskSpec("memory", name=f"disk{number}"), threads=threads)
         opened.open()
-        return LogicalUnit(opened, post=self.loop.post)
+        return Engine(opened, post=self.loop.post)
 
     def uri(self, lun: int = 0, *, login: str = "", options: str = "") -> str:
         """Return the libiscsi URL of a LUN of the first target."""

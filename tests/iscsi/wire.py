@@ -17,6 +17,15 @@ from tests.iscsi.initiator import NAME, OPERATIONAL, TARGET, Initiator
 BLOCK = 512
 
 
+class Place:
+    """Where a unit stands, as the target tells it."""
+
+    def __init__(self, attention: Callable[..., None]) -> None:
+        self.attention = attention
+        self.around: Any = None
+        self.lun = 0
+
+
 class FakeUnit:
     """A unit that does as it is told: reads and writes 512-byte blocks of `disk`; `hold` keeps commands pending."""
 
@@ -28,17 +37,20 @@ class FakeUnit:
         self.nexuses: list[scsi.Nexus] = []
         self.calls: list[str] = []
         self.answer: Callable[[scsi.Command], None] | None = None
-        self.target: Any = None
-        self.lun = 0
+        self.unit = Place(self.attention)
 
     def attach(self, initiator: scsi.Initiator) -> scsi.Nexus:
         nexus = scsi.Nexus(initiator)
         self.nexuses.append(nexus)
         return nexus
 
-    def detach(self, nexus: scsi.Nexus) -> None:
+    def attention(self, asc: int, ascq: int) -> None:
+        self.calls.append(f"{asc:02X}/{ascq:02X}")
+
+    def detach(self, nexus: scsi.Nexus, then: Callable[[], object]) -> None:
         self.nexuses.remove(nexus)
         self.calls.append("detach")
+        then()
 
     def execute(self, command: scsi.Command) -> bool:
         self.commands.append(command)

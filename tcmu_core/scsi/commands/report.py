@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Generator
+from typing import Any
 
 from tcmu_core.errors import InvalidFieldInCdb, InvalidFieldInParameterList, MediumRemovalPrevented, UnitAttention
 from tcmu_core.scsi import sense
 from tcmu_core.scsi.attention import MEDIUM_CHANGED
 from tcmu_core.scsi.command import Command
+from tcmu_core.scsi.commands.data import flushed, parameter_list
+from tcmu_core.scsi.commands.provisioning import extents_of
 from tcmu_core.scsi.lun import report_luns_data
-from tcmu_core.scsi.medium import flushed, parameter_list
 from tcmu_core.scsi.opcodes import Op, Opcode
-from tcmu_core.scsi.steps import Steps
-
-if TYPE_CHECKING:
-    from tcmu_core.scsi.unit import LogicalUnit
+from tcmu_core.scsi.steps import PAUSE, Steps
+from tcmu_core.scsi.unit import Unit
 
 _TIMEOUTS = 0x0A  # DESCRIPTOR LENGTH of a command timeouts descriptor (SPC-4 6.35.4)
+SUPPORTED_OPCODES = 0x0C  # service action of MAINTENANCE IN (SPC-4 table 48)
 _SUPPORTED = 0x03  # SUPPORT: in conformance with the standard (SPC-4 6.35.3)
 
 
-def test_unit_ready(unit: LogicalUnit, command: Command) -> None:
+def test_unit_ready(unit: Unit, command: Command) -> None:
     """TEST UNIT READY: SPC-4 6.47. That the unit is ready has been checked on the way here."""
 
 
-def request_sense(unit: LogicalUnit, command: Command) -> None:
+def request_sense(unit: Unit, command: Command) -> None:
     """REQUEST SENSE: SPC-4 6.39. A pending unit attention, the progress of a background operation, or NO SENSE."""
     descriptor = bool(command.cdb[1] & 0x01)
     attentions = command.nexus.attentions
@@ -44,10 +45,9 @@ def _stopped_fixed() -> bytes:
     return bytes([0x70, 0, 0x02, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x04, 0x02, 0, 0, 0, 0])
 
 
-def report_luns(unit: LogicalUnit, command: Command) -> None:
+def report_luns(unit: Unit, command: Command) -> None:
     """REPORT LUNS: SPC-4 6.33."""
-    luns = [unit.lun] if unit.target is None else sorted(unit.target.units)
-    command.put(report_luns_data(command.cdb, luns))
+    command.put(report_luns_data(command.cdb, sorted(unit.around.units)))
 
 
 # -- REPORT SUPPORTED OPERATION CODES (SPC-4 6.35) --------------------------------------------------------------------
@@ -57,25 +57,25 @@ def _timeouts(row: Opcode) -> bytes:
     return _TIMEOUTS.to_bytes(2, "big") + bytes(2) + bytes(4) + row.timeout.to_bytes(4, "big")
 
 
-def report_supported_opcodes(unit: LogicalUnit, command: Command) -> None:
+def report_supported_opcodes(unit: Unit, command: Command) -> None:
     """REPORT SUPPORTED OPERATION CODES: all commands, or one by code, by service action, or by either (options 0-3)."""
-    cdb = command.cdb
+    cdb, table = command.cdb, unit.table
     with_timeouts, option = bool(cdb[2] & 0x80), cdb[2] & 0x07
     code, action, room = cdb[3], int.from_bytes(cdb[4:6], "big"), int.from_bytes(cdb[6:10], "big")
     if option == 0:
-        data = b"".join(_all_commands(row, with_timeouts) for _, row in sorted(unit.table.items(), key=_by_code))
+        data = b"".join(_all_commands(row, with_timeouts) for _, row in sorted(table.items(), key=_by_code))
         command.put((len(data).to_bytes(4, "big") + data)[:room])
         return
     if option > 3:
         raise InvalidFieldInCdb("REPORTING OPTIONS", field=(2, 2))
-    plain = unit.table.get((code, None))
-    with_action = any(known == code and of is not None for known, of in unit.table)
+    plain = table.get((code, None))
+    with_action = any(known == code and of is not None for known, of in table)
     if option == 1 and with_action:
         raise InvalidFieldInCdb("this operation code has service actions", field=(2, 2))
     if option == 2 and plain is not None:
         raise InvalidFieldInCdb("this operation code has no service actions", field=(2, 2))
     by_code = option == 1 or (option == 3 and action == 0 and plain is not None)
-    row = plain if by_code else unit.table.get((code, action))
+    row = plain if by_code else table.get((code, action))
     if row is None:
         command.put(bytes([0, 0x01, 0, 0])[:room])
         return
@@ -103,7 +103,7 @@ def _all_commands(row: Opcode, with_timeouts: bool) -> bytes:
     return data + len(row.usage).to_bytes(2, "big") + (_timeouts(row) if with_timeouts else b"")
 
 
-def report_task_management(unit: LogicalUnit, command: Command) -> None:
+def report_task_management(unit: Unit, command: Command) -> None:
     """REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-4 6.36): all but ACA, QUERY TASK and I_T NEXUS RESET."""
     extended = bool(command.cdb[2] & 0x80)
     functions = bytes([0x80 | 0x40 | 0x10 | 0x08 | 0x02, 0, 0])  # ATS ATSS CTSS LURS TRS
@@ -114,7 +114,7 @@ def report_task_management(unit: LogicalUnit, command: Command) -> None:
 # -- state ------------------------------------------------------------------------------------------------------------
 
 
-def start_stop_unit(unit: LogicalUnit, command: Command) -> Steps:
+def start_stop_unit(unit: Unit, command: Command) -> Steps:
     """START STOP UNIT: SBC-4 5.31. Power conditions other than START_VALID are refused: there are none."""
     cdb = command.cdb
     if unit.background is not None:
@@ -133,10 +133,9 @@ def start_stop_unit(unit: LogicalUnit, command: Command) -> Steps:
             unit.attention(*MEDIUM_CHANGED, but=command.nexus)
         unit.loaded = start
     unit.started = start or load
-    unit.gate()
 
 
-def prevent_allow(unit: LogicalUnit, command: Command) -> None:
+def prevent_allow(unit: Unit, command: Command) -> None:
     """PREVENT ALLOW MEDIUM REMOVAL: SPC-4 6.16; kept per nexus, and without effect on a fixed disk."""
     if command.cdb[4] & 0x01:
         unit.prevented.add(command.nexus)
@@ -144,7 +143,7 @@ def prevent_allow(unit: LogicalUnit, command: Command) -> None:
         unit.prevented.discard(command.nexus)
 
 
-def read_defect_data(unit: LogicalUnit, command: Command) -> None:
+def read_defect_data(unit: Unit, command: Command) -> None:
     """READ DEFECT DATA (10), (12): SBC-4 5.17, 5.18. There are no defects to list, in any format."""
     cdb = command.cdb
     if cdb[0] == Op.READ_DEFECT_DATA_10:
@@ -158,7 +157,7 @@ def read_defect_data(unit: LogicalUnit, command: Command) -> None:
 # -- diagnostics (SPC-4 6.31, 6.42) -----------------------------------------------------------------------------------
 
 
-def receive_diagnostic_results(unit: LogicalUnit, command: Command) -> None:
+def receive_diagnostic_results(unit: Unit, command: Command) -> None:
     """RECEIVE DIAGNOSTIC RESULTS: page 00h, the list of pages, is the only one."""
     cdb = command.cdb
     if cdb[1] & 0x01 and cdb[2] != 0x00:
@@ -166,7 +165,7 @@ def receive_diagnostic_results(unit: LogicalUnit, command: Command) -> None:
     command.put(bytes([0, 0, 0, 1, 0])[: int.from_bytes(cdb[3:5], "big")])
 
 
-def send_diagnostic(unit: LogicalUnit, command: Command) -> Steps:
+def send_diagnostic(unit: Unit, command: Command) -> Steps:
     """SEND DIAGNOSTIC: the self-tests read the first and the last block and flush, in the foreground."""
     cdb = command.cdb
     length = int.from_bytes(cdb[3:5], "big")
@@ -194,9 +193,10 @@ def send_diagnostic(unit: LogicalUnit, command: Command) -> Steps:
 # -- LOG SENSE (SPC-4 6.8) --------------------------------------------------------------------------------------------
 
 _PAGES, _PROVISIONING, _START_STOP = 0x00, 0x0C, 0x0E
+_BREATH = 128  # extents after which others have their turn
 
 
-def log_sense(unit: LogicalUnit, command: Command) -> None:
+def log_sense(unit: Unit, command: Command) -> Steps:
     """LOG SENSE: the supported pages, logical block provisioning (SBC-4 6.4.5) and the start-stop cycle counter."""
     cdb = command.cdb
     code, subpage, pointer = cdb[2] & 0x3F, cdb[3], int.from_bytes(cdb[5:7], "big")
@@ -207,11 +207,10 @@ def log_sense(unit: LogicalUnit, command: Command) -> None:
         pages.insert(1, _PROVISIONING)
     if code not in pages or subpage not in (0x00, 0xFF) or (subpage and code != _PAGES):
         raise InvalidFieldInCdb("there is no such log page", field=(2, 5) if code not in pages else (3, 7))
-    parameters: list[tuple[int, bytes]] = []
     if code == _PAGES:
         body = bytes(pages) if not subpage else b"".join(bytes([page, 0]) for page in pages) + bytes([0x00, 0xFF])
     else:
-        parameters = _resource_counts(unit) if code == _PROVISIONING else _cycle_counts()
+        parameters = (yield from _resource_counts(unit)) if code == _PROVISIONING else _cycle_counts()
         if pointer > parameters[-1][0]:
             raise InvalidFieldInCdb("PARAMETER POINTER is past the last parameter", field=(5, 7))
         body = b"".join(
@@ -223,16 +222,18 @@ def log_sense(unit: LogicalUnit, command: Command) -> None:
     command.put((head + body)[: int.from_bytes(cdb[7:9], "big")])
 
 
-def _resource_counts(unit: LogicalUnit) -> list[tuple[int, bytes]]:
+def _resource_counts(unit: Unit) -> Generator[Any, Any, list[tuple[int, bytes]]]:
     """Return the available and used LBA mapping resource counts in threshold sets of one block (SBC-4 6.4.5)."""
-    used = unit.blocks
-    if unit.operations.extents is not None:
-        found = unit.operations.extents(0, unit.blocks * unit.block_size)
-        used = sum(extent.length for extent in found if extent.mapped) // unit.block_size
-    available = unit.blocks - min(used, unit.blocks)
+    used = 0
+    found = yield from extents_of(unit, 0, unit.blocks)
+    for number, extent in enumerate(found):
+        if number % _BREATH == _BREATH - 1:
+            yield PAUSE
+        used += extent.length if extent.mapped else 0
+    used = min(-(-used // unit.block_size), unit.blocks)
     return [
         (number, min(count, 0xFFFFFFFF).to_bytes(4, "big") + bytes([0x01, 0, 0, 0]))  # SCOPE: this unit alone
-        for number, count in ((0x0001, available), (0x0002, used))
+        for number, count in ((0x0001, unit.blocks - used), (0x0002, used))
     ]
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tcmu_core.errors import (
     CopyAborted,
@@ -13,13 +12,14 @@ from tcmu_core.errors import (
     ParameterListLengthError,
     WriteProtected,
 )
-from tcmu_core.scsi.command import Command, Nexus
-from tcmu_core.scsi.medium import CHUNK, flushed, parameter_list, put_blocks
-from tcmu_core.scsi.opcodes import Access, Op
-from tcmu_core.scsi.steps import Steps
-
-if TYPE_CHECKING:
-    from tcmu_core.scsi.unit import LogicalUnit
+from tcmu_core.scsi.command import Command, Nexus, TaskAttribute
+from tcmu_core.scsi.commands.data import flushed, parameter_list, put_blocks
+from tcmu_core.scsi.copies import CopyResult
+from tcmu_core.scsi.limits import CHUNK
+from tcmu_core.scsi.opcodes import Access, Op, Opcode
+from tcmu_core.scsi.steps import PAUSE, Steps
+from tcmu_core.scsi.taskset import EVERYTHING, Span
+from tcmu_core.scsi.unit import Unit
 
 MAX_TARGETS, MAX_SEGMENTS = 16, 16
 MAX_LIST_LENGTH = 4096  # bytes of all descriptors
@@ -27,7 +27,9 @@ MAX_SEGMENT_BYTES = 64 << 20
 BLOCK_TO_BLOCK, IDENTIFICATION = 0x02, 0xE4  # descriptor type codes (SPC-4 tables 129, 115)
 _TARGET_LENGTH, _SEGMENT_LENGTH, _HEADER_LENGTH = 32, 28, 16
 _SINGLE_UNIT, _NAA = 0x00, 0x03
-_KEPT_RESULTS = 16
+# What it does to the units, as their reservations see it.
+_READING = Opcode(Op.READ_10, "EXTENDED COPY reads", b"", access=Access.READ)
+_WRITING = Opcode(Op.WRITE_10, "EXTENDED COPY writes", b"", access=Access.WRITE)
 
 
 class TooManyTargets(InvalidFieldInParameterList):
@@ -82,40 +84,14 @@ class WrongDeviceType(CopyAborted):
 class Segment:
     """A block to block segment: whole blocks of the source, as bytes, to an offset (bytes) of the destination."""
 
-    source: LogicalUnit
-    destination: LogicalUnit
+    source: Unit
+    destination: Unit
     source_offset: int
     destination_offset: int
     length: int
 
 
-@dataclass(slots=True)
-class CopyResult:
-    """What RECEIVE COPY RESULTS tells of a finished copy."""
-
-    status: int
-    segments: int
-    transferred: int  # bytes
-
-
-class CopyResults:
-    """The results of the last copies by nexus and list identifier."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[Nexus, int], CopyResult] = OrderedDict()
-
-    def keep(self, nexus: Nexus, identifier: int, result: CopyResult) -> None:
-        """Keep a result until it is fetched, or newer ones push it out."""
-        self._kept[nexus, identifier] = result
-        while len(self._kept) > _KEPT_RESULTS:
-            self._kept.popitem(last=False)
-
-    def take(self, nexus: Nexus, identifier: int) -> CopyResult | None:
-        """Return a result and forget it."""
-        return self._kept.pop((nexus, identifier), None)
-
-
-def extended_copy(unit: LogicalUnit, command: Command) -> Steps:
+def extended_copy(unit: Unit, command: Command) -> Steps:
     """EXTENDED COPY (LID1): SPC-4 6.4. Everything is checked before the first block moves."""
     length = int.from_bytes(command.cdb[10:14], "big")
     if not length:
@@ -145,23 +121,68 @@ def extended_copy(unit: LogicalUnit, command: Command) -> Steps:
     segments = _segments(targets, data[start : start + segments_length], start)
     for segment in segments:
         _may(segment, command.nexus)
+    visits = _visits(unit, command, segments)
     moved = count = 0
     try:
+        for visit in visits:
+            yield visit.enter()
         for segment in segments:
-            yield from _copy(segment)
+            yield from _copy(segment, command.nexus, visits)
             moved += segment.length
             count += 1
     finally:
+        for visit in visits:
+            visit.leave()
         if usage != 3:
             status = 0x01 if count == len(segments) else 0x02  # completed without, with errors
             unit.copies.keep(command.nexus, identifier, CopyResult(status, count, moved))
 
 
-def _targets(unit: LogicalUnit, data: bytes) -> list[LogicalUnit]:
+class Visit:
+    """A copy's place in the task set of a unit that it reads or writes: like any command there it can be waited for."""
+
+    def __init__(self, unit: Unit, command: Command, spans: tuple[Span, ...], *, alone: bool) -> None:
+        self.unit = unit
+        self._spans = spans
+        self._alone = alone
+        self._command = Command(command.cdb, [], 0, unit.twin(command.nexus))
+
+    @property
+    def aborted(self) -> bool:
+        """Whether somebody has aborted what is in flight on the unit."""
+        return self._command.aborted
+
+    def enter(self) -> Future[None] | None:
+        """Ask for the blocks; None, or a future of when it may have them."""
+        return self.unit.tasks.admit(self._command, self._spans, alone=self._alone)
+
+    def leave(self) -> None:
+        """Let go of the blocks."""
+        for told in self.unit.tasks.end(self._command):
+            told()
+
+
+def _visits(unit: Unit, command: Command, segments: list[Segment]) -> list[Visit]:
+    """Return the places to ask for, in the order of LUNs: everybody asks in that order, so nobody waits in a circle."""
+    spans: dict[Unit, list[Span]] = {}
+    for segment in segments:
+        for one, offset in ((segment.source, segment.source_offset), (segment.destination, segment.destination_offset)):
+            first = offset // one.block_size
+            spans.setdefault(one, []).append((first, first + segment.length // one.block_size))
+    ordered = command.attribute == TaskAttribute.ORDERED
+    if ordered:
+        spans[unit] = [EVERYTHING]
+    return [
+        Visit(one, command, tuple(touched), alone=ordered and one is unit)
+        for one, touched in sorted(spans.items(), key=lambda item: item[0].lun)
+    ]
+
+
+def _targets(unit: Unit, data: bytes) -> list[Unit]:
     """Return the units that the CSCD descriptors name (SPC-4 6.4.5)."""
     if len(data) % _TARGET_LENGTH:
         raise ParameterListLengthError
-    known = [unit] if unit.target is None else list(unit.target.units.values())
+    known = list(unit.around.units.values())
     found = []
     for at in range(0, len(data), _TARGET_LENGTH):
         one = data[at : at + _TARGET_LENGTH]
@@ -177,7 +198,7 @@ def _targets(unit: LogicalUnit, data: bytes) -> list[LogicalUnit]:
     return found
 
 
-def _segments(targets: list[LogicalUnit], data: bytes, base: int) -> list[Segment]:
+def _segments(targets: list[Unit], data: bytes, base: int) -> list[Segment]:
     """Return the block to block segments (SPC-4 6.4.6.3)."""
     segments: list[Segment] = []
     at = 0
@@ -217,28 +238,36 @@ def _may(segment: Segment, nexus: Nexus) -> None:
     for unit, offset in ((segment.source, segment.source_offset), (segment.destination, segment.destination_offset)):
         if offset + segment.length > unit.blocks * unit.block_size:
             raise PastTheEnd
-        if unit.background is not None:
-            raise unit.background.not_ready()
+        unit.must_be_ready()
     if segment.length > MAX_SEGMENT_BYTES:
         raise InvalidFieldInParameterList("more than MAXIMUM SEGMENT LENGTH", in_cdb=False)
     if segment.destination.write_protected or segment.destination.operations.write is None:
         raise WriteProtected
-    segment.source.reservations.check(segment.source.twin(nexus), Access.READ, bytes([Op.READ_10]))
-    segment.destination.reservations.check(segment.destination.twin(nexus), Access.WRITE, bytes([Op.WRITE_10]))
+    segment.source.reservations.check(segment.source.twin(nexus), _READING, b"")
+    segment.destination.reservations.check(segment.destination.twin(nexus), _WRITING, b"")
 
 
-def _copy(segment: Segment) -> Steps:
+def _still_may(segment: Segment, nexus: Nexus, visits: list[Visit]) -> None:
+    """Look again whether the copy may go on: a reset, a reservation or a sanitize operation may have come meanwhile."""
+    if any(visit.aborted for visit in visits):
+        raise CopyAborted("a unit of the copy was reset")
+    _may(segment, nexus)
+
+
+def _copy(segment: Segment, nexus: Nexus, visits: list[Visit]) -> Steps:
     """Move the bytes a chunk at a time, backwards where the ranges overlap that way."""
     source, destination = segment.source, segment.destination
-    step = CHUNK
-    starts = list(range(0, segment.length, step))
+    starts = list(range(0, segment.length, CHUNK))
     if source is destination and segment.source_offset < segment.destination_offset:
         starts.reverse()
-    buffer = memoryview(bytearray(min(step, segment.length)))
+    buffer = memoryview(bytearray(min(CHUNK, segment.length)))
     for first in starts:
-        part = buffer[: min(step, segment.length - first)]
+        _still_may(segment, nexus, visits)
+        part = buffer[: min(CHUNK, segment.length - first)]
         yield source.operations.read(segment.source_offset + first, [part])
+        _still_may(segment, nexus, visits)
         yield put_blocks(destination, (segment.destination_offset + first) // destination.block_size, [part])
+        yield PAUSE
     if not destination.write_cache:
         yield flushed(destination)
 
@@ -248,7 +277,7 @@ def _copy(segment: Segment) -> Steps:
 COPY_STATUS, RECEIVE_DATA, OPERATING_PARAMETERS, FAILED_DETAILS = 0x00, 0x01, 0x03, 0x04
 
 
-def receive_copy_status(unit: LogicalUnit, command: Command) -> None:
+def receive_copy_status(unit: Unit, command: Command) -> None:
     """RECEIVE COPY RESULTS, COPY STATUS (LID1): SPC-4 6.18."""
     result = unit.copies.take(command.nexus, command.cdb[2])
     if result is None:
@@ -260,7 +289,7 @@ def receive_copy_status(unit: LogicalUnit, command: Command) -> None:
     command.put((data + count.to_bytes(4, "big"))[: int.from_bytes(command.cdb[10:14], "big")])
 
 
-def operating_parameters(unit: LogicalUnit, command: Command) -> None:
+def operating_parameters(unit: Unit, command: Command) -> None:
     """RECEIVE COPY RESULTS, OPERATING PARAMETERS: SPC-4 6.19."""
     data = bytearray(44)
     data[4] = 0x01  # SNLID
