@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ Fired = tuple[Action, random.Random]
 class Fault(Filter):
     """Let operations fail, hang, come late, or do the wrong thing, by rules that can be changed while it runs.
 
-    Options: rule: one rule; file: a file of rules, one a line; seed: a number that all that is random follows from.
+    Options: rule: a rule, or several in lines; file: a file of rules, one a line; seed: a number that all that is random follows from.
     """
 
     options = {"rule": str, "file": str, "seed": str}
@@ -53,9 +54,7 @@ class Fault(Filter):
                 self._extend(parse_rules(path.read_text("utf-8"), self._seed))
             except ConfigError as error:
                 raise ConfigError(f"{path}: {error}") from None
-        if "rule" in options:
-            self.add(options["rule"])
-        self._settle()
+        self._extend(parse_rules(options.get("rule", ""), self._seed, self._added))
 
     def close(self) -> None:
         """End what hangs."""
@@ -145,19 +144,22 @@ class Fault(Filter):
         armed, self._armed = self._armed, []
         return armed + self._fired(event)
 
-    def _perform(self, fired: list[Fired], event: Event, go_on: Callable[[], Any]) -> Any:
-        """Do the first action around the others, which are around `go_on`, the operation itself."""
+    def _perform(self, fired: list[Fired], event: Event, go_on: Callable[[], Any], *, tell: bool = False) -> Any:
+        """Do the first action around the others, which are around `go_on`, the operation itself.
+
+        `tell`: an error comes after the operation, because something was to go wrong with it first.
+        """
         if not fired:
             return go_on()
         (action, chance), rest = fired[0], fired[1:]
         error = error_of(action)
         if error is not None:
-            raise error
+            return after(go_on() if tell else None, functools.partial(_raise, error))
         match action.name:
             case "wait":
-                return self._waiting.delayed(self._perform(rest, event, go_on), action.value(chance))
+                return self._waiting.delayed(self._perform(rest, event, go_on, tell=tell), action.value(chance))
             case "hang":
-                return self._waiting.hold(lambda: self._perform(rest, event, go_on))
+                return self._waiting.hold(lambda: self._perform(rest, event, go_on, tell=tell))
             case "attention":
                 self._device.notify(*action.value)
             case "gone":
@@ -167,7 +169,7 @@ class Fault(Filter):
             case "drop":  # the command's own answer is nobody's, once the connection is gone
                 self._device.drop_link(event.initiator)
                 return self._waiting.failing(LINK_PATIENCE, AbortedCommand("its connection was to break"))
-        return self._perform(rest, event, go_on)
+        return self._perform(rest, event, go_on, tell=tell or action.name in DATA)
 
     def handle_cmd(self, below: Callable[..., Any], command: Command) -> Any:
         """Look at a command; what its rules say about data waits for the hook that it calls."""
@@ -244,6 +246,10 @@ def _asked(action: Action, event: Event) -> Action | None:
         return action
     answer = action.value(event)
     return parse_action(str(answer)) if answer is not None else None
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _bit(action: Action, chance: random.Random, length: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 from tcmu_core.disk.disk import Disk
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.filters.base import Filter
+from tcmu_core.scsi.engine import Engine
+from tcmu_core.scsi.target import Target
 from tcmu_core.testing.harness import OpenDevice
-from tests.scsi.harness import Memory
+from tests.scsi.harness import Memory, Rig
 
 SIZE = 1 << 20
 
@@ -62,3 +65,13 @@ def given(made: Filter, **options: Any) -> Filter:
     """Return a filter with options, as the registry would have made it."""
     made.given = {name: type(made).options[name](str(value)) for name, value in options.items()}
     return made
+
+
+def rig_upon(*filters: Filter, size: int = SIZE) -> Rig:
+    """Return an engine upon a disk of memory with these filters, and initiators that send to it."""
+    posted: deque[tuple[Any, tuple[Any, ...]]] = deque()
+    handler = Memory()
+    disk = Disk(DiskSpec("memory", name="test", size=size), handler, filters)
+    disk.open()
+    engine = Engine(disk, post=lambda fn, *args: posted.append((fn, args)))
+    return Rig([handler], [engine], Target("iqn.2020-01.test:target", {0: engine}), posted)
