@@ -96,7 +96,7 @@ class Record(Filter):
         def ended(error: BaseException | None) -> None:
             took = time.monotonic_ns() - began
             form, stored = Form.NONE, b""
-            if buffers is not None and error is None:
+            if buffers is not None and (error is None or kind is Kind.WRITE):
                 form, stored = pack(b"".join(buffers), hashed=self._hashed[kind])
             outcome = outcome_of(error, writing=kind is not Kind.READ)
             try:

@@ -47,10 +47,9 @@ def replay(records: Iterable[Record], goal: Goal) -> Iterator[Difference | None]
         if record.flags & Flag.IMPLIED and _follows_fua(ordered, position):
             continue  # the write before it is sent with FUA again
         data = record.data() if record.kind is Kind.WRITE else None
-        if record.kind is Kind.WRITE and data is None:
-            if record.outcome == GOOD:
-                uncertain.append((record.offset, record.offset + record.length))
-            continue  # what it wrote was not kept
+        if record.kind is Kind.WRITE and data is None:  # what it wrote was not kept
+            uncertain.append((record.offset, record.offset + record.length))
+            continue
         outcome, got = goal.do(record, data or b"")
         if record.kind is not Kind.READ and (record.outcome, outcome) != (GOOD, GOOD):
             uncertain.append((record.offset, record.offset + record.length))
