@@ -30,7 +30,8 @@ Fired = tuple[Action, random.Random]
 class Fault(Filter):
     """Let operations fail, hang, come late, or do the wrong thing, by rules that can be changed while it runs.
 
-    Options: rule: a rule, or several in lines; file: a file of rules, one a line; seed: a number that all that is random follows from.
+    Options: rule: a rule, or several in lines; file: a file of rules, one a line; seed: a number that all that is
+    random follows from.
     """
 
     options = {"rule": str, "file": str, "seed": str}

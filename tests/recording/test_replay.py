@@ -29,7 +29,7 @@ def recording(tmp_path: Path) -> Recording:
         for _ in range(40):
             lba, blocks = chance.randrange(100), chance.randint(1, 20)
             disk.write(lba * 512, chance.randbytes(blocks * 512))
-            disk.read(chance.randrange(100) * 512, 1024)
+            disk.read(chance.choice([lba, chance.randrange(100)]) * 512, 1024)
             chance.choice([disk.flush, lambda: disk.discard(512, 5120), lambda: disk.write_zeroes(9 * 512, 1024)])()
     return Recording(tmp_path / "file")
 
