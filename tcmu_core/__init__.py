@@ -10,6 +10,7 @@ from tcmu_core.errors import (
     BecomingReady,
     Busy,
     CommandError,
+    CommunicationFailure,
     ConfigError,
     DataProtect,
     FormatCorrupted,
@@ -41,6 +42,7 @@ from tcmu_core.errors import (
 )
 from tcmu_core.filters.base import Filter, after
 from tcmu_core.hookspecs import hookimpl
+from tcmu_core.options import Body, Option, Options, path
 from tcmu_core.scsi.command import Command, Nexus, Status
 from tcmu_core.scsi.opcodes import Access, Opcode
 
@@ -50,11 +52,13 @@ __all__ = [
     "AbortedCommand",
     "Access",
     "BecomingReady",
+    "Body",
     "Busy",
     "CfgString",
     "Change",
     "Command",
     "CommandError",
+    "CommunicationFailure",
     "ConfigError",
     "DataProtect",
     "Device",
@@ -78,6 +82,8 @@ __all__ = [
     "NotReady",
     "NotReadyStopped",
     "Opcode",
+    "Option",
+    "Options",
     "ParameterListLengthError",
     "ReadError",
     "SavingNotSupported",
@@ -93,5 +99,6 @@ __all__ = [
     "boolean",
     "hookimpl",
     "parse_cfgstring",
+    "path",
     "size",
 ]

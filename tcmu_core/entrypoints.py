@@ -8,6 +8,8 @@ from pathlib import Path
 
 import importlib_metadata
 
+from tcmu_core.errors import text_of
+
 
 @dataclass(frozen=True, slots=True)
 class Announced:
@@ -16,6 +18,7 @@ class Announced:
     name: str
     source: str  # the distribution with its version
     version: str
+    directory: str  # where the distribution is installed
     value: object = None
     error: str = ""
 
@@ -30,17 +33,18 @@ def announced(group: str, paths: list[str] | None = None) -> Iterator[Announced]
             # One distribution can be visible twice (an editable install beside its source): the first one counts.
             if entry.group == group and (project.lower(), entry.name) not in seen:
                 seen.add((project.lower(), entry.name))
-                yield _load(entry, project, distribution.version)
+                directory = str(Path(str(distribution.locate_file(""))).resolve())
+                yield _load(entry, f"{project} {distribution.version}", distribution.version, directory)
 
 
-def _load(entry: importlib_metadata.EntryPoint, project: str, version: str) -> Announced:
-    source = f"{project} {version}"
+def _load(entry: importlib_metadata.EntryPoint, source: str, version: str, directory: str) -> Announced:
     try:
-        return Announced(entry.name, source, version, entry.load())
+        return Announced(entry.name, source, version, directory, entry.load())
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        return Announced(entry.name, source, version, error=f"{entry.value} can't be imported: {reason(error)}")
+        said = f"{entry.value} can't be imported: {reason(error)}"
+        return Announced(entry.name, source, version, directory, error=said)
 
 
 def reason(error: BaseException) -> str:
@@ -50,4 +54,5 @@ def reason(error: BaseException) -> str:
     while trace is not None:
         where = f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"
         trace = trace.tb_next
-    return f"{type(error).__name__}: {error}{where}"
+    name, text = type(error).__name__, " ".join(text_of(error).split("\n"))
+    return f"{text if text.startswith(name) else f'{name}: {text}'}{where}"

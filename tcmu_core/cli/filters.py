@@ -94,7 +94,7 @@ def list_run(args: argparse.Namespace) -> int:
     if args.json:
         out.json([
             {"name": each.name, "usable": not each.error, "error": each.error or None, "source": each.source,
-             "options": sorted(each.kind.options) if each.kind else [], "help": each.help}
+             "options": sorted(each.kind.options.options) if each.kind else [], "help": each.help}
             for each in found
         ])  # fmt: skip
         return Exit.OK
@@ -103,7 +103,7 @@ def list_run(args: argparse.Namespace) -> int:
             out.line()
         mark = f"  {out.style('broken', 'red')}" if each.error else ""
         out.line(f"{out.style(each.name, 'bold')}{mark}  {out.style(each.source, 'dim')}")
-        out.paragraph(each.error or each.help)
+        out.paragraph(each.help)
     return Exit.OK
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from tcmu_core.disk.device import Change, Device
 from tcmu_core.disk.layers import CHANGES, OPERATIONS, Operations
 from tcmu_core.errors import ConfigError
+from tcmu_core.options import Options
 
 T = TypeVar("T")
 EVERY_HOOK = frozenset({*OPERATIONS, CHANGES})
@@ -28,8 +29,8 @@ class Filter:
     not know passes it by. All are called on the disk's loop; `below` may be called on that thread only.
     """
 
-    options: ClassVar[Mapping[str, Callable[[str], Any]]] = {}
-    """The filter's options: what converts the text of each (`str`, `int`, `size`, `boolean`, or one's own)."""
+    options: ClassVar[Options] = Options()
+    """What it takes, typed; `open` gets the values that were given, and the defaults."""
 
     passes: frozenset[str] = frozenset()
     """Hooks that go by it untouched, at no cost. `open` may set it for this disk."""

@@ -17,6 +17,7 @@ from tcmu_core.errors import ConfigError
 from tcmu_core.filters.base import Filter, after
 from tcmu_core.filters.overlay import FileRoom, MemoryRoom
 from tcmu_core.filters.waiting import gathered
+from tcmu_core.options import Option, Options, path
 from tcmu_core.scsi.command import slice_buffers
 
 DEFAULT_SIZE = 64 << 20
@@ -28,11 +29,12 @@ class Cache(Filter):
 
     Writes go through to the handler before they are answered: nothing is lost with the cache. A line whose checksum
     is wrong when it is read is dropped and read again from below.
-
-    Options: size: how much it holds (64M); directory: have it in a file there rather than in memory.
     """
 
-    options = {"size": size, "directory": str}
+    options = Options(
+        Option("size", size, "how much it holds, 64M if not given"),
+        Option("directory", path, "have it in a file there rather than in memory"),
+    )
     passes = frozenset({"flush", "extents", "handle_cmd"})
 
     def open(self, device: Device, below: Operations, options: Mapping[str, Any]) -> None:

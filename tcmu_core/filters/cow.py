@@ -12,16 +12,14 @@ from tcmu_core.errors import ConfigError
 from tcmu_core.filters.base import Filter, after
 from tcmu_core.filters.overlay import Overlay
 from tcmu_core.filters.waiting import gathered
+from tcmu_core.options import Option, Options, path
 from tcmu_core.scsi.command import slice_buffers
 
 
 class Cow(Filter):
-    """Keep writes in memory, or in a temporary file, and throw them away when the disk closes.
+    """Keep writes in memory, or in a temporary file, and throw them away when the disk closes."""
 
-    Options: directory: have the overlay in a file there rather than in memory.
-    """
-
-    options = {"directory": str}
+    options = Options(Option("directory", path, "have the overlay in a file there rather than in memory"))
     passes = frozenset({"handle_cmd"})
     provides = frozenset({"write", "flush", "discard", "write_zeroes", "extents"})
     live = False

@@ -11,18 +11,21 @@ from tcmu_core.disk.layers import CHANGES, Operations
 from tcmu_core.filters.base import Filter
 from tcmu_core.filters.clock import CLOCK, Clock, Waiting
 from tcmu_core.filters.latency import Latency, latency
+from tcmu_core.options import Option, Options
 
 _HOOKS = ("read", "write", "flush", "discard", "write_zeroes", "extents")
 
 
 class Delay(Filter):
-    """Delay reads, writes and what else by a time or a distribution.
-
-    Options: read, write, flush, discard, write_zeroes, extents: a time such as 5ms, uniform/1ms/5ms, normal/5ms/1ms,
-    exponential/5ms or pareto/1ms/1.5; all: for each hook that is not named. seed: a number, for the same times again.
+    """Delay operations by a time such as 5ms, or by a distribution: uniform/1ms/5ms, normal/5ms/1ms, exponential/5ms,
+    pareto/1ms/1.5.
     """
 
-    options = {**dict.fromkeys((*_HOOKS, "all"), latency), "seed": int}
+    options = Options(
+        *(Option(hook, latency, f"how much later each {hook} ends") for hook in _HOOKS),
+        Option("all", latency, "the same for each hook that is not named"),
+        Option("seed", int, "for the same times again"),
+    )
 
     def __init__(self, clock: Clock = CLOCK) -> None:
         super().__init__()

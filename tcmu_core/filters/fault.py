@@ -15,6 +15,7 @@ from tcmu_core.filters.base import Filter, after
 from tcmu_core.filters.clock import CLOCK, Clock, Waiting
 from tcmu_core.filters.faults import Action, error_of, parse_action
 from tcmu_core.filters.rules import DATA, HOOKS, Event, Rule, parse_conditions, parse_rule, parse_rules
+from tcmu_core.options import Option, Options, path
 from tcmu_core.scsi.command import Command, slice_buffers
 from tcmu_core.scsi.opcodes import Op
 
@@ -28,13 +29,13 @@ Fired = tuple[Action, random.Random]
 
 
 class Fault(Filter):
-    """Let operations fail, hang, come late, or do the wrong thing, by rules that can be changed while it runs.
+    """Let operations fail, hang, come late, or do the wrong thing, by rules that can be changed while it runs."""
 
-    Options: rule: a rule, or several in lines; file: a file of rules, one a line; seed: a number that all that is
-    random follows from.
-    """
-
-    options = {"rule": str, "file": str, "seed": str}
+    options = Options(
+        Option("rule", help="a rule, or several in lines: CONDITIONS -> ACTIONS"),
+        Option("file", path, "a file of rules, one a line"),
+        Option("seed", help="what all that is random follows from", default="0"),
+    )
 
     def __init__(self, clock: Clock = CLOCK) -> None:
         super().__init__()

@@ -10,27 +10,21 @@ from typing import Any
 from tcmu_core.cfgstring import boolean
 from tcmu_core.disk.device import Device
 from tcmu_core.disk.layers import CHANGES, Operations
-from tcmu_core.errors import ConfigError, text_of
+from tcmu_core.errors import text_of
 from tcmu_core.filters.base import Filter
 from tcmu_core.filters.clock import CLOCK, Clock
+from tcmu_core.options import Option, Options
 
-_LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
-
-
-def level(text: str) -> int:
-    """Return the number of a log level."""
-    if text not in _LEVELS:
-        raise ConfigError(f"{text!r} is no level: write {', '.join(_LEVELS)}")
-    return _LEVELS[text]
+LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 
 
 class OperationLog(Filter):
-    """Write a line into the log for each operation: what was asked, how long it took, and what came of it.
+    """Write a line into the log for each operation: what was asked, how long it took, and what came of it."""
 
-    Options: level: error, warn, info or debug (info); errors: only those that fail.
-    """
-
-    options = {"level": level, "errors": boolean}
+    options = Options(
+        Option("level", help="of the lines", default="info", choices=tuple(LEVELS)),
+        Option("errors", boolean, "only those that fail", default=False),
+    )
     passes = frozenset({"handle_cmd", CHANGES})
 
     def __init__(self, clock: Clock = CLOCK) -> None:
@@ -40,7 +34,7 @@ class OperationLog(Filter):
     def open(self, device: Device, below: Operations, options: Mapping[str, Any]) -> None:
         """Take the device's log."""
         self._log = device.log
-        self._level: int = options.get("level", logging.INFO)
+        self._level = LEVELS[options.get("level", "info")]
         self._errors: bool = options.get("errors", False)
 
     def _watched(self, what: str, fn: Callable[..., Any], *args: Any) -> Any:

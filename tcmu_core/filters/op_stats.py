@@ -43,10 +43,7 @@ class Counter:
 
 
 class Statistics(Filter):
-    """Count operations, bytes, errors and times; `tcmu filter DISK tell stats` shows them.
-
-    It takes no options.
-    """
+    """Count operations, bytes, errors and times; `tcmu filter DISK tell stats` shows them."""
 
     passes = frozenset({"handle_cmd", CHANGES})
 

@@ -12,6 +12,7 @@ from tcmu_core.errors import ConfigError
 from tcmu_core.filters.base import Filter
 from tcmu_core.filters.bucket import Bucket
 from tcmu_core.filters.clock import CLOCK, Clock, Waiting
+from tcmu_core.options import Option, Options
 from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.opcodes import Op
 
@@ -24,13 +25,15 @@ _TRANSFERS = frozenset({
 
 
 class Rate(Filter):
-    """Limit how many operations and bytes a second the disk does.
+    """Limit how many operations and bytes a second the disk does; `tcmu filter DISK tell rate iops=…` changes that."""
 
-    Options: iops, bytes (such as 100M): of the disk; initiator_iops, initiator_bytes: of each initiator; burst: how
-    many seconds' worth may come at once after a pause (1). `tcmu filter DISK tell rate iops=…` changes them.
-    """
-
-    options = {"iops": float, "bytes": size, "initiator_iops": float, "initiator_bytes": size, "burst": float}
+    options = Options(
+        Option("iops", float, "operations a second", least=0),
+        Option("bytes", size, "bytes a second, such as 100M"),
+        Option("initiator_iops", float, "operations a second of each initiator", least=0),
+        Option("initiator_bytes", size, "bytes a second of each initiator"),
+        Option("burst", float, "how many seconds' worth may come at once after a pause", default=1.0),
+    )
 
     def __init__(self, clock: Clock = CLOCK) -> None:
         super().__init__()
@@ -74,12 +77,12 @@ class Rate(Filter):
 
     def control(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Show the limits, after setting those that the message has (0: none)."""
-        given = {name: value for name, value in message.items() if name in self.options}
+        given = {name: value for name, value in message.items() if name in self.options.options}
         if unknown := message.keys() - given.keys() - {"action"}:
-            raise ConfigError(f"{', '.join(sorted(unknown))}: there are {', '.join(self.options)}")
+            raise ConfigError(f"{', '.join(sorted(unknown))}: there are {', '.join(self.options.options)}")
         if given:
             try:
-                told = {name: self.options[name](str(value)) for name, value in given.items()}
+                told = {name: self.options.options[name].value(str(value)) for name, value in given.items()}
             except ValueError as error:
                 raise ConfigError(str(error)) from None
             self._set({**self._limits, **told})

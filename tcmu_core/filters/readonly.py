@@ -11,10 +11,7 @@ from tcmu_core.filters.base import Filter
 
 
 class ReadOnly(Filter):
-    """Make the disk read-only: initiators see its write protection, and each write is refused (DATA PROTECT 27h/00h).
-
-    It takes no options.
-    """
+    """Make the disk read-only: initiators see its write protection, and each write is refused (27h/00h)."""
 
     passes = frozenset({"read", "extents", "handle_cmd"})
     live = False  # an initiator that has mounted it for writing would not be told

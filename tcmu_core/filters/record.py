@@ -12,6 +12,7 @@ from tcmu_core.disk.device import Device
 from tcmu_core.disk.layers import Operations, changes_nothing
 from tcmu_core.errors import CommandError, ConfigError, HardwareError, from_oserror
 from tcmu_core.filters.base import Filter
+from tcmu_core.options import Option, Options, path
 from tcmu_core.recording.file import GOOD, Outcome, Writer, pack
 from tcmu_core.recording.file import Record as Entry
 from tcmu_core.recording.layout import Flag, Form, Kind
@@ -26,20 +27,14 @@ _WITH_FUA = frozenset({
 _SYNCHRONIZE = frozenset({Op.SYNCHRONIZE_CACHE_10, Op.SYNCHRONIZE_CACHE_16})
 
 
-def data(text: str) -> str:
-    """Return which data is kept."""
-    if text not in ("all", "writes", "hash"):
-        raise ConfigError(f"{text!r}: write all, writes or hash")
-    return text
-
-
 class Record(Filter):
-    """Write every operation into a file that `tcmu replay` and `tcmu crash` read.
+    """Write every operation into a file that `tcmu replay` and `tcmu crash` read."""
 
-    Options: file: a new file; data: `writes` (what was written as it is, of what was read a hash), `all`, or `hash`.
-    """
-
-    options = {"file": str, "data": data}
+    options = Options(
+        Option("file", path, "a new file"),
+        Option("data", help="what is kept: what is written and hashes of what is read, both, or hashes",
+               default="writes", choices=("writes", "all", "hash")),
+    )  # fmt: skip
     passes = frozenset({"extents"})
 
     def open(self, device: Device, below: Operations, options: Mapping[str, Any]) -> None:

@@ -8,10 +8,10 @@ import inspect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from tcmu_core.cfgstring import parse_cfgstring
 from tcmu_core.entrypoints import announced, reason
 from tcmu_core.errors import ConfigError, HandlerError
 from tcmu_core.filters.base import EVERY_HOOK, Filter
+from tcmu_core.options import declared
 
 ENTRY_POINT_GROUP = "tcmu.filters"
 _PARTS = frozenset(name for name in dir(Filter) if not name.startswith("_")) | EVERY_HOOK
@@ -28,8 +28,10 @@ class FoundFilter:
 
     @property
     def help(self) -> str:
-        """Return what its class says of itself."""
-        return inspect.getdoc(self.kind) or ""
+        """Return what its class says of itself, and its options."""
+        if self.kind is None:
+            return self.error
+        return f"{inspect.getdoc(self.kind)}\n{self.kind.options.description}"
 
 
 class FilterRegistry:
@@ -57,7 +59,7 @@ class FilterRegistry:
             HandlerError: there is no such filter, or it is broken.
             ConfigError: its options are wrong.
         """
-        name, _, _ = text.partition(";")
+        name, _, options = text.partition(";")
         found = self.filters.get(name)
         if found is None:
             known = sorted(name for name, found in self.filters.items() if not found.error)
@@ -67,14 +69,14 @@ class FilterRegistry:
         if found.kind is None:
             raise HandlerError(f"filter {name!r} of {found.source} is broken: {found.error}")
         try:
-            given = parse_cfgstring(text, found.kind.options).options
+            parsed = found.kind.options.parse(f";{options}").options
         except ConfigError as error:
             raise ConfigError(f"filter {name!r}: {error}") from None
         try:
             made = found.kind()
         except Exception as error:
             raise HandlerError(f"filter {name!r} can't be made: {reason(error)}") from error
-        made.name, made.given = name, given
+        made.name, made.given = name, {option: value for option, value in parsed.items() if value is not None}
         return made
 
 
@@ -84,6 +86,8 @@ def check(name: str, source: str, kind: object, error: str = "") -> FoundFilter:
         return FoundFilter(name, source, error=error)
     if not isinstance(kind, type) or not issubclass(kind, Filter):
         return FoundFilter(name, source, error=f"the entry point names {kind!r}: it must be a subclass of Filter")
+    if declared(kind) is None:
+        return FoundFilter(name, source, error="its `options` are no tcmu_core.Options")
     for part in sorted({*kind.passes, *kind.provides} - EVERY_HOOK):
         return FoundFilter(name, source, error=f"there is no hook {part!r}{_meant(part)}")
     for part, own in vars(kind).items():

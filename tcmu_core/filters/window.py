@@ -12,6 +12,7 @@ from tcmu_core.disk.layers import Operations, changes_nothing
 from tcmu_core.errors import ConfigError
 from tcmu_core.filters.base import Filter, after
 from tcmu_core.filters.partitions import find
+from tcmu_core.options import Option, Options
 
 PATIENCE = 60.0  # seconds that reading the partition table may take
 
@@ -72,12 +73,11 @@ class Window(Filter):
 
 
 class Offset(Window):
-    """Make a part of a disk a disk of its own.
+    """Make a part of a disk a disk of its own."""
 
-    Options: start: where it begins, in bytes (0); length: how long it is (to the end).
-    """
-
-    options = {"start": size, "length": size}
+    options = Options(
+        Option("start", size, "where it begins", default=0), Option("length", size, "how long it is, if not to the end")
+    )
 
     def open(self, device: Device, below: Operations, options: Mapping[str, Any]) -> None:
         """Look through the window."""
@@ -85,12 +85,11 @@ class Offset(Window):
 
 
 class Truncate(Window):
-    """Make a disk shorter.
+    """Make a disk shorter."""
 
-    Options: size: how long it is, in bytes; or multiple: to a multiple of that, so much of its end is left out.
-    """
-
-    options = {"size": size, "multiple": size}
+    options = Options(
+        Option("size", size, "how long it is"), Option("multiple", size, "or: the largest multiple of that")
+    )
 
     def open(self, device: Device, below: Operations, options: Mapping[str, Any]) -> None:
         """Cut it off."""
@@ -102,12 +101,11 @@ class Truncate(Window):
 
 
 class Partition(Window):
-    """Make one partition of an MBR or GPT disk a disk of its own.
+    """Make one partition of an MBR or GPT disk a disk of its own."""
 
-    Options: number: the partition's, as in /dev/sda1 (1); logical partitions of an MBR are 5 and more.
-    """
-
-    options = {"number": int}
+    options = Options(
+        Option("number", int, "the partition's, as in /dev/sda1; logical ones are 5 and more", default=1, least=1)
+    )
 
     def open(self, device: Device, below: Operations, options: Mapping[str, Any]) -> None:
         """Find the partition."""

@@ -20,8 +20,8 @@ from tcmu_core.errors import TcmuError
 from tcmu_core.handlers.registry import Registry
 from tcmu_core.host.jobs import settings_of
 from tcmu_core.host.worker import errno_of
-from tcmu_core.iscsi.door import Door
 from tcmu_core.iscsi.portal import Portal
+from tcmu_core.iscsi.redirector import Redirector
 from tcmu_core.log import Level, Log
 from tcmu_core.loop import Loop, spin_time
 from tcmu_core.scsi.engine import Engine
@@ -115,7 +115,7 @@ class DoorWorker(PortalProcess):
     def open(self) -> Message:
         """Listen."""
         self._ways: dict[str, Channel] = {}  # to the targets' workers
-        self.portal = Door(self.loop, settings_of(self.job), self.job["targets"], self._pass_on)
+        self.portal = Redirector(self.loop, settings_of(self.job), self.job["targets"], self._pass_on)
         return {"addresses": self.portal.listen()}
 
     def message(self, message: Message, fds: list[int]) -> None:

@@ -466,13 +466,15 @@ class Engine:
         if tasks.is_waiting(command):  # no hook has its buffers: nothing to wait for
             watchers = tasks.end(command)
             self.post(self._ended, command, watchers)
-        elif command in tasks.active and self._writes(command):
-            tasks.fence(command)
+        else:
+            tasks.fence(command, self._may_still_write(command))
         self.gate()
 
-    def _writes(self, command: Command) -> bool:
+    def _may_still_write(self, command: Command) -> tuple[Span, ...] | None:
         row = find(self.table, command.cdb)
-        return row is None or row.access is Access.WRITE
+        if row is not None and row.touches is Touches.OWN_WAY:
+            return None
+        return self._spans(command) if row is None or row.access is not Access.READ else ()
 
     def _ended(self, command: Command, watchers: list[Callable[[], object]]) -> None:
         command.done(command)

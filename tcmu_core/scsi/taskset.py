@@ -122,12 +122,19 @@ class TaskSet:
         task = self.active.get(command)
         return task is not None and task.shielded
 
-    def fence(self, command: Command) -> None:
-        """Keep everybody off the blocks of a command that was aborted, until its hook has returned."""
+    def fence(self, command: Command, spans: tuple[Span, ...] | None) -> None:
+        """Keep everybody off the blocks that an aborted command may still write, and off no others, until it ends.
+
+        None: off all that it has asked for.
+        """
         task = self._running.get(command)
-        if task is not None and not task.alone and task.spans:
-            task.alone = True
-            self._alone += 1
+        if task is None:
+            return
+        spans = task.spans if spans is None else spans
+        freed, task.spans = task.spans, spans
+        self._alone += bool(spans) - task.alone
+        task.alone = bool(spans)
+        self._grant(freed)
 
     def watch(self, command: Command, then: Callable[[], object]) -> None:
         """Call `then()` when `command` has ended; at once when it is not in flight."""

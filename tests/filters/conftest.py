@@ -63,7 +63,8 @@ def upon(*filters: Filter, handler: Any = None, size: int = SIZE, **spec: Any) -
 
 def given(made: Filter, **options: Any) -> Filter:
     """Return a filter with options, as the registry would have made it."""
-    made.given = {name: type(made).options[name](str(value)) for name, value in options.items()}
+    text = "".join(f";{name}={value}" for name, value in options.items())
+    made.given = {name: value for name, value in made.options.parse(text).options.items() if value is not None}
     return made
 
 

@@ -23,7 +23,7 @@ def test_each_filter_is_there_with_its_options(found: Any) -> None:
     if not found.source.startswith("tcmu-core "):
         return
     (row,) = re.findall(rf"^\| `{found.name}` \|(.*?)\|", TEXT, re.MULTILINE)
-    assert set(re.findall(r"(\w+)=", row)) == set(found.kind.options)
+    assert set(re.findall(r"(\w+)=", row)) == set(found.kind.options.options)
 
 
 def test_each_action_and_hook_is_there() -> None:

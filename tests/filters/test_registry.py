@@ -52,6 +52,7 @@ BROKEN = {
     GOOD.replace("'read'", "'read', 'wirte'"): "there is no hook 'wirte': did you mean 'write'",
     GOOD + "    def wrte(self, below): ...": "it has a method 'wrte', which nobody would call: did you mean 'write'",
     GOOD.replace("'read'", "'write'"): "it has no 'read'",
+    GOOD + "    options = {'a': int}\n": "its `options` are no tcmu_core.Options",
 }
 
 

@@ -65,7 +65,7 @@ def test_only_errors_if_asked(clock: HandClock, caplog: pytest.LogCaptureFixture
 
 
 def test_a_level_that_there_is_not_is_named() -> None:
-    with pytest.raises(ConfigError, match="write error, warn, info, debug"):
+    with pytest.raises(ConfigError, match="'loud' is none of error, warn, info, debug"):
         given(OperationLog(), level="loud")
 
 

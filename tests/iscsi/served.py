@@ -14,8 +14,8 @@ from tcmu_core import hookimpl
 from tcmu_core.disk.device import Device
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.iscsi import pdu as p
-from tcmu_core.iscsi.door import Door
 from tcmu_core.iscsi.portal import Portal
+from tcmu_core.iscsi.redirector import Redirector
 from tcmu_core.iscsi.settings import PortalSettings
 from tcmu_core.loop import Loop
 from tcmu_core.scsi.engine import Engine
@@ -61,17 +61,17 @@ class MemoryDisk:
 
 
 class Served:
-    """Two targets, the first with two LUNs, behind a portal on a free port; with `door`, that listens in its place."""
+    """Two targets, the first with two LUNs, behind a portal on a free port, or behind a redirector in its place."""
 
-    def __init__(self, settings: PortalSettings, threads: int = 0, *, door: bool = False) -> None:
+    def __init__(self, settings: PortalSettings, threads: int = 0, *, redirector: bool = False) -> None:
         self.loop = Loop()
         self.disks = [MemoryDisk() for _ in range(3)]
         self.units = [self._unit(number, disk, threads) for number, disk in enumerate(self.disks)]
         targets = {TARGET: Target(TARGET, dict(enumerate(self.units[:2]))), SECOND: Target(SECOND, {0: self.units[2]})}
         self.portal = Portal(self.loop, settings, targets)
-        self.away = False  # whether the portal takes nothing from the door
-        self.door = Door(self.loop, settings, targets, self._pass_on) if door else None
-        self.addresses = (self.door or self.portal).listen()
+        self.away = False  # whether the portal takes nothing from the redirector
+        self.redirector = Redirector(self.loop, settings, targets, self._pass_on) if redirector else None
+        self.addresses = (self.redirector or self.portal).listen()
         self.address = self.addresses[0]
         self._thread = threading.Thread(target=self.loop.run, name="portal")
         self._thread.start()
@@ -111,8 +111,8 @@ class Served:
 
     def stop(self) -> None:
         """Close everything."""
-        if self.door is not None:
-            self.call(self.door.close)
+        if self.redirector is not None:
+            self.call(self.redirector.close)
         self.call(self.portal.close)
         self.loop.stop()
         self._thread.join(TIMEOUT)
@@ -123,10 +123,10 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(settings: PortalSettings | None = None, threads: int = 0, *, door: bool = False) -> Iterator[Served]:
+def served(settings: PortalSettings | None = None, threads: int = 0, *, redirector: bool = False) -> Iterator[Served]:
     """Serve while the context lasts."""
     settings = settings or PortalSettings(addresses=("127.0.0.1:0",))
-    running = Served(settings, threads, door=door)
+    running = Served(settings, threads, redirector=redirector)
     try:
         yield running
     finally:

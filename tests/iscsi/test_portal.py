@@ -166,7 +166,7 @@ def test_an_internal_error_costs_one_peer_its_connection(portal: Served, caplog:
         def break_it() -> None:
             for session in portal.portal.sessions():
                 if session.outcome.isid != bytes(6):
-                    session.writes = None  # type: ignore[assignment]
+                    session.transfers = None  # type: ignore[assignment]
 
         portal.call(break_it)
         one.send(one.initiator.read_10(0, 1))

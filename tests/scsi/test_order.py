@@ -246,3 +246,18 @@ def test_who_aborts_its_own_gets_no_status_even_with_tas(slow: Rig) -> None:
     finish(slow)
     assert ended == [mine]
     assert mine.silent
+
+
+def test_an_ordered_command_that_was_aborted_keeps_others_off_its_own_blocks_alone(slow: Rig) -> None:
+    ordered, _ = slow.start(cdb10(0x2A, 0, 1), A, attribute=ORDERED)
+    _, elsewhere = slow.start(cdb10(0x2A, 9, 1), B, who="b")
+    _, same = slow.start(cdb10(0x2A, 0, 1), B, who="b")
+    slow.engine.abort(ordered, lambda: None)
+    slow.turn()
+    assert len(slow.memory.held) == 2  # the one that was aborted, and the one beside it
+    slow.memory.release(last=True)
+    slow.turn()
+    assert elsewhere
+    assert not same
+    finish(slow)
+    assert slow.memory.data[:BLOCK] == B

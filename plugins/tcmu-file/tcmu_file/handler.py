@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future
 from time import monotonic
 
-from tcmu_core import Change, ConfigError, Device, Extent, hookimpl
+from tcmu_core import Body, Change, ConfigError, Device, Extent, Option, Options, hookimpl
 from tcmu_file import storage, syscalls, transfer
 
 STALL = 0.010  # a write into the page cache that took longer (seconds) was held back by the kernel
@@ -27,6 +28,10 @@ class FileHandler:
     config_desc = (
         "The path to the file or block device to use as a backstore, then options: "
         "/path[;ro=1][;direct=1][;sync=1][;size=10G][;block_size=4096]"
+    )
+    options = Options(
+        *itertools.starmap(Option, storage.OPTIONS.items()),
+        body=Body("PATH", "/path/of/the/disk.img, or /dev/name for a block device"),
     )
 
     # -- opening and closing ----------------------------------------------------------------------------------------

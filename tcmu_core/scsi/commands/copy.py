@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 from tcmu_core.errors import (
     CopyAborted,
+    HardwareError,
     InvalidFieldInCdb,
     InvalidFieldInParameterList,
     ParameterListLengthError,
@@ -26,7 +26,8 @@ MAX_LIST_LENGTH = 4096  # bytes of all descriptors
 MAX_SEGMENT_BYTES = 64 << 20
 BLOCK_TO_BLOCK, IDENTIFICATION = 0x02, 0xE4  # descriptor type codes (SPC-4 tables 129, 115)
 _TARGET_LENGTH, _SEGMENT_LENGTH, _HEADER_LENGTH = 32, 28, 16
-_SINGLE_UNIT, _NAA = 0x00, 0x03
+RESET = "a unit of the copy was reset"
+_NAA = 0x03
 # What it does to the units, as their reservations see it.
 _READING = Opcode(Op.READ_10, "EXTENDED COPY reads", b"", access=Access.READ)
 _WRITING = Opcode(Op.WRITE_10, "EXTENDED COPY writes", b"", access=Access.WRITE)
@@ -125,7 +126,7 @@ def extended_copy(unit: Unit, command: Command) -> Steps:
     moved = count = 0
     try:
         for visit in visits:
-            yield visit.enter()
+            yield from visit.enter()
         for segment in segments:
             yield from _copy(segment, command.nexus, visits)
             moved += segment.length
@@ -152,9 +153,14 @@ class Visit:
         """Whether somebody has aborted what is in flight on the unit."""
         return self._command.aborted
 
-    def enter(self) -> Future[None] | None:
-        """Ask for the blocks; None, or a future of when it may have them."""
-        return self.unit.tasks.admit(self._command, self._spans, alone=self._alone)
+    def enter(self) -> Steps:
+        """Ask for the blocks, and wait for them."""
+        turn = self.unit.tasks.admit(self._command, self._spans, alone=self._alone)
+        if turn is not None:
+            try:
+                yield turn
+            except HardwareError:  # its turn was cancelled
+                raise CopyAborted(RESET) from None
 
     def leave(self) -> None:
         """Let go of the blocks."""
@@ -250,7 +256,7 @@ def _may(segment: Segment, nexus: Nexus) -> None:
 def _still_may(segment: Segment, nexus: Nexus, visits: list[Visit]) -> None:
     """Look again whether the copy may go on: a reset, a reservation or a sanitize operation may have come meanwhile."""
     if any(visit.aborted for visit in visits):
-        raise CopyAborted("a unit of the copy was reset")
+        raise CopyAborted(RESET)
     _may(segment, nexus)
 
 

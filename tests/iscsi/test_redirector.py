@@ -1,4 +1,4 @@
-"""The door on real sockets: a login that goes through it is the login that the portal would have had without it."""
+"""The redirector on real sockets: a login through it is the login that the portal would have had without it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ CHAP = PortalSettings(addresses=LOOPBACK, access=Access(users=(JOE,), outgoing=U
 
 @pytest.fixture
 def behind() -> Iterator[Served]:
-    """A portal behind a door."""
-    with served(door=True) as running:
+    """A portal behind a redirector."""
+    with served(redirector=True) as running:
         yield running
 
 
@@ -100,8 +100,8 @@ def exchange(running: Served, data: bytes, step: int | None = None) -> bytes:
 @pytest.mark.parametrize("data", FIRST_BYTES.values(), ids=FIRST_BYTES)
 def test_the_answer_is_the_portals_own(data: bytes, step: int | None) -> None:
     answers = []
-    for door in (False, True):
-        with served(door=door) as running:
+    for redirector in (False, True):
+        with served(redirector=redirector) as running:
             answers.append(exchange(running, data, step))
     assert answers[0] == answers[1]
 
@@ -120,19 +120,19 @@ def test_an_answer_is_not_sent_twice_when_the_text_comes_in_parts(behind: Served
 
 
 def test_a_session_is_the_targets_alone(behind: Served) -> None:
-    assert behind.door is not None
+    assert behind.redirector is not None
     with behind.client() as client:
         client.login()
         assert client.read(0, 1) == bytes(512)
         assert behind.call(lambda: len(behind.portal.peers)) == 1
-        assert behind.call(lambda: not behind.door.peers)  # type: ignore[union-attr]
+        assert behind.call(lambda: not behind.redirector.peers)  # type: ignore[union-attr]
 
 
 def test_a_discovery_is_the_doors_even_if_it_names_a_target(behind: Served) -> None:
     with behind.client() as client:
         client.sock.sendall(FIRST_BYTES["a discovery that names a target"])
         assert isinstance(client.receive(), p.LoginResponse)
-        assert behind.call(lambda: (len(behind.door.sessions()), len(behind.portal.peers))) == (1, 0)  # type: ignore[union-attr]
+        assert behind.call(lambda: (len(behind.redirector.sessions()), len(behind.portal.peers))) == (1, 0)  # type: ignore[union-attr]
 
 
 def test_a_target_whose_worker_is_away_is_unavailable(behind: Served) -> None:
@@ -176,20 +176,20 @@ def test_the_same_initiator_port_logging_in_again_replaces_its_session(behind: S
     ],
 )
 def test_chap_lets_in_who_proves_itself(who: str, options: str, works: bool) -> None:
-    with served(CHAP, door=True) as running:
+    with served(CHAP, redirector=True) as running:
         done = run("iscsi-inq", running.uri(login=who, options=options))
         assert ("DIRECT_ACCESS" in done.stdout) == works, done.stderr
 
 
 def test_discovery_wants_its_proof_at_the_door() -> None:
-    with served(CHAP, door=True) as running:
+    with served(CHAP, redirector=True) as running:
         assert TARGET in run("iscsi-ls", f"iscsi://joe%secret of joe@{running.address}").stdout
         assert TARGET not in run("iscsi-ls", f"iscsi://joe%wrong@{running.address}").stdout
 
 
 def test_a_discovery_shows_an_initiator_its_own_targets() -> None:
     settings = PortalSettings(addresses=LOOPBACK, targets={SECOND: Access(initiators=("iqn.2026-01.test:me",))})
-    with served(settings, door=True) as running:
+    with served(settings, redirector=True) as running:
         for name, seen in (("me", True), ("you", False)):
             listing = run("iscsi-ls", "-i", f"iqn.2026-01.test:{name}", f"iscsi://{running.address}").stdout
             assert f"Target:{TARGET} Portal:{running.address},1" in listing
@@ -199,13 +199,13 @@ def test_a_discovery_shows_an_initiator_its_own_targets() -> None:
 @pytest.mark.parametrize("digest", ["None", "CRC32C"])
 def test_digests_are_agreed_on_behind_the_door(digest: str) -> None:
     settings = PortalSettings(addresses=LOOPBACK, header_digests=(digest,), data_digests=(digest,))
-    with served(settings, door=True) as running, running.client() as client:
+    with served(settings, redirector=True) as running, running.client() as client:
         client.login({"HeaderDigest": digest, "DataDigest": digest})
         assert client.read(0, 8) == bytes(4096)
 
 
 def test_ipv6_works_alike() -> None:
-    with served(PortalSettings(addresses=("[::1]:0",)), door=True) as running:
+    with served(PortalSettings(addresses=("[::1]:0",)), redirector=True) as running:
         assert "DIRECT_ACCESS" in run("iscsi-inq", running.uri()).stdout
 
 
@@ -225,24 +225,24 @@ def test_a_slow_client_costs_the_others_nothing(behind: Served, data: bytes) -> 
 
 @SLOW
 def test_a_slow_client_is_sent_away(data: bytes) -> None:
-    with served(limited(login_timeout=0.1), door=True) as running, running.client() as slow:
+    with served(limited(login_timeout=0.1), redirector=True) as running, running.client() as slow:
         slow.sock.sendall(data)
         while slow.receive() is not None:
             pass
 
 
 def test_clients_that_say_nothing_make_room_for_those_that_log_in() -> None:
-    with served(limited(connections=4), door=True) as running:
+    with served(limited(connections=4), redirector=True) as running:
         silent = [running.client() for _ in range(8)]
         with running.client() as client:
             assert client.login().read(0, 1) == bytes(512)
-            assert running.call(lambda: len(running.door.peers)) <= 4  # type: ignore[union-attr]
+            assert running.call(lambda: len(running.redirector.peers)) <= 4  # type: ignore[union-attr]
         for one in silent:
             one.sock.close()
 
 
 def test_more_sessions_than_the_limit_are_refused_by_the_target() -> None:
-    with served(limited(connections=1), door=True) as running, running.client() as one:
+    with served(limited(connections=1), redirector=True) as running, running.client() as one:
         one.login()
         with running.client(Initiator(isid=bytes(6))) as two:
             assert two.ask(two.initiator.login(OPERATIONAL)) is None
@@ -272,6 +272,6 @@ def test_a_client_that_leaves_at_once_is_forgotten(behind: Served) -> None:
 
 def test_a_door_without_connections_closes_at_once(behind: Served) -> None:
     ended: list[bool] = []
-    assert behind.door is not None
-    behind.call(lambda: behind.door.shutdown(TIMEOUT, lambda: ended.append(True)))  # type: ignore[union-attr]
+    assert behind.redirector is not None
+    behind.call(lambda: behind.redirector.shutdown(TIMEOUT, lambda: ended.append(True)))  # type: ignore[union-attr]
     assert ended
