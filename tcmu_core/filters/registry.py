@@ -112,3 +112,11 @@ def installed() -> FilterRegistry:
 def make(texts: Iterable[str]) -> list[Filter]:
     """Return the filters that texts describe, the lowest first; raises as `FilterRegistry.make`."""
     return [installed().make(text) for text in texts]
+
+
+def check_texts(texts: Iterable[str]) -> None:
+    """Raise `ConfigError` unless there are filters as these texts describe them; nothing is opened."""
+    try:
+        make(texts)
+    except HandlerError as error:
+        raise ConfigError(str(error)) from error

@@ -55,6 +55,13 @@ def test_a_wrong_filter_is_a_wrong_configuration(call: Call, tmp_path: Path) -> 
     assert call("serve", "ram", "--size", "8M", "--filter", "dely", "--state-dir", tmp_path).status == 3
 
 
+def test_a_cfgstring_with_a_filter_is_checked_with_it(call: Call) -> None:
+    assert call("check", "ram", ";tcmur_filter=delay&read=5ms;;size=8M").status == 0
+    for filters, said in (("delay&raed=5ms", "did you mean 'read'"), ("dely", "no filter 'dely'")):
+        wrong = call("check", "ram", f";tcmur_filter={filters};;size=8M")
+        assert (wrong.status, said in wrong.err) == (4, True), wrong
+
+
 def test_a_filter_is_put_on_told_something_and_taken_off(serve: Serve, call: Call, state: list[str]) -> None:
     serve("ram", "--size", "8M", "--name", "d")
     assert call("filter", "d", "push", "rate;iops=100", *state).out == "rate\n"

@@ -37,7 +37,7 @@ for round in 1 2 3; do
 done
 """
 MAKE = "mkfs.ext4 -q -b 1024 -J size=1 /dev/vda && mkdir -p /mnt && mount /dev/vda /mnt && sync"
-CHECK = "e2fsck -E journal_only $image > /dev/null 2>&1; e2fsck -fn $image"
+CHECK = "e2fsck -yE journal_only $image > /dev/null 2>&1; e2fsck -fn $image"
 
 
 def record(disk: ServedDisk, recording: Path, *rules: str) -> int:
