@@ -17,7 +17,8 @@ PLUGINS = sorted(path for path in ROOT.glob("plugins/tcmu-*/tcmu_*") if path.is_
 # of SCSI that handlers speak too stand below the disk, the engine above it.
 LAYERS = (
     {"errors", "loop", "log", "sdnotify", "state", "stdout"},
-    {"cfgstring", "entrypoints", "channel", "posix", "identity"},
+    {"cfgstring", "codec", "entrypoints", "posix", "identity"},
+    {"channel"},
     {"options"},
     {"scsi.command", "scsi.opcodes"},
     {"disk.threads"},
@@ -26,8 +27,9 @@ LAYERS = (
     {"disk", ""},
     {"recording"},
     {"filters"},
-    {"handlers"},
+    {"handlers", "host.messages"},
     {"scsi"},
+    {"host.transport"},
     {"kernel", "iscsi"},
     {"testing"},
     {"config"},

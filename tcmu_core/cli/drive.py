@@ -6,11 +6,13 @@ import argparse
 import errno
 from pathlib import Path
 
-from tcmu_core.cli import control
-from tcmu_core.cli.control import ControlError, NoSuchDisk
 from tcmu_core.cli.handlers import absolute, kernel_config
 from tcmu_core.cli.output import Exit, Output
+from tcmu_core.disk.device import Change
 from tcmu_core.errors import ConfigError
+from tcmu_core.host import control
+from tcmu_core.host.control import ControlError
+from tcmu_core.host.messages import Changed, Reconfigure
 from tcmu_core.kernel import configfs
 from tcmu_core.kernel.configfs import Backstore, ConfigfsError
 from tcmu_core.state import default_directory
@@ -74,21 +76,28 @@ def insert_run(args: argparse.Namespace) -> int:
 
 
 def change(directory: Path, name: str, cfgstring: str) -> None:
-    """Give the drive called `name` another disc, or none for an empty cfgstring; raises what its process says."""
-    try:
-        path = control.find(directory, name, drive=True)
-    except NoSuchDisk:
+    """Give the drive called `name` another disc, or none for an empty cfgstring; raises what its host says."""
+    served = [(path, disk) for path, status in control.hosts(directory) for disk in status.disks if disk.removable]
+    found = [(path, disk) for path, disk in served if disk.name == name]
+    if len(found) > 1:
+        raise ControlError(f"{len(found)} processes serve a drive called {name!r}: give each its own --name")
+    if not found:
         store = _kernel_device(name)
         if store is None:
-            raise
+            names = ", ".join(sorted({disk.name for _, disk in served}))
+            hint = f"served here: {names}" if names else f"no `tcmu serve` of yours has a drive (looked in {directory})"
+            raise ControlError(f"there is no drive {name!r}: {hint}")
         _change_kernel_device(store, cfgstring)
         return
-    handler = control.ask(path, {"op": "who"})["handler"]
-    answer = control.ask(path, {"op": "change", "cfgstring": absolute(handler, cfgstring)})
-    if answer["kind"] == "config":
-        raise ConfigError(answer["error"])
-    if answer["error"]:
-        raise ControlError(f"{name}: {answer['error']}")
+    ((path, disk),) = found
+    change = Change(cfgstring=absolute(disk.handler, cfgstring))
+    answer = control.ask(path, Reconfigure(change, disk.lun))
+    if not isinstance(answer, Changed):
+        raise ControlError(f"{name}: the process that serves it is of another version")
+    if answer.errno == errno.EINVAL:
+        raise ConfigError(answer.reason)
+    if answer.errno:
+        raise ControlError(f"{name}: {answer.reason}")
 
 
 def _kernel_device(name: str) -> Backstore | None:

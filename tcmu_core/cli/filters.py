@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 from pathlib import Path
 from typing import Any
 
-from tcmu_core.channel import Message
-from tcmu_core.cli import control
-from tcmu_core.cli.control import ControlError
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.errors import ConfigError
 from tcmu_core.filters.registry import FilterRegistry
-from tcmu_core.state import default_directory
+from tcmu_core.host import control
+from tcmu_core.host.control import ControlError
+from tcmu_core.host.messages import FilterAnswer, FilterCommand
+from tcmu_core.state import Places, default_directory
+
+Message = dict[str, Any]
 
 LIST_DESCRIPTION = """\
 List the filters that can stand upon a disk: those of installed distributions
@@ -22,7 +25,8 @@ List the filters that can stand upon a disk: those of installed distributions
   tcmu serve file a.img --filter 'delay;read=5ms' --filter stats
 """
 FILTER_DESCRIPTION = """\
-Look at the filters of a disk that `tcmu serve` serves, and change them.
+Look at the filters of a disk that `tcmu serve` or tcmu-runner serves, and
+change them.
 
   tcmu filter disk list                       their names, the lowest first
   tcmu filter disk push 'delay;read=5ms'      put one on top
@@ -31,7 +35,8 @@ Look at the filters of a disk that `tcmu serve` serves, and change them.
   tcmu filter disk tell rate iops=500
 """
 FAULT_DESCRIPTION = """\
-Let a disk that `tcmu serve` serves fail, by rules: CONDITIONS -> ACTIONS.
+Let a disk that `tcmu serve` or tcmu-runner serves fail, by rules:
+CONDITIONS -> ACTIONS.
 
   tcmu fault disk add 'write lba=2048-4095 -> write-error'
   tcmu fault disk add 'read probability=0.1 -> wait=normal/20ms/5ms'
@@ -48,8 +53,9 @@ task-set-full, not-ready …), wait=TIME, hang, torn=BLOCKS, misdirect=BLOCKS,
 lose, flip=BIT|random, attention=ASC/ASCQ, drop, gone, call=MODULE:FUNCTION.
 """
 RECORD_DESCRIPTION = """\
-Record what reaches a disk that `tcmu serve` serves, until Ctrl-C: each
-operation with times, outcome and data, for `tcmu replay` and `tcmu crash`.
+Record what reaches a disk that `tcmu serve` or tcmu-runner serves, until
+Ctrl-C: each operation with times, outcome and data, for `tcmu replay` and
+`tcmu crash`.
 
   tcmu record disk /tmp/disk.rec
 
@@ -59,7 +65,7 @@ To have all of it from the beginning, serve the disk with
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("disk", metavar="DISK", help="the disk's name, as `tcmu serve --name` gave it")
+    parser.add_argument("disk", metavar="DISK", help="its name: of `tcmu serve --name`, tcmu.conf or targetcli")
     parser.add_argument(
         "--state-dir",
         metavar="DIR",
@@ -74,14 +80,25 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 
 def ask(args: argparse.Namespace, message: Message) -> dict[str, Any]:
-    """Ask the process that serves a disk about its filters; raises what it says."""
-    path = control.find(args.state_dir, args.disk)
-    answer = control.ask(path, {"op": "filter", **message})
-    if answer["kind"] == "config":
-        raise ConfigError(answer["error"])
-    if answer["error"]:
-        raise ControlError(f"{args.disk}: {answer['error']}")
-    return answer
+    """Ask the host that serves a disk about its filters; raises what it says."""
+    directories = (args.state_dir, Places.of().hosts)
+    found = control.find(args.disk, *directories)
+    if len(found) > 1:
+        raise ControlError(f"{len(found)} processes serve a disk called {args.disk!r}: give each its own --name")
+    if not found:
+        names = sorted({disk.name for _, status in control.hosts(*directories) for disk in status.disks})
+        hint = f"served here: {', '.join(names)}" if names else "no process of yours serves any"
+        raise ControlError(f"there is no disk {args.disk!r}: {hint}")
+    ((path, disk),) = found
+    answer = control.ask(path, FilterCommand(json.dumps(message), disk.lun))
+    if not isinstance(answer, FilterAnswer):
+        raise ControlError(f"{args.disk}: the process that serves it is of another version")
+    if answer.mistaken:
+        raise ConfigError(answer.error)
+    if answer.error:
+        raise ControlError(f"{args.disk}: {answer.error}")
+    told: dict[str, Any] = json.loads(answer.answer)
+    return told
 
 
 # -- tcmu filters -----------------------------------------------------------------------------------------------------

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import errno
 import mmap
 import os
 import tempfile
 from collections.abc import Iterator
 
+from tcmu_core.posix import discard, read_full, write_full
+
 _NORESERVE = 0x4000  # mmap(2): MAP_NORESERVE, which `mmap` has from Python 3.13 on
-_PUNCH = 0x03  # fallocate(2): FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
-_ZEROS = bytes(1 << 16)
 
 
 class MemoryRoom:
@@ -61,41 +58,19 @@ class FileRoom:
 
     def read(self, offset: int, buffers: list[memoryview]) -> None:
         """Fill the buffers."""
-        for buffer in buffers:
-            while buffer:
-                count = os.preadv(self._fd, [buffer], offset)
-                if not count:
-                    raise OSError(errno.EIO, "the file of the overlay is too short")
-                offset += count
-                buffer = buffer[count:]
+        read_full(self._fd, offset, buffers)
 
     def write(self, offset: int, buffers: list[memoryview]) -> None:
         """Keep what is in the buffers; raises `OSError` when its file system is full."""
-        for buffer in buffers:
-            while buffer:
-                count = os.pwrite(self._fd, buffer, offset)
-                offset += count
-                buffer = buffer[count:]
+        write_full(self._fd, offset, buffers)
 
     def clear(self, offset: int, length: int) -> None:
         """Make a range zeros, by a hole where the file system can."""
-        with contextlib.suppress(OSError):
-            _punch(self._fd, offset, length)
-            return
-        while length:
-            count = os.pwrite(self._fd, _ZEROS[:length], offset)
-            offset += count
-            length -= count
+        discard(self._fd, offset, length)
 
     def close(self) -> None:
         """Give all back."""
         os.close(self._fd)
-
-
-def _punch(fd: int, offset: int, length: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.fallocate(fd, _PUNCH, ctypes.c_int64(offset), ctypes.c_int64(length)):
-        raise OSError(ctypes.get_errno(), "fallocate")
 
 
 class Overlay:

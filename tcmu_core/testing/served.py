@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tcmu_core.channel import receive, send
+from tcmu_core.channel import ask
 from tcmu_core.errors import ConfigError, TcmuError
+from tcmu_core.host.messages import FilterAnswer, FilterCommand
 
 PATIENCE = 30.0  # seconds for the process to answer, and to end
 DEFAULT_SIZE = "64M"
@@ -155,19 +155,11 @@ class ServedDisk:
         """Send one message to the process; raises what it answers."""
         if self._process is None:
             raise TcmuError(f"{self.name} is not served now")
-        # The directory may lie too deep for the address of a socket (unix(7): 108 bytes).
-        fd = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as sock:
-                sock.settimeout(PATIENCE)
-                sock.connect(f"/proc/self/fd/{fd}/serve-{self._process.pid}.sock")
-                send(sock, {"op": "filter", **message})
-                got = receive(sock)
-        finally:
-            os.close(fd)
-        if got is None:
-            raise TcmuError(f"{self.name} did not answer")
-        answer = got[0]
-        if answer["error"]:
-            raise (ConfigError if answer["kind"] == "config" else TcmuError)(answer["error"])
-        return answer
+        path = self._directory / f"serve-{self._process.pid}.sock"
+        answer = ask(path, FilterCommand(json.dumps(message)), PATIENCE)
+        if not isinstance(answer, FilterAnswer):
+            raise TcmuError(f"{self.name} did not understand")
+        if answer.error:
+            raise (ConfigError if answer.mistaken else TcmuError)(answer.error)
+        told: dict[str, Any] = json.loads(answer.answer)
+        return told
