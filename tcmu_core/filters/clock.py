@@ -60,11 +60,13 @@ CLOCK: Clock = MonotonicClock()
 
 
 class Waiting:
-    """The commands of one filter that wait; all end when the filter closes."""
+    """The commands of one filter that wait: for a time, or for a person."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self._held: dict[Future[Any], Callable[[], object] | None] = {}  # what `release` does; None: the clock ends it
+        # What ends each, and for those that wait for a person, what goes on with it instead.
+        self._held: dict[Future[Any], tuple[Callable[[], object], Callable[[], object] | None]] = {}
+        self._closed = False
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -74,20 +76,18 @@ class Waiting:
         """Return what ends as `pending` (what a hook returned) does, `delay` seconds later than it would."""
         if delay <= 0:
             return pending
-        if not isinstance(pending, Future):
-            return self._end_later(delay, lambda outer: outer.set_result(pending))
         outer: Future[Any] = Future()
-        self._keep(outer, None)
-
-        def ended(inner: Future[Any]) -> None:
-            self.clock.later(delay, lambda: self._end(outer, lambda: _copy(inner, outer)))
-
-        pending.add_done_callback(ended)
+        if isinstance(pending, Future):
+            pending.add_done_callback(lambda inner: self._later(outer, delay, lambda: _copy(inner, outer)))
+        else:
+            self._later(outer, delay, lambda: outer.set_result(pending))
         return outer
 
     def failing(self, delay: float, error: BaseException) -> Future[Any]:
         """Return what fails with `error` in `delay` seconds."""
-        return self._end_later(delay, lambda outer: outer.set_exception(error))
+        outer: Future[Any] = Future()
+        self._later(outer, delay, lambda: outer.set_exception(error))
+        return outer
 
     def hold(self, then: Callable[[], Any]) -> Future[Any]:
         """Return a Future that waits for `release`, and then ends as what `then()` returns."""
@@ -104,13 +104,15 @@ class Waiting:
             else:
                 outer.set_result(pending)
 
-        self._keep(outer, go_on)
+        gone = AbortedCommand("the disk was closed while the command hung")
+        with self._lock:
+            self._held[outer] = (lambda: outer.set_exception(gone)), go_on
         return outer
 
     def release(self) -> int:
         """Let all that is held go on, the oldest first; return how many that were. On the disk's loop."""
         with self._lock:
-            held = {outer: go_on for outer, go_on in self._held.items() if go_on is not None}
+            held = {outer: go_on for outer, (_, go_on) in self._held.items() if go_on is not None}
             for outer in held:
                 del self._held[outer]
         for go_on in held.values():
@@ -118,28 +120,28 @@ class Waiting:
         return len(held)
 
     def close(self) -> None:
-        """End what waits: its disk goes away."""
+        """End what waits: what the clock holds as it would have ended, what is held for a person with an error."""
         with self._lock:
+            self._closed = True
             held, self._held = self._held, {}
-        for outer in held:
-            outer.set_exception(AbortedCommand("the disk was closed while the command waited"))
+        for end, _ in held.values():
+            end()
 
-    def _end_later(self, delay: float, fn: Callable[[Future[Any]], object]) -> Future[Any]:
-        outer: Future[Any] = Future()
-        self._keep(outer, None)
-        self.clock.later(delay, lambda: self._end(outer, lambda: fn(outer)))
-        return outer
-
-    def _keep(self, outer: Future[Any], go_on: Callable[[], object] | None) -> None:
+    def _later(self, outer: Future[Any], delay: float, end: Callable[[], object]) -> None:
         with self._lock:
-            self._held[outer] = go_on
+            closed = self._closed
+            if not closed:
+                self._held[outer] = end, None
+        if closed:
+            end()
+        else:
+            self.clock.later(delay, lambda: self._end(outer))
 
-    def _end(self, outer: Future[Any], fn: Callable[[], object]) -> None:
+    def _end(self, outer: Future[Any]) -> None:
         with self._lock:
-            if outer not in self._held:
-                return  # closed meanwhile
-            del self._held[outer]
-        fn()
+            found = self._held.pop(outer, None)
+        if found is not None:  # not ended by `close` meanwhile
+            found[0]()
 
 
 def _copy(inner: Future[Any], outer: Future[Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tcmu_core.errors import CommandError, ConfigError
+from tcmu_core.errors import ConfigError
 from tcmu_core.filters.bucket import Bucket
 from tcmu_core.filters.clock import MonotonicClock, duration
 from tcmu_core.filters.delay import Delay
@@ -76,11 +76,17 @@ def test_an_error_comes_as_late_as_an_answer(clock: HandClock) -> None:
             pending.result(0)
 
 
-def test_a_disk_that_closes_ends_what_waits(clock: HandClock) -> None:
-    with upon(given(Delay(clock), read="1s")) as disk:
-        pending = read(disk)
-    with pytest.raises(CommandError, match="closed"):
-        pending.result(0)
+def test_a_filter_that_is_taken_off_ends_what_waits_as_it_would_have_ended(clock: HandClock) -> None:
+    handler = Memory()
+    with upon(given(Delay(clock), read="1s"), handler=handler) as disk:
+        waits = read(disk)
+        handler.hold = True
+        not_done = read(disk)
+        disk.disk.pop("delay")
+        assert waits.result(0) is None
+        assert not not_done.done()
+        handler.release()
+        assert not_done.result(0) is None
     clock.pass_by(2)
 
 

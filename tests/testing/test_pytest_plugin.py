@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,6 +176,36 @@ def test_a_recording_begins_and_ends_while_the_disk_is_in_use(tcmu_disk: Serve, 
         disk.pop("record")
         write(client, bytes(512), 3)
     assert [each.offset for each in Recording(tmp_path / "rec")] == [1024]
+
+
+def test_filters_come_and_go_under_load_without_an_error(tcmu_disk: Serve) -> None:
+    disk = tcmu_disk()
+    stop = threading.Event()
+    problems: list[BaseException] = []
+    count = 0
+
+    def load() -> None:
+        nonlocal count
+        try:
+            with Client(disk.uri) as client:
+                while not stop.is_set():
+                    assert write(client, bytes([count % 256]) * 512) == (0, 0, 0)
+                    assert read(client) == bytes([count % 256]) * 512
+                    count += 1
+        except BaseException as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    for text in ("delay;all=2ms", "cache;size=1M", "rate;iops=2000;initiator_iops=1000", "log;errors=1", "fault") * 4:
+        disk.push(text)
+        before = count
+        while count < before + 3 and thread.is_alive():
+            time.sleep(0.001)
+        disk.pop(text.partition(";")[0])
+    stop.set()
+    thread.join(60)
+    assert problems == []
 
 
 def test_an_initiator_is_told_when_the_login_is_refused(tcmu_disk: Serve) -> None:
