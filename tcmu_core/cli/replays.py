@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tcmu_core.cli import arguments
 from tcmu_core.cli.handlers import absolute, path_arguments
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.disk.spec import DiskSpec
@@ -128,6 +129,8 @@ def crash_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", metavar="IMAGE", type=Path, help="what was on the disk before (zeros)")
     parser.add_argument("--from", metavar="N", dest="first", type=int, default=0,
                         help="the first flush after which cuts are tried, and not before (0)")  # fmt: skip
+    parser.add_argument("--atomic", metavar="SIZE", type=arguments.size,
+                        help="a torn write has whole pieces of this size (the disk's block size)")  # fmt: skip
     parser.add_argument("--limit", metavar="N", type=int, default=100, help="states from one flush to the next (100)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="for those that are chosen by chance (0)")
     parser.add_argument("--timeout", metavar="S", type=float, default=60.0, help="seconds for one check (60)")
@@ -144,7 +147,7 @@ def crash_run(args: argparse.Namespace) -> int:
     failures: list[Failure] = []
     count = 0
     check = shell_check(args.check, args.timeout)
-    block = recording.about["block_size"]
+    block = max(recording.about["block_size"], args.atomic or 0)
     with tempfile.TemporaryDirectory(prefix="tcmu-crash-", dir=args.directory) as directory:
         image = Image(Path(directory) / "image", recording.about["size"], block, args.base)
         for epoch in epochs(recording):
