@@ -283,6 +283,7 @@ class _Reader:
                 size=own["size"],
                 block_size=own["block_size"],
                 read_only=own["read_only"],
+                filters=tuple(own["filters"]),
             )
         if not luns:
             self._problem(self._at(place), f"target {name!r} has no logical unit: add a section [[[lun 0]]]")

@@ -422,6 +422,13 @@ class Portal:
             if login.target == name:
                 peer.close(f"target {name} is removed")
 
+    def drop(self, target: str, initiator: str = "") -> None:
+        """Break the connections of an initiator, or of all of them, to a target: without a word, as a cable would."""
+        for peer in list(self.peers):
+            login = peer.connection.login
+            if login.target == target and initiator.lower() in ("", login.initiator.lower()):
+                peer.close("its link was dropped")
+
     def forget(self, peer: Peer) -> None:
         """A peer has closed."""
         self.peers.pop(peer, None)
