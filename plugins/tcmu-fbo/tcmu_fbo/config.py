@@ -1,4 +1,4 @@
-"""The cfgstring: `[ro/]/path/to/image[;ro=1][;profile=NAME]`; an empty one is a drive without a disc."""
+"""The cfgstring: `[ro/]/path/to/image[;ro=1][;profile=NAME][;lock=no]`; an empty one is a drive without a disc."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ def profile_named(name: str) -> Profile:
     return profile
 
 
-OPTIONS = {"ro": boolean, "profile": profile_named}
+OPTIONS = {"ro": boolean, "profile": profile_named, "lock": boolean}
 
 
 @dataclass(frozen=True, slots=True)
 class Disc:
-    """A disc to put into the drive: the image, whether it is write-protected, and its kind if that was given."""
+    """A disc to put into the drive: the image, whether it is write-protected, its kind, and if it is locked."""
 
     path: str
     read_only: bool = False
     profile: Profile | None = None
+    lock: bool = True
 
 
 def parse(cfgstring: str, defaults: Mapping[str, str] = NOTHING) -> Disc | None:
@@ -55,4 +56,4 @@ def parse(cfgstring: str, defaults: Mapping[str, str] = NOTHING) -> Disc | None:
         if parsed.given or path != parsed.body:
             raise ConfigError("options without an image: write the path of an image, or nothing for an empty drive")
         return None
-    return Disc(path, read_only, options.get("profile"))
+    return Disc(path, read_only, options.get("profile"), options.get("lock", True))

@@ -16,7 +16,7 @@ CD_DVD = 0x05  # peripheral device type (SPC-4 6.6.2)
 
 
 class Optical:
-    """An optical drive: `[ro/]/path/to/image[;ro=1][;profile=cd-rom|dvd-rom|bd-rom|dvd-ram]`.
+    """An optical drive: `[ro/]/path/to/image[;ro=1][;profile=cd-rom|dvd-rom|bd-rom|dvd-ram][;lock=no]`.
 
     The image is a file or a block device. One that can be written is a DVD-RAM unless `ro` says otherwise; a
     read-only one is a CD-ROM, DVD-ROM or BD-ROM by its size. Without an image the drive is empty.
@@ -24,7 +24,7 @@ class Optical:
 
     config_desc = (
         "The path of an image or block device, an optical disc: in front of it ro/ for a write-protected one, "
-        "behind it ;profile=cd-rom, dvd-rom, bd-rom or dvd-ram. Nothing at all is an empty drive."
+        "behind it ;profile=cd-rom, dvd-rom, bd-rom or dvd-ram, or ;lock=no. Nothing at all is an empty drive."
     )
     options = Options(
         *itertools.starmap(Option, config.OPTIONS.items()),

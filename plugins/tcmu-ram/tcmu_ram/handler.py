@@ -61,7 +61,8 @@ class RamHandler:
             raise ConfigError(
                 f"the device has {device.size} bytes, the cfgstring says size={config.size}: leave that out"
             )
-        device.size = device.size or config.size or -(-(stored or 0) // device.block_size) * device.block_size
+        asked = device.size or config.size
+        device.size = asked or -(-(stored or 0) // device.block_size) * device.block_size
         if not device.size:
             raise ConfigError("no size: add size=64M (or what you need) to the cfgstring, or give an image to load")
         if stored is not None and stored > device.size:
@@ -75,6 +76,8 @@ class RamHandler:
         if stored is not None:
             try:
                 image.load(config.load, self._memory)
+                if asked and config.save == config.load and not device.read_only:
+                    image.extend(config.save, asked)
             except OSError as error:
                 self._memory.close()
                 raise ConfigError(f"{config.load} can't be loaded: {error.strerror}") from error
@@ -90,7 +93,11 @@ class RamHandler:
         """Save the image and give the memory back."""
         try:
             if self._save and not device.read_only:
-                image.save(self._save, self._memory)
+                try:
+                    image.save(self._save, self._memory)
+                except OSError as error:
+                    device.log.error("%s", error.strerror)
+                    raise
         finally:
             self._memory.close()
 
