@@ -115,8 +115,8 @@ class Disk:
     def _finish(self, hook: str, result: object) -> None:
         """Wait for what a hook returned that is no data hook."""
         if isinstance(result, Future):
-            result.result()
-        elif result is not None:
+            result = result.result()
+        if result is not None:
             raise HandlerError(f"handler {self.spec.handler!r}, {hook}: {wrong_result(result)}")
 
     def _broken(self, error: BaseException) -> TcmuError:

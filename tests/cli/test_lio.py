@@ -19,6 +19,7 @@ from tcmu_core.errors import TcmuError
     [
         (["create", "x", "8M", "ram", "/tmp/a:b"], 4, "it holds a colon"),
         (["create", "x", "8M", "ram", "/tmp/a,b"], 4, "it holds a comma"),
+        (["create", "x", "8M", "file", "/srv/a b"], 4, "it holds a space"),
         (["create", "x", "8M", "ram", "x" * 300], 4, "longer than the 255 bytes"),
         (["create", "x", "8M", "ram", ";tcmur_cmd_time_out=soon;"], 4, "'soon' is no number of seconds"),
         (["create", "x", "much", "ram"], 2, "'much' is no size"),
