@@ -1,0 +1,92 @@
+"""Request: one command to a server, from the hook that makes it to the Future that ends it."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Any
+
+from tcmu_nbd.constants import Cmd, CmdFlag
+
+CHANGING = frozenset({Cmd.WRITE, Cmd.WRITE_ZEROES, Cmd.TRIM})
+OVERHEAD = 256  # bytes of memory that a request takes beside its data
+
+
+class Request:
+    """What is asked (bytes), where the answer goes, and what became of it.
+
+    A write owns its `data`: the initiator's buffers are free as soon as the Future is done, while the data may
+    have to be sent once more. A read fills `buffers`, which are given up (None) when it ends early. `runs` are
+    the (length, status flags) of a block status. The rest is the session's: `deadline` and `lost_at` are
+    monotonic seconds, `link` is the connection's index, `number` counts acknowledged changes (of a flush: up to
+    which it covers), and `failures` counts the flushes that had failed before this one was sent.
+    """
+
+    __slots__ = (
+        "acknowledged",
+        "buffers",
+        "command",
+        "data",
+        "deadline",
+        "failures",
+        "flags",
+        "future",
+        "length",
+        "link",
+        "lost_at",
+        "number",
+        "offset",
+        "runs",
+    )
+
+    def __init__(
+        self,
+        command: Cmd,
+        offset: int = 0,
+        length: int = 0,
+        flags: int = 0,
+        *,
+        data: bytes = b"",
+        buffers: list[memoryview] | None = None,
+    ) -> None:
+        self.command = command
+        self.offset = offset
+        self.length = length
+        self.flags = flags
+        self.data = data
+        self.buffers = buffers
+        self.future: Future[Any] = Future()
+        self.deadline = 0.0
+        self.acknowledged = False
+        self.number = 0
+        self.failures = 0
+        self.link = 0
+        self.lost_at = 0.0
+        self.runs: list[tuple[int, int]] = []
+
+    def __repr__(self) -> str:
+        return f"{self.command.name}({self.offset}, {self.length})"
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes data that only a flush makes stable."""
+        return self.command in CHANGING and not self.flags & CmdFlag.FUA
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it takes while it is remembered."""
+        return len(self.data) + OVERHEAD
+
+    def overlaps(self, other: Request) -> bool:
+        """Say whether both touch a byte; a flush touches none."""
+        return self.offset < other.offset + other.length and other.offset < self.offset + self.length
+
+    def finish(self, result: object = None) -> None:
+        """End it well; does nothing when it has ended."""
+        if not self.future.done():
+            self.future.set_result(result)
+
+    def fail(self, error: Exception) -> None:
+        """End it with an error and give its buffers back; does nothing when it has ended."""
+        self.buffers = None
+        if not self.future.done():
+            self.future.set_exception(error)
