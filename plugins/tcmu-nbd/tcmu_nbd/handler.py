@@ -13,7 +13,7 @@ from tcmu_nbd.client import Client
 from tcmu_nbd.codec import Export
 from tcmu_nbd.config import parse
 from tcmu_nbd.constants import MAX_LENGTH, STATE_HOLE, STATE_ZERO, Cmd, CmdFlag, ExportFlag
-from tcmu_nbd.request import Request
+from tcmu_nbd.request import FUA, Request
 from tcmu_nbd.session import State
 
 LARGEST_SECTOR = 4096  # bytes that are told as a physical block; file systems make no use of more
@@ -144,7 +144,7 @@ class NbdHandler:
 
     def _durable(self, device: Device) -> int:
         """Return the flags of a change: without a write cache it is stable when it is acknowledged."""
-        return CmdFlag.FUA if self._can_fua and not device.write_cache else 0
+        return FUA if self._can_fua and not device.write_cache else 0
 
     # -- space ------------------------------------------------------------------------------------------------------
 
@@ -159,7 +159,7 @@ class NbdHandler:
     def write_zeroes(self, device: Device, offset: int, length: int) -> Future[None]:
         """Have zeros there that stay allocated."""
         if self._can_zero:
-            return self._spans(Cmd.WRITE_ZEROES, offset, length, self._durable(device) | CmdFlag.NO_HOLE)
+            return self._spans(Cmd.WRITE_ZEROES, offset, length, self._durable(device) | int(CmdFlag.NO_HOLE))
         return device.offload(self._write_zeros, offset, length, self._durable(device))
 
     def _discard_slowly(self, offset: int, length: int, flags: int) -> None:

@@ -87,6 +87,20 @@ class Link:
         if self._sock is not None and self._out and not self._events & WRITE:
             self._guarded(self._write)
 
+    def send_at_once(self) -> bool:
+        """Send what is queued, from any thread; False if the rest, or an error, is left for `flush` to see."""
+        sock = self._sock
+        if not self._out:
+            return True
+        if sock is None or self._events & WRITE or isinstance(sock, ssl.SSLSocket):
+            return False
+        try:
+            sent = sock.sendmsg(islice(self._out, PARTS))
+        except OSError:
+            return False
+        self._sent(sent)
+        return not self._out
+
     def disconnect(self) -> None:
         """Tell the server that this is the end, as far as that goes without waiting, and close."""
         if self._sock is not None and self._transmission is not None:
@@ -231,12 +245,17 @@ class Link:
             except (BlockingIOError, ssl.SSLWantWriteError):
                 self._watch(READ | WRITE)
                 return
-            while out and sent >= len(out[0]):
-                sent -= len(out.popleft())
-            if sent:
-                out[0] = memoryview(out[0])[sent:]
+            self._sent(sent)
         if self._events & WRITE:
             self._watch(READ)
+
+    def _sent(self, count: int) -> None:
+        """Forget so many bytes of what is queued."""
+        out = self._out
+        while out and count >= len(out[0]):
+            count -= len(out.popleft())
+        if count:
+            out[0] = memoryview(out[0])[count:]
 
 
 def _join(out: deque[bytes | memoryview]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from tcmu_nbd.constants import Cmd, CmdFlag
 
 CHANGING = frozenset({Cmd.WRITE, Cmd.WRITE_ZEROES, Cmd.TRIM})
+FUA = int(CmdFlag.FUA)  # a plain number: an enum's operators take a microsecond each
 OVERHEAD = 256  # bytes of memory that a request takes beside its data
 
 
@@ -24,6 +25,7 @@ class Request:
     __slots__ = (
         "acknowledged",
         "buffers",
+        "changes",
         "command",
         "data",
         "deadline",
@@ -33,6 +35,7 @@ class Request:
         "length",
         "link",
         "lost_at",
+        "memory",
         "number",
         "offset",
         "runs",
@@ -49,6 +52,9 @@ class Request:
         buffers: list[memoryview] | None = None,
     ) -> None:
         self.command = command
+        # Whether it changes data that only a flush makes stable, and the bytes that it takes while it is remembered.
+        self.changes = command in CHANGING and not flags & FUA
+        self.memory = len(data) + OVERHEAD
         self.offset = offset
         self.length = length
         self.flags = flags
@@ -65,16 +71,6 @@ class Request:
 
     def __repr__(self) -> str:
         return f"{self.command.name}({self.offset}, {self.length})"
-
-    @property
-    def changes(self) -> bool:
-        """Whether it changes data that only a flush makes stable."""
-        return self.command in CHANGING and not self.flags & CmdFlag.FUA
-
-    @property
-    def memory(self) -> int:
-        """Bytes that it takes while it is remembered."""
-        return len(self.data) + OVERHEAD
 
     def overlaps(self, other: Request) -> bool:
         """Say whether both touch a byte; a flush touches none."""

@@ -68,8 +68,8 @@ class Link(Protocol):
 class Session:
     """Requests in, Futures done. `connect()` is called when connections are needed: `connected` or `failed` answers.
 
-    Times are monotonic seconds. `timeout` is what a request may take on a connection, `reconnect` how long requests wait
-    for a server that is gone; `replay` is the memory for changes that are not flushed (bytes, 0 for none).
+    Times are monotonic seconds. `timeout` is what a request may take on a connection, `reconnect` how long requests
+    wait for a server that is gone; `replay` is the memory for changes that are not flushed (bytes, 0 for none).
     """
 
     def __init__(
@@ -392,6 +392,11 @@ class Session:
             request.fail(
                 self._gone() if self.state is State.CONNECTING else StorageTimeout("the NBD server is too slow")
             )
+
+    @property
+    def under_way(self) -> int:
+        """How many requests have been sent and not answered."""
+        return len(self._flight)
 
     @property
     def busy(self) -> bool:
