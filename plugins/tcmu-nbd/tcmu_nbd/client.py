@@ -156,10 +156,10 @@ class Client:
         if self.session.under_way < FEW and self._lock.acquire(blocking=False):
             try:
                 self.session.submit(request, monotonic())
-                sent = all([link.send_at_once() for link in self._links])
+                unsent = [link for link in self._links if not link.send_at_once()]
             finally:
                 self._lock.release()
-            if sent:
+            if not unsent:
                 if self._idle:
                     self._idle = False
                     os.eventfd_write(self._wake, 1)  # to look at the clock from now on

@@ -39,6 +39,7 @@ class Request:
         "number",
         "offset",
         "runs",
+        "volatile",
     )
 
     def __init__(
@@ -52,8 +53,9 @@ class Request:
         buffers: list[memoryview] | None = None,
     ) -> None:
         self.command = command
-        # Whether it changes data that only a flush makes stable, and the bytes that it takes while it is remembered.
-        self.changes = command in CHANGING and not flags & FUA
+        # Whether it changes data; whether only a flush makes it stable; the bytes that it takes while it is remembered.
+        self.changes = command in CHANGING
+        self.volatile = self.changes and not flags & FUA
         self.memory = len(data) + OVERHEAD
         self.offset = offset
         self.length = length

@@ -104,7 +104,6 @@ class Session:
         self._flushed = 0  # up to which number
         self._own_flush: Request | None = None
         self._own_flush_at = 0.0
-        self._rewrite = False  # before the next flush
         self._lost: OSError | None = None  # why no flush can succeed any more
         self._replay: deque[Request] = deque()
         self._since = 0.0  # when the server was lost
@@ -223,7 +222,7 @@ class Session:
                 self._forget(request)
                 request.fail(error)
             else:
-                if self._volatile and request.changes:
+                if request in self._unflushed or (self._volatile and request.volatile):
                     self._acknowledge(request)
                 request.finish(request.runs or None)
         self._proceed(now)
@@ -248,13 +247,9 @@ class Session:
                     queue.popleft()
                     request.fail(OSError(errno.EIO, str(self._lost.strerror)))
                     continue
-                if self._rewrite:
-                    self.state = State.DRAINING
-                    self._proceed(now)
-                    return
                 request.number = self._changes
                 request.failures = self._failures
-            elif self._limit and self._volatile and request.changes:
+            elif self._remembers(request):
                 if self._memory and self._memory + request.memory > self._limit:
                     self._care_for_memory(now)
                     return
@@ -272,6 +267,13 @@ class Session:
         request.deadline = now + self._timeout
         self._turn = request.link = (self._turn + 1) % len(self._links)
         self._links[request.link].send(request)
+
+    def _remembers(self, request: Request) -> bool:
+        """Say whether a change is to be kept until a flush.
+
+        One that was written through needs no flush, but an older one that is written again must not end on top of it.
+        """
+        return bool(self._limit and self._volatile and request.changes and (request.volatile or self._unflushed))
 
     # -- changes that are not flushed -------------------------------------------------------------------------------
 
@@ -291,10 +293,9 @@ class Session:
         if request is self._own_flush:
             self._own_flush = None
         if error is not None:
-            # The server may have dropped what it could not write: it is asked to flush that again only after it has it
-            # again.
+            # The server may have dropped what it could not write: it is asked to flush only after it has it again.
             if self._limit:
-                self._rewrite = True
+                self.state = State.DRAINING
             else:
                 self._lose(f"a flush has failed ({error.strerror}), and replay=0")
             self._own_flush_at = now + FLUSH_AGAIN
@@ -327,7 +328,6 @@ class Session:
 
     def _begin_replay(self, now: float) -> None:
         self.state = State.REPLAYING
-        self._rewrite = False
         self._replay = deque(request for request in self._unflushed if request.acknowledged)
         if self._replay:
             self._log.warning("writing %d acknowledged changes again", len(self._replay))

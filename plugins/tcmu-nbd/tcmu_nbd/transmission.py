@@ -87,6 +87,7 @@ class Transmission:
     def send(self, request: Request) -> bytes:
         """Return a request's header; its `data` follows. It is waited for from now on."""
         self._cookie += 1
+        request.runs = []  # of an answer that broke off
         self._waiting[self._cookie] = request
         return codec.request(request.command, self._cookie, request.offset, request.length, request.flags)
 
