@@ -19,7 +19,8 @@ class Request:
     have to be sent once more. A read fills `buffers`, which are given up (None) when it ends early. `runs` are
     the (length, status flags) of a block status. The rest is the session's: `deadline` and `lost_at` are
     monotonic seconds, `link` is the connection's index, `number` counts acknowledged changes (of a flush: up to
-    which it covers), and `failures` counts the flushes that had failed before this one was sent.
+    which it covers), and
+    `companions` are flushes that end with this one.
     """
 
     __slots__ = (
@@ -27,9 +28,9 @@ class Request:
         "buffers",
         "changes",
         "command",
+        "companions",
         "data",
         "deadline",
-        "failures",
         "flags",
         "future",
         "length",
@@ -66,7 +67,7 @@ class Request:
         self.deadline = 0.0
         self.acknowledged = False
         self.number = 0
-        self.failures = 0
+        self.companions: list[Request] = []
         self.link = 0
         self.lost_at = 0.0
         self.runs: list[tuple[int, int]] = []
@@ -82,9 +83,13 @@ class Request:
         """End it well; does nothing when it has ended."""
         if not self.future.done():
             self.future.set_result(result)
+        for companion in self.companions:
+            companion.finish(result)
 
     def fail(self, error: Exception) -> None:
         """End it with an error and give its buffers back; does nothing when it has ended."""
         self.buffers = None
         if not self.future.done():
             self.future.set_exception(error)
+        for companion in self.companions:
+            companion.fail(error)

@@ -34,6 +34,7 @@ from tcmu_core import NotReady, StorageTimeout
 from tcmu_nbd.codec import Export
 from tcmu_nbd.constants import Cmd, ExportFlag, NbdError
 from tcmu_nbd.errors import Refused
+from tcmu_nbd.journal import Journal
 from tcmu_nbd.request import Request
 
 FIRST_WAIT, LONGEST_WAIT = 0.05, 5.0  # seconds between attempts to connect; each wait is twice the one before
@@ -87,22 +88,17 @@ class Session:
         self._log = log
         self._timeout = timeout
         self._reconnect = reconnect
-        self._limit = replay
-        self._volatile = True
         self._links: list[Link] = []
         self._turn = 0
         self._queue: deque[Request] = deque()  # to be sent, in order
         self._flight: dict[Request, None] = {}  # sent and not answered, in order
         self._doubtful: dict[Request, None] = {}  # ended by a time limit, and still not answered
         self._held: list[Request] = []  # touch what is doubtful
-        # Changes that may be in the server's memory alone, in the order in which they were sent; and those of them
-        # that were acknowledged, in the order of that.
-        self._unflushed: dict[Request, None] = {}
-        self._acknowledged: deque[Request] = deque()
-        self._memory = 0
-        self._changes = 0  # acknowledged
-        self._flushed = 0  # up to which number
-        self._own_flush: Request | None = None
+        self._journal = Journal(replay)
+        self._flushing: Request | None = (
+            None  # one at a time: the success of one proves nothing beside the failure of another
+        )
+        self._flushes: list[Request] = []  # wait for that one to end
         self._own_flush_at = 0.0
         self._lost: OSError | None = None  # why no flush can succeed any more
         self._replay: deque[Request] = deque()
@@ -110,7 +106,6 @@ class Session:
         self._retry_at = NEVER
         self._attempts = 0  # to connect, since an answer came
         self._heard: list[float] = []  # when each connection last answered
-        self._failures = 0  # of flushes
 
     # -- connections ------------------------------------------------------------------------------------------------
 
@@ -129,8 +124,7 @@ class Session:
                 return
             self._log.warning("the NBD server is back after %.1f seconds", now - self._since)
         self.export = self.export or export
-        # Without flushes the server says that what it acknowledged is stable.
-        self._volatile = bool(export.flags & ExportFlag.SEND_FLUSH)
+        self._journal.needed = bool(export.flags & ExportFlag.SEND_FLUSH)
         self._links = links
         self._heard = [now] * len(links)
         self._begin_replay(now)
@@ -166,14 +160,16 @@ class Session:
         self._flight.clear()
         self._doubtful.clear()
         self._queue.extendleft(reversed(waiting))
-        self._queue.extend(self._held)
+        self._queue.extend(chain(self._held, self._flushes))
         self._held.clear()
+        self._flushes.clear()
+        self._flushing = None
         for request in self._queue:
-            self._forget(request)
+            self._journal.forget(request)
             # From when it was first lost: one that makes the server fall over is not sent for ever.
             request.lost_at = request.lost_at or now
             request.deadline = request.lost_at + self._reconnect
-        if self._volatile and not self._limit and self._changes > self._flushed:
+        if not self._journal.limit and self.unflushed:
             self._lose("writes that the server had acknowledged were not flushed when it was lost, and replay=0")
         self._connect_soon(now)
 
@@ -214,18 +210,23 @@ class Session:
         else:
             del self._flight[request]
             self._attempts = 0
-            if request.acknowledged:
-                self._replayed(request, error)
-            elif request.command is Cmd.FLUSH:
-                self._flush_ended(request, error, now)
-            elif error is not None:
-                self._forget(request)
-                request.fail(error)
-            else:
-                if request in self._unflushed or (self._volatile and request.volatile):
-                    self._acknowledge(request)
-                request.finish(request.runs or None)
+            self._end(request, error)
+        if request is self._flushing:
+            self._flush_ended(request, error, now)
         self._proceed(now)
+
+    def _end(self, request: Request, error: OSError | None) -> None:
+        if request.acknowledged:
+            if error is not None:
+                self._lose(f"{request!r} was acknowledged, and can't be written again ({error.strerror})")
+        elif request is self._flushing:
+            return
+        elif error is not None:
+            self._journal.forget(request)
+            request.fail(error)
+        else:
+            self._journal.acknowledge(request)
+            request.finish(request.runs or None)
 
     def _proceed(self, now: float) -> None:
         if self.state is State.UP:
@@ -243,21 +244,17 @@ class Session:
         while queue and self.state is State.UP:
             request = queue[0]
             if request.command is Cmd.FLUSH:
-                if self._lost is not None:
-                    queue.popleft()
-                    request.fail(OSError(errno.EIO, str(self._lost.strerror)))
-                    continue
-                request.number = self._changes
-                request.failures = self._failures
-            elif self._remembers(request):
-                if self._memory and self._memory + request.memory > self._limit:
-                    self._care_for_memory(now)
+                queue.popleft()
+                self._flush(request, now)
+                continue
+            if self._journal.wants(request):
+                if not self._journal.has_room(request):
+                    self._own_flush(now)
                     return
-                self._unflushed[request] = None
-                self._memory += request.memory
+                self._journal.add(request)
             queue.popleft()
             if self._doubtful and any(request.overlaps(other) for other in self._doubtful):
-                self._forget(request)
+                self._journal.forget(request)
                 self._held.append(request)
                 continue
             self._send(request, now)
@@ -268,67 +265,57 @@ class Session:
         self._turn = request.link = (self._turn + 1) % len(self._links)
         self._links[request.link].send(request)
 
-    def _remembers(self, request: Request) -> bool:
-        """Say whether a change is to be kept until a flush.
+    # -- flushes ----------------------------------------------------------------------------------------------------
 
-        One that was written through needs no flush, but an older one that is written again must not end on top of it.
-        """
-        return bool(self._limit and self._volatile and request.changes and (request.volatile or self._unflushed))
-
-    # -- changes that are not flushed -------------------------------------------------------------------------------
-
-    def _acknowledge(self, request: Request) -> None:
-        self._changes += 1
-        if self._limit:
-            request.acknowledged = True
-            request.number = self._changes
-            self._acknowledged.append(request)
-
-    def _forget(self, request: Request) -> None:
-        if request in self._unflushed:
-            del self._unflushed[request]
-            self._memory -= request.memory
+    def _flush(self, request: Request, now: float) -> None:
+        if self._lost is not None:
+            request.fail(OSError(errno.EIO, str(self._lost.strerror)))
+        elif self._flushing is not None:
+            self._flushes.append(request)
+        else:
+            self._flushing = request
+            request.number = self._journal.changes
+            self._send(request, now)
 
     def _flush_ended(self, request: Request, error: OSError | None, now: float) -> None:
-        if request is self._own_flush:
-            self._own_flush = None
-        if error is not None:
+        self._flushing = None
+        if error is None:
+            self._journal.covered(request.number)
+            request.finish()
+        else:
             # The server may have dropped what it could not write: it is asked to flush only after it has it again.
-            if self._limit:
+            if self._journal.limit:
                 self.state = State.DRAINING
             else:
                 self._lose(f"a flush has failed ({error.strerror}), and replay=0")
             self._own_flush_at = now + FLUSH_AGAIN
-            self._failures += 1
             request.fail(error)
-            return
-        if request.failures != self._failures:  # another one failed meanwhile: this one's success proves nothing
-            self._queue.appendleft(request)
-            return
-        self._flushed = max(self._flushed, request.number)
-        while self._acknowledged and self._acknowledged[0].number <= request.number:
-            self._forget(self._acknowledged.popleft())
-        request.finish()
+        if self._flushes:
+            first, *rest = self._flushes  # one serves all that have come meanwhile
+            first.companions += rest
+            self._flushes = []
+            self._queue.appendleft(first)
 
     def _care_for_memory(self, now: float) -> None:
         """Flush on our own account when much is remembered."""
-        if self._memory * 2 > self._limit and self._acknowledged and not self._own_flush and now >= self._own_flush_at:
-            self._own_flush = flush = Request(Cmd.FLUSH)
-            flush.deadline = now + self._timeout
-            self._queue.appendleft(flush)
+        if self._journal.half_full:
+            self._own_flush(now)
+
+    def _own_flush(self, now: float) -> None:
+        if self._journal.flushable and self._flushing is None and now >= self._own_flush_at:
+            self._queue.appendleft(Request(Cmd.FLUSH))
+            self._queue[0].deadline = now + self._timeout
             self._dispatch(now)
 
     def _lose(self, why: str) -> None:
         if self._lost is None:
             self._lost = OSError(errno.EIO, why)
-            self._limit = self._memory = 0
-            self._unflushed.clear()
-            self._acknowledged.clear()
+            self._journal.give_up()
             self._log.critical("%s: every flush fails from now on", why)
 
     def _begin_replay(self, now: float) -> None:
         self.state = State.REPLAYING
-        self._replay = deque(request for request in self._unflushed if request.acknowledged)
+        self._replay = self._journal.again()
         if self._replay:
             self._log.warning("writing %d acknowledged changes again", len(self._replay))
         self._go_on_replaying(now)
@@ -345,10 +332,6 @@ class Session:
                 request.deadline = now + self._timeout
             self._proceed(now)
 
-    def _replayed(self, request: Request, error: OSError | None) -> None:
-        if error is not None:
-            self._lose(f"{request!r} was acknowledged, and can't be written again ({error.strerror})")
-
     # -- time -------------------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
@@ -364,6 +347,7 @@ class Session:
         elif self.state is not State.CLOSED:
             self._expire(self._queue, now)
             self._expire(self._held, now)
+            self._expire(self._flushes, now)
             self._give_up(now)
             self._proceed(now)
 
@@ -373,11 +357,8 @@ class Session:
         while self._flight and (late := _first(self._flight)).deadline <= now:
             del self._flight[late]
             self._doubtful[late] = None
-            self._forget(late)
+            self._journal.forget(late)
             silent |= self._heard[late.link] <= late.deadline - self._timeout
-            if late is self._own_flush:
-                self._own_flush = None
-                self._own_flush_at = now + FLUSH_AGAIN
             self._log.error("%r was not answered within %g seconds", late, self._timeout)
             late.fail(StorageTimeout(f"the NBD server did not answer within {self._timeout:g} seconds"))
         if silent:
@@ -387,8 +368,6 @@ class Session:
         """End those that have waited too long to be sent."""
         for request in [request for request in waiting if request.deadline <= now]:
             waiting.remove(request)
-            if request is self._own_flush:
-                self._own_flush = None
             request.fail(
                 self._gone() if self.state is State.CONNECTING else StorageTimeout("the NBD server is too slow")
             )
@@ -401,7 +380,7 @@ class Session:
     @property
     def busy(self) -> bool:
         """Whether something may become due."""
-        return bool(self._flight or self._queue or self._held or self._memory) or self.state is State.CONNECTING
+        return bool(self._flight or self._queue or self._held or self._journal.memory) or self.state is State.CONNECTING
 
     def _gone(self) -> Exception:
         return NotReady(f"the NBD server has been gone for more than {self._reconnect:g} seconds")
@@ -411,7 +390,7 @@ class Session:
         self.state = State.CLOSED
         for link in self._links:
             link.close()
-        for request in chain(self._flight, self._queue, self._held):
+        for request in chain(self._flight, self._queue, self._held, self._flushes):
             if not request.acknowledged:
                 request.fail(NotReady("the NBD disk was closed"))
         self._links = []
@@ -422,7 +401,7 @@ class Session:
     @property
     def unflushed(self) -> int:
         """How many acknowledged changes no flush has covered."""
-        return self._changes - self._flushed
+        return self._journal.changes - self._journal.flushed
 
 
 def difference(before: Export, now: Export) -> str:

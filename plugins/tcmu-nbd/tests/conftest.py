@@ -17,6 +17,7 @@ PATIENCE = 30  # seconds for a server to come up
 MIB = 1 << 20
 
 
+@pytest.fixture
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -446,19 +446,65 @@ def test_after_a_flush_that_failed_everything_is_written_again_before_the_next_o
     assert play.session.unflushed == 0
 
 
-def test_a_flush_that_ran_beside_one_that_failed_says_nothing_good() -> None:
+def test_a_flush_waits_for_the_one_before_and_that_one_has_failed() -> None:
     play = Play()
     request = play.written()
     bad, good = play.ask(Cmd.FLUSH), play.ask(Cmd.FLUSH)
+    assert play.sent == [request, bad]
     play.answer(bad, BAD)
-    play.sent  # noqa: B018
-    play.answer(good)
-    assert not good.future.done()
     assert play.sent == [request]
     play.answer(request)
     assert play.sent == [good]
     play.answer(good)
     assert good.future.result(0) is None
+
+
+def test_one_flush_serves_all_that_came_while_another_was_under_way() -> None:
+    play = Play()
+    first, *others = [play.ask(Cmd.FLUSH) for _ in range(5)]
+    assert play.sent == [first]
+    play.answer(first)
+    assert [flush.future.done() for flush in (first, *others)] == [True, False, False, False, False]
+    assert play.sent == others[:1]
+    play.answer(others[0])
+    assert all(flush.future.result(0) is None for flush in others)
+
+
+def test_a_flush_that_fails_after_its_time_limit_counts_too() -> None:
+    play = Play(timeout=30)
+    request = play.written()
+    late = play.ask(Cmd.FLUSH)
+    play.wait(29)
+    play.answer(play.ask(Cmd.READ, 1))
+    play.wait(2)
+    assert failed_with(late.future, StorageTimeout)
+    flush = play.ask(Cmd.FLUSH)
+    play.sent  # noqa: B018
+    play.answer(late, BAD)
+    assert play.sent == [request]
+    play.answer(request)
+    assert play.sent == [flush]
+
+
+def test_flushes_that_wait_for_a_lost_one_end_too() -> None:
+    play = Play()
+    flushes = [play.ask(Cmd.FLUSH) for _ in range(4)]
+    play.answer(flushes[0])
+    for _ in range(3):
+        play.lose()
+        flushes.append(play.ask(Cmd.FLUSH))
+        play.connect()
+    while todo := play.sent:
+        for request in todo:
+            play.answer(request)
+    assert all(flush.future.result(0) is None for flush in flushes)
+
+
+def test_a_server_without_flushes_is_believed() -> None:
+    play = Play(up=False, replay=0)
+    play.connect(Export(1 << 20, ExportFlag.HAS_FLAGS))
+    play.written()
+    assert play.session.unflushed == 0
 
 
 def test_without_replay_no_flush_is_good_after_one_that_failed() -> None:
@@ -474,12 +520,23 @@ def test_memory_is_bounded_by_flushes_of_its_own() -> None:
     most = 0
     todo = play.sent
     while todo:
-        most = max(most, play.session._memory)
+        most = max(most, play.session._journal.memory)
         for request in todo:
             play.answer(request)
         todo = play.sent
     assert all(request.future.done() for request in changes)
     assert most <= 64 << 10
+
+
+def test_a_change_that_has_no_room_beside_a_small_one_waits_for_a_flush() -> None:
+    play = Play(replay=1000)
+    small = play.written()
+    large = Request(Cmd.WRITE, 0, BLOCK, data=b"x" * 2000)
+    play.session.submit(large, play.now)
+    _, flush = play.sent
+    assert (small.command, flush.command) == (Cmd.WRITE, Cmd.FLUSH)
+    play.answer(flush)
+    assert play.sent == [large]
 
 
 def test_an_own_flush_that_fails_is_tried_again_later() -> None:
