@@ -20,7 +20,7 @@ LARGEST_SECTOR = 4096  # bytes that are told as a physical block; file systems m
 MAX_SPAN = 1 << 30  # bytes of one request without data
 ZEROS = 1 << 20  # bytes of one write of zeros, where the server can't make them itself
 STATUS_TIME = 1.0  # seconds that the extents of one range may take: the hook is called on the loop's thread
-CLOSE_TIME = 60.0  # seconds for the last flush
+CLOSE_TIME = 30.0  # seconds for the last flush
 
 
 class NbdHandler:
