@@ -17,6 +17,7 @@ from tcmu_nbd.request import FUA, Request
 from tcmu_nbd.session import State
 
 LARGEST_SECTOR = 4096  # bytes that are told as a physical block; file systems make no use of more
+LARGEST_TRANSFER = 16 << 20  # bytes of one command: as the engine has it for handlers that set no limit
 MAX_SPAN = 1 << 30  # bytes of one request without data
 ZEROS = 1 << 20  # bytes of one write of zeros, where the server can't make them itself
 STATUS_TIME = 1.0  # seconds that the extents of one range may take: the hook is called on the loop's thread
@@ -83,7 +84,7 @@ class NbdHandler:
             device.write_cache = False
         device.solid_state = not export.flags & ExportFlag.ROTATIONAL
         device.physical_block_size = max(block, min(blocks.preferred, LARGEST_SECTOR))
-        device.max_transfer_length = blocks.maximum // block * block
+        device.max_transfer_length = min(blocks.maximum, LARGEST_TRANSFER) // block * block
         if LARGEST_SECTOR < blocks.preferred <= device.max_transfer_length and not blocks.preferred % block:
             device.optimal_transfer_length = blocks.preferred
         frees = ExportFlag.SEND_WRITE_ZEROES | ExportFlag.SEND_TRIM
