@@ -15,18 +15,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tcmu_core.cfgstring import MAX_LENGTH, split_runner_options
-from tcmu_core.cli.handlers import absolute
-from tcmu_core.cli.options import Parser
-from tcmu_core.cli.options import size as size_argument
+from tcmu_core.cfgstring import split_runner_options
+from tcmu_core.cli.arguments import Parser
+from tcmu_core.cli.arguments import size as size_argument
+from tcmu_core.cli.handlers import absolute, kernel_config
 from tcmu_core.cli.output import Exit, Output, human
-from tcmu_core.errors import ConfigError, HandlerError, TcmuError
+from tcmu_core.errors import ConfigError, HandlerError, TcmuError, text_of
 from tcmu_core.handlers import Registry
 from tcmu_core.kernel import uio
+from tcmu_core.state import Places
 
-RUNNER_LOCK = Path("/run/tcmu.lock")
 DISK_SECONDS = 20.0  # for a local disk to appear after its export
 PORT = 3260  # RFC 7143 4.1
+# systemd.mount(5): not before, and so at shutdown not after, what restores LIO's configuration; distributions have one
+# of these two. _netdev keeps it out of local-fs.target, which itself comes before them.
+MOUNT_OPTIONS = "_netdev,x-systemd.after=target.service,x-systemd.after=rtslib-fb-targetctl.service"
 _REASONS = {
     errno.ENOENT: "tcmu-runner has no such handler, or the handler found its storage missing",
     errno.EINVAL: "the handler refuses the cfgstring or the size",
@@ -89,9 +92,7 @@ def _command(
 
 
 def _create(args: argparse.Namespace) -> int:
-    cfgstring = absolute(args.handler, args.cfgstring)
-    config = f"{args.handler}/{cfgstring}"
-    _check(args.handler, cfgstring, config)
+    config = _checked(args.handler, args.cfgstring)
     lio = _rtslib()
     _need_runner()
     if any(one.name == args.name for one in lio.RTSRoot().storage_objects):
@@ -152,6 +153,9 @@ def _export_loopback(lio: Any, store: Any, args: argparse.Namespace, out: Output
     address = (Path(tpg.path) / "address").read_text().strip()
     disk = _wait_for_disk(f"{address}:{lun.lun}")
     out.line(disk or f"{target.wwn} LUN {lun.lun}: no disk appeared within {DISK_SECONDS:g} s (see dmesg)")
+    if disk:
+        out.line("For a file system on it, a line of /etc/fstab that has it unmounted before LIO takes the disk away:")
+        out.line(f"{_lasting_name(disk)} /mnt auto {MOUNT_OPTIONS} 0 0")
 
 
 def _export_iscsi(lio: Any, store: Any, args: argparse.Namespace, out: Output) -> None:
@@ -229,9 +233,22 @@ def _rtslib() -> Any:
         raise TcmuError("kernel devices are root's: run it with sudo")
     try:
         import rtslib_fb
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise TcmuError(f"this needs {error.name}: `pip install 'tcmu-core[kernel]'` brings it") from error
+    except Exception as error:  # it is there, and broken: what it says is what helps
+        raise TcmuError(f"rtslib_fb can't be imported: {text_of(error)}") from error
+    rtslib_fb.RTSRoot._set_dbroot = _leave_dbroot
     return rtslib_fb
+
+
+def _leave_dbroot(root: Any) -> None:
+    """Take the kernel's dbroot as it is.
+
+    Each rtslib would move it to the directory that it was built for, and with it what LIO keeps of reservations and
+    port groups; or complain each time that it can't.
+    """
+    path = Path(root.path) / "dbroot"
+    root._dbroot = path.read_text().strip() if path.exists() else root._default_dbroot
 
 
 def _stores(lio: Any) -> Iterator[Any]:
@@ -247,25 +264,27 @@ def _find(lio: Any, name: str) -> Any:
     raise TcmuError(f"there is no device {name!r}; there are: {', '.join(sorted(names)) or 'none'}")
 
 
-def _check(handler: str, cfgstring: str, config: str) -> None:
-    """Find out what is wrong before the kernel is asked; raises `ConfigError` or `HandlerError`."""
-    for char in ",:\n ":
-        if char in config:
-            raise ConfigError(f"a kernel device's cfgstring can't hold {char!r}: configfs or rtslib would cut it there")
-    if len(config.encode()) > MAX_LENGTH:
-        raise ConfigError(f"the configuration is longer than the {MAX_LENGTH} bytes that the kernel keeps")
+def _checked(name: str, cfgstring: str) -> str:
+    """Return the configuration for the kernel, after finding out what is wrong with it before that is asked.
+
+    Raises:
+        ConfigError: the cfgstring can't be right, or is none that the kernel could keep.
+    """
+    cfgstring = absolute(name, cfgstring)
+    config = kernel_config(name, cfgstring)
     _, body = split_runner_options(cfgstring)
     try:
-        found = Registry().get(handler)
+        handler = Registry().get(name)
     except HandlerError:
-        return  # tcmu-runner may look in more places than we do: it will say
-    found.check_config(body)
+        return config  # tcmu-runner may look in more places than we do: it will say
+    handler.check_config(body)
+    return config
 
 
 def _need_runner() -> None:
     """Raise unless a runner holds its lock: without one the kernel would wait, or nobody would serve the device."""
     try:
-        fd = os.open(RUNNER_LOCK, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(Places.of().lock, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         raise TcmuError("tcmu-runner is not running: `systemctl start tcmu-runner`") from None
     try:
@@ -316,6 +335,15 @@ def _portal(text: str) -> tuple[str, int]:
     if port and not port.isdigit():
         raise ConfigError(f"{text!r} is no portal: write HOST, HOST:PORT or [IPV6]:PORT")
     return host, int(port or PORT)
+
+
+def _lasting_name(disk: str) -> str:
+    """Return the name that udev gives a disk after its identity, which is the same at each boot."""
+    try:
+        wwid = Path("/sys/block", Path(disk).name, "device", "wwid").read_text().strip()
+    except OSError:
+        return disk
+    return f"/dev/disk/by-id/wwn-0x{wwid.removeprefix('naa.')}" if wwid.startswith("naa.") else disk
 
 
 def _wait_for_disk(address: str) -> str:

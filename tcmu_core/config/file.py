@@ -43,9 +43,12 @@ def load(path: str | Path, *, must_exist: bool = False) -> Config:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        # A FIFO would keep whoever opens it waiting for somebody who writes.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise ConfigError(f"{path}: no regular file")
             data = file.read(MAX_SIZE + 1)
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     except OSError as error:
         if error.errno == errno.ENOENT and not must_exist:
             return Config()
@@ -57,7 +60,7 @@ def load(path: str | Path, *, must_exist: bool = False) -> Config:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise ConfigError(f"{path}:{line}: not UTF-8 text") from error
-    return parse(text, str(path), mode)
+    return parse(text, str(path), stat.S_IMODE(mode))
 
 
 def parse(text: str, name: str = "tcmu.conf", mode: int = 0o600) -> Config:
@@ -94,7 +97,10 @@ class _Reader:
         self._validate()
         self._raise()
         values = self.values
-        handlers = {name: dict(own) for name, own in values["handlers"].items()}
+        handlers = {
+            name: {key: self._default(name, key, value) for key, value in own.items()}
+            for name, own in values["handlers"].items()
+        }
         limits = {name: own.pop("memory_limit") for name, own in handlers.items()}  # ours, not the handler's
         config = Config(
             log_level=self._level(),
@@ -110,6 +116,11 @@ class _Reader:
         )
         self._raise()
         return dataclasses.replace(config, warnings=tuple(self.warnings))
+
+    def _default(self, handler: str, key: str, value: Any) -> Any:
+        """Return the value of a handler's option, which can tell where it is from."""
+        place = f"{self.name}:{self._at(('handlers', handler, key))}"
+        return cfgstring.Default(value, place) if isinstance(value, str) else value
 
     # -- problems ---------------------------------------------------------------------------------------------------
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+from tcmu_core.disk.threads import Threads
 from tcmu_core.scsi.command import Nexus
 from tcmu_core.scsi.opcodes import Opcode
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-OFFLOAD_THREADS = 8
 
 
 class Extent(NamedTuple):
@@ -45,9 +45,10 @@ class DeviceLog(logging.LoggerAdapter[logging.Logger]):
 
 @dataclass(eq=False)
 class Device:
-    """One disk. Made by the runner, filled in by the handler's `open`.
+    """What a handler sees of its disk. Made by the runner, filled in by the handler's `open`.
 
     Sizes and lengths are bytes; a limit of 0 means that the handler sets none. `state` is a module handler's to use.
+    An attribute that there is not can't be set, so that one that is misspelt is noticed.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Device:
     size: int | None = None
     block_size: int = 512
     physical_block_size: int = 0  # 0: the same as block_size
-    read_only: bool = False
+    read_only: bool = False  # what a person made read-only stays so, whatever is set here
     write_cache: bool = True  # whether a write may be volatile until flush; ignored without a flush hook
     threads: int = 0  # 0: data hooks are called on the loop's thread and must not block; N: on N threads of a pool
 
@@ -73,7 +74,8 @@ class Device:
     vendor: str = "LIO-ORG"
     product: str = "TCMU device"
     revision: str = "0002"
-    serial: str = ""  # unit serial number; derived from the name when empty
+    serial: str = ""  # unit serial number; the handler's own one goes before what the runner gave
+    ephemeral: bool = False  # the storage ends with this process: another disk of the same cfgstring is another one
     opcodes: tuple[Opcode, ...] = ()  # commands that handle_cmd serves beyond the engine's
 
     options: Mapping[str, str] = field(default_factory=dict)  # the handler's section of tcmu.conf
@@ -83,7 +85,8 @@ class Device:
         self.log = DeviceLog(
             logging.getLogger(f"tcmu.handler.{self.handler}"), {"device": f"{self.handler}/{self.name}"}
         )
-        self._pool: ThreadPoolExecutor | None = None
+        self._threads = Threads(self.name)
+        self._protected = self.read_only
         # Set by the logical unit: see `notify`, and whether an initiator prevents the removal of the medium.
         self.changed: Callable[[int, int, Nexus | None], None] = lambda asc, ascq, but: None
         self.prevented: Callable[[], bool] = lambda: False
@@ -95,16 +98,28 @@ class Device:
 
     def offload(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Run `fn(*args)` on the device's thread pool and return its future."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.threads or OFFLOAD_THREADS, f"tcmu-{self.name}")
-        return self._pool.submit(fn, *args, **kwargs)
+        return self._threads.submit(self.threads, fn, args, kwargs)
 
     def notify(self, asc: int, ascq: int, *, but: Nexus | None = None) -> None:
         """Establish a unit attention for every nexus but one (SPC-4 annex F codes); safe to call from any thread."""
         self.changed(asc, ascq, but)
 
     def shutdown(self) -> None:
-        """Wait for what `offload` started and end the pool."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
-            self._pool = None
+        """Wait for what `offload` started and end the threads."""
+        self._threads.shutdown()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _SETTABLE:
+            close = difflib.get_close_matches(name, _SETTABLE, 1)
+            hint = f"did you mean {close[0]!r}? " if close and not close[0].startswith("_") else ""
+            raise AttributeError(
+                f"a device has no {name!r}: {hint}what is the handler's own goes into device.state, or on self"
+            )
+        if name == "read_only" and self.__dict__.get("_protected"):
+            value = True
+        object.__setattr__(self, name, value)
+
+
+_SETTABLE = frozenset(
+    {field.name for field in fields(Device)} | {"log", "_protected", "_threads", "changed", "prevented"}
+)

@@ -1,24 +1,28 @@
-"""The task set: commands that did not end at once, what they touch, who waits for whom (SAM-5 clause 8)."""
+"""The task set: what is in flight on a unit, what it touches, and who waits for whom (SAM-5 clause 8).
+
+The rules, which stand here and nowhere else:
+
+* A command has ended when its last data hook has returned, and not before. One that was aborted, reset or left behind
+  by its nexus ends no earlier: until then its blocks are *fenced*, and nothing that overlaps them runs.
+* A command asks once, before it does anything: for what it touches shared with others, or alone. An ORDERED one asks
+  for everything alone. So nobody who has something waits for more, and no order of commands can deadlock.
+* EXTENDED COPY asks on every unit that it touches before it begins, in the order of their LUNs, for the same reason.
+* Who waits is served in the order of arrival, as far as spans overlap; HEAD OF QUEUE does not wait for those who wait.
+
+A command that runs to its end inside `execute` never comes here, unless it must be alone: it can't overlap anything.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 from tcmu_core.scsi.command import Command
 
-EVERYTHING = (0, 1 << 64)
-NOTHING = (0, 0)
 Span = tuple[int, int]  # first LBA, and the LBA after the last
-
-
-@dataclass(eq=False, slots=True)
-class _Waiter:
-    command: Command
-    span: Span
-    exclusive: bool
-    turn: Future[None]
+EVERYTHING: Span = (-1, 1 << 64)
+MEDIUM: Span = (0, 1 << 64)
+REGISTRATIONS: Span = (-1, 0)  # of no block: the persistent reservations, which one command at a time changes
 
 
 def overlap(one: Span, other: Span) -> bool:
@@ -41,106 +45,145 @@ def countdown(count: int, then: Callable[[], object]) -> Callable[[], object]:
     return one_less
 
 
-class TaskSet:
-    """Tracks commands in flight, and gives a command a span of its own where it asks for one.
+def touch(some: Iterable[Span], others: tuple[Span, ...]) -> bool:
+    """Return whether any of some spans shares a block with any of others."""
+    return any(overlap(one, other) for one in some for other in others)
 
-    A command that runs to its end inside `execute` never comes here: it can't overlap anything.
-    """
+
+class Task:
+    """One command in the set: the spans that it touches, whether it must be alone there, and what it waits for."""
+
+    __slots__ = ("alone", "command", "parked", "shielded", "spans", "turn", "watchers")
+
+    def __init__(self, command: Command, spans: tuple[Span, ...], alone: bool) -> None:
+        self.command = command
+        self.spans = spans
+        self.alone = alone
+        self.turn: Future[None] | None = None  # set while it waits for its turn
+        self.parked = False  # all that it does from now on is wait: an abort may end it at once
+        self.shielded = False  # what it does now must not be broken off
+        self.watchers: list[Callable[[], object]] = []
+
+    def meets(self, other: Task) -> bool:
+        """Return whether the two can't go on at the same time."""
+        if not (self.alone or other.alone):
+            return False
+        return touch(self.spans, other.spans)
+
+
+class TaskSet:
+    """The tasks of one unit."""
 
     def __init__(self) -> None:
-        self.active: dict[Command, Span] = {}
-        self._locks: dict[Command, Span] = {}
-        self._waiting: list[_Waiter] = []
-        self._parked: set[Command] = set()
-        self._watchers: dict[Command, list[Callable[[], object]]] = {}
+        self.active: dict[Command, Task] = {}
+        self._running: dict[Command, Task] = {}
+        self._waiting: list[Task] = []  # in the order of their arrival
+        self._alone = 0  # how many that run must be alone, or are fenced
 
     @property
     def contended(self) -> bool:
         """Return whether a new command may have to wait."""
-        return bool(self._locks or self._waiting)
+        return bool(self._alone or self._waiting)
 
-    def enter(self, command: Command, span: Span) -> None:
-        """Note that `command` is in flight and touches `span`."""
-        self.active[command] = span
+    def enter(self, command: Command, spans: tuple[Span, ...]) -> None:
+        """Note that `command`, which nothing stands against, is in flight."""
+        if command not in self.active:
+            self.active[command] = self._running[command] = Task(command, spans, False)
 
-    def admit(self, command: Command, span: Span) -> Future[None] | None:
-        """Return None when `command` may touch `span` now, or a future of when it may."""
-        if self._may(command, span, False, self._waiting):
+    def admit(
+        self, command: Command, spans: tuple[Span, ...], *, alone: bool, ahead: bool = False
+    ) -> Future[None] | None:
+        """Take `command` in: None when it may run now, or a future of when it may. `ahead`: HEAD OF QUEUE."""
+        task = Task(command, spans, alone)
+        self.active[command] = task
+        if not self._stands_against(task, () if ahead else self._waiting):
+            self._running[command] = task
+            self._alone += alone
             return None
-        return self._wait(command, span, False)
+        task.turn = Future()
+        self._waiting.insert(0 if ahead else len(self._waiting), task)
+        return task.turn
 
-    def lock(self, command: Command, span: Span) -> Future[None] | None:
-        """Give `command` the span for itself until it ends: None when it has it now, or a future of when."""
-        if self._may(command, span, True, self._waiting):
-            self._locks[command] = span
-            return None
-        return self._wait(command, span, True)
+    def step_back(self, command: Command) -> None:
+        """Take back what `command` has, before it ends: from now on it only waits, and an abort may end it at once."""
+        task = self.active[command]
+        spans, task.spans, task.parked = task.spans, (), True
+        self._alone -= task.alone
+        task.alone = False
+        self._grant(spans)
 
-    def unlock(self, command: Command) -> None:
-        """Take back what `lock` gave, before the command ends."""
-        self._locks.pop(command, None)
-        self._grant()
+    def shield(self, command: Command, on: bool) -> None:
+        """Note that what `command` does now must not be broken off, or that it may be again."""
+        if command in self.active:
+            self.active[command].shielded = on
 
-    def park(self, command: Command) -> None:
-        """Note that all that `command` does from now on is wait: an abort may end it at once."""
-        self._parked.add(command)
+    def shielded(self, command: Command) -> bool:
+        """Return whether what `command` does now must not be broken off."""
+        task = self.active.get(command)
+        return task is not None and task.shielded
+
+    def fence(self, command: Command, spans: tuple[Span, ...] | None) -> None:
+        """Keep everybody off the blocks that an aborted command may still write, and off no others, until it ends.
+
+        None: off all that it has asked for.
+        """
+        task = self._running.get(command)
+        if task is None:
+            return
+        spans = task.spans if spans is None else spans
+        freed, task.spans = task.spans, spans
+        self._alone += bool(spans) - task.alone
+        task.alone = bool(spans)
+        self._grant(freed)
 
     def watch(self, command: Command, then: Callable[[], object]) -> None:
         """Call `then()` when `command` has ended; at once when it is not in flight."""
-        if command in self.active:
-            self._watchers.setdefault(command, []).append(then)
+        task = self.active.get(command)
+        if task is not None:
+            task.watchers.append(then)
         else:
             then()
 
-    def end(self, command: Command) -> None:
-        """Forget `command`, and let go on who waited for it."""
-        self.active.pop(command, None)
-        self._locks.pop(command, None)
-        self._parked.discard(command)
+    def end(self, command: Command) -> list[Callable[[], object]]:
+        """Forget `command`, let go on who waited for it, and return what those who watched it want to have called."""
+        task = self.active.pop(command, None)
+        if task is None:
+            return []
+        if task.turn is not None:
+            self._waiting.remove(task)
+            task.turn.cancel()
+        else:
+            del self._running[command]
+            self._alone -= task.alone
         if self._waiting:
-            self._waiting = [waiter for waiter in self._waiting if waiter.command is not command]
-            self._grant()
-
-    def ended(self, command: Command) -> None:
-        """Call those who watch `command`; after its status is on the way."""
-        for then in self._watchers.pop(command, ()):
-            then()
+            self._grant(task.spans)
+        return task.watchers
 
     def is_waiting(self, command: Command) -> bool:
         """Return whether `command` only waits: for its turn, or for what is not its own."""
-        return command in self._parked or any(waiter.command is command for waiter in self._waiting)
+        task = self.active.get(command)
+        return task is not None and (task.parked or task.turn is not None)
 
-    def _wait(self, command: Command, span: Span, exclusive: bool) -> Future[None]:
-        turn: Future[None] = Future()
-        self._waiting.append(_Waiter(command, span, exclusive, turn))
-        self._grant()  # a command that waits no longer stands in the way of one that waits to be alone
-        return turn
+    def _stands_against(self, task: Task, before: Iterable[Task]) -> bool:
+        if task.alone or self._alone:
+            for other in self._running.values():
+                if task.meets(other):
+                    return True
+        return any(task.meets(other) for other in before)
 
-    def _may(self, command: Command, span: Span, exclusive: bool, before: list[_Waiter]) -> bool:
-        for owner, locked in self._locks.items():
-            if owner is not command and overlap(locked, span):
-                return False
-        for waiter in before:
-            if (exclusive or waiter.exclusive) and waiter.command is not command and overlap(waiter.span, span):
-                return False
-        if exclusive:
-            waiting = {waiter.command for waiter in self._waiting}
-            for owner, touched in self.active.items():
-                if owner is not command and owner not in waiting and overlap(touched, span):
-                    return False
-        return True
-
-    def _grant(self) -> None:
-        ready: list[_Waiter] = []
-        at = 0
-        while at < len(self._waiting):
-            waiter = self._waiting[at]
-            if not self._may(waiter.command, waiter.span, waiter.exclusive, self._waiting[:at]):
-                at += 1
+    def _grant(self, freed: tuple[Span, ...]) -> None:
+        """Let run who waited for `freed`, in the order of arrival, and may now."""
+        turns: list[Future[None]] = []
+        still: list[Task] = []
+        for task in self._waiting:
+            if not touch(task.spans, freed) or self._stands_against(task, still):
+                still.append(task)
                 continue
-            del self._waiting[at]
-            if waiter.exclusive:
-                self._locks[waiter.command] = waiter.span
-            ready.append(waiter)
-        for waiter in ready:
-            waiter.turn.set_result(None)
+            assert task.turn is not None
+            turns.append(task.turn)
+            task.turn = None
+            self._running[task.command] = task
+            self._alone += task.alone
+        self._waiting = still
+        for turn in turns:
+            turn.set_result(None)
