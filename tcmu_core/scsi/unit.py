@@ -160,7 +160,12 @@ class LogicalUnit:
                 establish(nexus, (asc, ascq))
 
     def _changed(self, asc: int, ascq: int, but: Nexus | None) -> None:
-        self.post(functools.partial(self.attention, asc, ascq, but=but))
+        self.post(functools.partial(self._tell, asc, ascq, but))
+
+    def _tell(self, asc: int, ascq: int, but: Nexus | None) -> None:
+        if (asc, ascq) == CAPACITY_CHANGED:  # the handler has noticed that its storage has another size
+            self.refresh()
+        self.attention(asc, ascq, but=but)
 
     # -- running commands ---------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 PATIENCE = 60.0  # seconds for a daemon to come up or go down, on a busy machine
 
@@ -52,7 +53,7 @@ def start(log: Path, *words: object, environment: Mapping[str, str] | None = Non
         )
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[Any]) -> None:
     """End a process, if it has not ended."""
     if process.poll() is None:
         process.terminate()
