@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.clusters.processes import free_ports, run, start, stop, until
+from tests.clusters.processes import free_ports, run, start, stop
 
 POOL = "rbd"
 STORE = 4 << 30  # bytes of the sparse file behind BlueStore
@@ -44,6 +45,9 @@ mon_cluster_log_file = {directory}/cluster.log
 mon_data_avail_crit = 1
 mon_data_avail_warn = 1
 
+[mgr]
+mgr_data = {directory}/mgr
+
 [osd]
 osd_data = {directory}/osd
 osd_objectstore = bluestore
@@ -66,7 +70,7 @@ class Ceph:
         """Make the cluster with a pool for images and start it; returns when it takes data."""
         directory, fsid, osd = self.directory, uuid.uuid4(), uuid.uuid4()
         v2, v1 = free_ports(2)
-        for name in ("mon", "osd"):
+        for name in ("mon", "mgr", "osd"):
             (directory / name).mkdir()
         self.conf.write_text(
             CONF.format(
@@ -86,22 +90,29 @@ class Ceph:
         self.rados("rm", "probe")
 
     def start_daemon(self, name: str) -> None:
-        """Start `mon` or `osd`."""
-        program, number = {"mon": ("ceph-mon", "a"), "osd": ("ceph-osd", "0")}[name]
+        """Start `mon`, `osd`, or `mgr`, which nothing but the service map needs."""
+        program, number = {"mon": ("ceph-mon", "a"), "osd": ("ceph-osd", "0"), "mgr": ("ceph-mgr", "x")}[name]
         self._daemons[name] = start(self.directory / f"{name}.out", program, "-f", "-i", number, "-c", self.conf)
 
-    def kill_daemon(self, name: str, number: int = signal.SIGKILL) -> None:
-        """Send a signal to `mon` or `osd`; returns when it has ended, unless the signal only stops or resumes it."""
-        process = self._daemons[name]
-        process.send_signal(number)
-        if number not in (signal.SIGSTOP, signal.SIGCONT):
-            process.wait()
+    def kill_daemon(self, name: str) -> None:
+        """Kill a daemon; returns when it has ended."""
+        process = self._daemons.pop(name)
+        process.kill()
+        process.wait()
+
+    @contextmanager
+    def without(self, name: str) -> Iterator[None]:
+        """Kill a daemon, and start it again afterwards."""
+        self.kill_daemon(name)
+        try:
+            yield
+        finally:
+            self.start_daemon(name)
 
     def stop(self) -> None:
         """Stop everything."""
-        for name in ("osd", "mon"):  # an OSD that ends tells its monitor
+        for name in ("mgr", "osd", "mon"):  # an OSD that ends tells its monitor
             if process := self._daemons.pop(name, None):
-                process.send_signal(signal.SIGCONT)
                 stop(process)
 
     # -- its tools --------------------------------------------------------------------------------------------------
@@ -131,7 +142,3 @@ class Ceph:
     def blocklist(self) -> list[str]:
         """Return the addresses that are on the blocklist."""
         return [entry["addr"] for entry in self.ceph("osd", "blocklist", "ls") or []]
-
-    def wait_until_down(self) -> None:
-        """Wait until the monitor knows that the OSD is down."""
-        until(lambda: bool(self.ceph("osd", "stat")["num_up_osds"] == 0), "the OSD goes down")

@@ -64,13 +64,12 @@ def _load(name: str) -> Any:
     loader = ExtensionFileLoader(name, str(file))
     spec = spec_from_file_location(name, file, loader=loader)
     assert spec is not None
-    module = module_from_spec(spec)
-    sys.modules[name] = module
     try:
+        module = sys.modules[name] = module_from_spec(spec)
         loader.exec_module(module)
     except BaseException as error:
-        del sys.modules[name]
-        if isinstance(error, ImportError):
+        sys.modules.pop(name, None)
+        if isinstance(error, ImportError):  # librados or librbd is missing
             raise ConfigError(f"{file} can't be loaded ({error}): {INSTALL}") from error
         raise
     return module
