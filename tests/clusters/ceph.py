@@ -73,9 +73,7 @@ class Ceph:
         for name in ("mon", "mgr", "osd"):
             (directory / name).mkdir()
         self.conf.write_text(
-            CONF.format(
-                directory=directory, fsid=fsid, v1=v1, v2=v2, store=STORE, heartbeat=HEARTBEAT, grace=GRACE
-            )
+            CONF.format(directory=directory, fsid=fsid, v1=v1, v2=v2, store=STORE, heartbeat=HEARTBEAT, grace=GRACE)
         )
         addresses = f"[v2:127.0.0.1:{v2},v1:127.0.0.1:{v1}]"
         self._tool("monmaptool", "--create", "--fsid", fsid, "--addv", "a", addresses, directory / "monmap")

@@ -33,7 +33,12 @@ def run(*words: object, data: bytes | None = None, environment: Mapping[str, str
     """Run a program that must succeed; returns what it printed."""
     command = [str(word) for word in words]
     done = subprocess.run(
-        command, input=data, capture_output=True, timeout=PATIENCE, check=False, env={**os.environ, **(environment or {})}
+        command,
+        input=data,
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+        env={**os.environ, **(environment or {})},
     )
     if done.returncode:
         raise ClusterError(f"{' '.join(command)}: status {done.returncode}: {done.stderr.decode(errors='replace')}")

@@ -34,7 +34,9 @@ def serving(directory: Path, *argv: object) -> Iterator[Serving]:
     words = [sys.executable, "-m", "tcmu_core.cli.tcmu", "serve", *(str(word) for word in argv), "--json"]
     words += ["--portal", "127.0.0.1:0", "--state-dir", str(directory / "state")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()

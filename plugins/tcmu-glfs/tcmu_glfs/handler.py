@@ -78,7 +78,9 @@ class GlfsHandler:
             raise Busy(str(self._keeper.absent()))
         now = file.size()
         if change.size < now - now % device.block_size:
-            raise ConfigError(f"{self._name} has {now} bytes, and what is cut off is lost: truncate it, the disk follows")
+            raise ConfigError(
+                f"{self._name} has {now} bytes, and what is cut off is lost: truncate it, the disk follows"
+            )
         before, device.size = device.size, change.size
         try:
             if change.size > now:

@@ -62,6 +62,14 @@ class RbdHandler:
                 f"rbd resize --size {device.size}B {link.config.name}"
             )
         device.size = size
+        settings = link.settings()
+        if settings.get("rbd_cache") == "true" and not link.read_only:
+            # Without a flush hook the engine promises that what was answered is stable.
+            raise ConfigError(
+                f"{link.config.name} has its own setting for a cache, which would lose acknowledged writes: "
+                f"rbd config image set {link.config.name} rbd_cache false"
+            )
+        granularity = int(settings.get("rbd_discard_granularity_bytes") or 0) or link.object_size()
         unit = self._object_size = link.object_size()
         locked, self._fast_diff = link.features()
         if not locked and not link.read_only:
@@ -74,7 +82,7 @@ class RbdHandler:
         device.max_transfer_length = max(min(OBJECTS_OF_A_TRANSFER * unit, MAX_TRANSFER), device.block_size)
         device.optimal_transfer_length = min(unit, device.max_transfer_length)
         device.max_discard_length = OBJECTS_OF_A_DISCARD * unit
-        device.discard_granularity = max(min(link.discard_granularity() or unit, unit), device.block_size)
+        device.discard_granularity = max(min(granularity, unit), device.block_size)
         device.thin = True
         try:
             device.solid_state = link.solid_state() is not False

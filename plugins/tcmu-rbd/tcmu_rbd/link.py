@@ -153,9 +153,13 @@ class Link:
                 return ConfigError(f"there is no {config.conf or '/etc/ceph/ceph.conf'}, or no keyring: give conf=FILE")
             return ConfigError(f"there is no pool {config.pool!r}: `ceph osd lspools` lists them")
         if getattr(error, "errno", 0) == errno.ETIMEDOUT:
-            return ConfigError(f"the cluster does not answer ({error}): is it up, and has {config.conf or 'ceph.conf'} its address?")
+            return ConfigError(
+                f"the cluster does not answer ({error}): is it up, and has {config.conf or 'ceph.conf'} its address?"
+            )
         if isinstance(error, rados.PermissionDeniedError | rados.PermissionError | rbd.PermissionError):
-            return ConfigError(f"client.{config.id or 'admin'} may not do this ({error}): `ceph auth get` shows its rights")
+            return ConfigError(
+                f"client.{config.id or 'admin'} may not do this ({error}): `ceph auth get` shows its rights"
+            )
         return ConfigError(f"{config.name} can't be opened: {error}")
 
     # -- using ------------------------------------------------------------------------------------------------------
@@ -198,11 +202,9 @@ class Link:
         """Return the bytes of one object."""
         return int(self._ask(lambda: self._image.stat()["obj_size"]))
 
-    def discard_granularity(self) -> int:
-        """Return the bytes that have to be freed together for space to be freed."""
-        rows = self._ask(lambda: list(self._image.config_list()))
-        values = {row["name"]: row["value"] for row in rows}
-        return int(values.get("rbd_discard_granularity_bytes") or 0)
+    def settings(self) -> dict[str, str]:
+        """Return librbd's settings as they are for this image: it may have some of its own."""
+        return {row["name"]: row["value"] for row in self._ask(lambda: list(self._image.config_list()))}
 
     def features(self) -> tuple[bool, bool]:
         """Return whether the image has an exclusive lock, and whether its object map tells what is allocated."""

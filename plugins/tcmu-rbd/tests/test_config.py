@@ -13,7 +13,10 @@ from tcmu_rbd.config import Config, parse
     ("cfgstring", "config"),
     [
         ("rbd/disk", Config("rbd", "disk")),
-        ("rbd/disk;osd_op_timeout=30;conf=/a b.conf;id=me", Config("rbd", "disk", "/a b.conf", "me", osd_op_timeout=30)),
+        (
+            "rbd/disk;osd_op_timeout=30;conf=/a b.conf;id=me",
+            Config("rbd", "disk", "/a b.conf", "me", osd_op_timeout=30),
+        ),
         ("p/i;namespace=n;snapshot=s", Config("p", "i", namespace="n", snapshot="s")),
         ("p/i;lock=break", Config("p", "i", lock="break")),
     ],
