@@ -1,1 +1,1 @@
-"""Storage clusters of one node, on loopback, for tests and benchmarks: ordinary processes with all state in one directory."""
+"""Storage clusters of one node, on loopback: ordinary processes with all their state in one directory."""

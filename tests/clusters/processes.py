@@ -1,12 +1,11 @@
-"""Programs that a cluster consists of: run one to its end, start one in the foreground, stop it by its own process id."""
+"""Programs of a cluster: run one to its end, start one in the foreground, stop it by its own process id."""
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +28,16 @@ def free_ports(count: int) -> list[int]:
             probe.close()
 
 
-def run(*words: object, data: bytes | None = None, environment: Mapping[str, str] | None = None) -> bytes:
+def run(*words: object, data: bytes | None = None) -> bytes:
     """Run a program that must succeed; returns what it printed."""
     command = [str(word) for word in words]
-    done = subprocess.run(
-        command,
-        input=data,
-        capture_output=True,
-        timeout=PATIENCE,
-        check=False,
-        env={**os.environ, **(environment or {})},
-    )
+    done = subprocess.run(command, input=data, capture_output=True, timeout=PATIENCE, check=False)
     if done.returncode:
         raise ClusterError(f"{' '.join(command)}: status {done.returncode}: {done.stderr.decode(errors='replace')}")
     return done.stdout
 
 
-def start(log: Path, *words: object, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def start(log: Path, *words: object) -> subprocess.Popen[bytes]:
     """Start a program that stays in the foreground; what it says goes to `log`."""
     with log.open("ab") as file:
         return subprocess.Popen(
@@ -54,7 +46,6 @@ def start(log: Path, *words: object, environment: Mapping[str, str] | None = Non
             stdout=file,
             stderr=file,
             start_new_session=True,  # Ctrl-C is for the tests, which then stop it in order
-            env={**os.environ, **(environment or {})},
         )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tcmu_core import ConfigError, boolean, parse_cfgstring
 
-OPTIONS = {"log": str, "ro": boolean}
+OPTIONS: Mapping[str, Callable[[str], Any]] = {"log": str, "ro": boolean}
 _BODY = re.compile(r"(?P<volume>[^@/]+)@(?P<host>\[[^]]+\]|[^/]+)(?P<path>/.+)")
 
 

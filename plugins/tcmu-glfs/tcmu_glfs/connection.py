@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 from dataclasses import dataclass
@@ -36,14 +37,7 @@ class Connection:
             if self.users:
                 return
             del _open[self.key]
-        # Gluster takes some ten seconds for it, and nobody has to wait for them.
-        threading.Thread(target=self._end, name=f"tcmu-glfs-end-{self.key[0]}", daemon=True).start()
-
-    def _end(self) -> None:
-        try:
-            self.gfapi.call("glfs_fini", self.handle)
-        except OSError:
-            pass  # it says that something in there did not end; the memory is lost then, and nothing else
+        _end(self.gfapi, self.handle)
 
 
 _guard = threading.Lock()
@@ -75,16 +69,19 @@ def _connect(config: Config) -> int:
             api.call("glfs_set_xlator_option", handle, f"*-{name}".encode(), b"pass-through", b"true")
         api.call("glfs_init", handle)
     except OSError as error:
-        threading.Thread(target=_forget, args=(api, handle), name="tcmu-glfs-forget", daemon=True).start()
+        _end(api, handle)
         raise _explain(config, error) from error
     return int(handle)
 
 
-def _forget(api: Gfapi, handle: int) -> None:
-    try:
+def _end(api: Gfapi, handle: int) -> None:
+    """End a connection on a thread of its own: gluster takes some ten seconds, and nobody has to wait for them."""
+    threading.Thread(target=_fini, args=(api, handle), name="tcmu-glfs-end", daemon=True).start()
+
+
+def _fini(api: Gfapi, handle: int) -> None:
+    with contextlib.suppress(OSError):  # something in there did not end: its memory is lost, and nothing else
         api.call("glfs_fini", handle)
-    except OSError:
-        pass  # it never came up, so nothing has to go down
 
 
 def _explain(config: Config, error: OSError) -> ConfigError:

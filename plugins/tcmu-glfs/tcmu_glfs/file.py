@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -70,11 +71,8 @@ class File:
             closed, self._closed = self._closed, True
         if closed:
             return
-        with self._asking:
-            try:
-                self._link.gfapi.call("glfs_close", self._fd)
-            except OSError:
-                pass  # the connection is gone, and the descriptor with it
+        with self._asking, contextlib.suppress(OSError):  # the brick is gone, and the descriptor with it
+            self._link.gfapi.call("glfs_close", self._fd)
         self._link.release()
 
 

@@ -1,7 +1,8 @@
 """libgfapi (api/src/glfs.h of GlusterFS 6 and later) by ctypes: its signatures, and its asynchronous calls as futures.
 
-A call that has been started is kept in a table under a number until gluster calls back with it, on a thread of its own:
-so its future and its buffers live as long as gluster may write to them, and the one callback lives as long as the process.
+A call that has been started is kept in a table under a number until gluster calls back with it, on a thread of its
+own: so its future and its buffers live as long as gluster may write to them. The one callback lives as long as the
+process.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class Gfapi:
 def vectors(buffers: list[memoryview]) -> tuple[Any, Any]:
     """Return `buffers` as an array of struct iovec, and what has to be kept for as long as that is used."""
     chars = [(c_char * len(buffer)).from_buffer(buffer) for buffer in buffers]
-    array = (IoVec * len(buffers))(*[(ctypes.addressof(char), len(char)) for char in chars])
+    array = (IoVec * len(buffers))(*[IoVec(ctypes.addressof(char), len(char)) for char in chars])
     return array, (array, chars)
 
 

@@ -12,7 +12,7 @@ LOOK = 2.0  # seconds between two looks at the file's length
 RETRY = 0.5  # between two attempts to open it again
 GOODBYE = 60.0  # that closing waits for a volume that does not answer
 
-# What says that this descriptor can't go on: libgfapi connects to bricks again by itself, and what was open is stale then.
+# What says that this descriptor can't go on: libgfapi connects to bricks again by itself, but it may be stale.
 LOST = frozenset((errno.ENOTCONN, errno.EBADF, errno.EBADFD, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET))
 CAPACITY_CHANGED = (0x2A, 0x09)  # SPC-4 annex F
 

@@ -1,7 +1,7 @@
 """Ceph's own Python modules, `rados` and `rbd`, found where the system has them and loaded when a disk is opened.
 
-They are compiled for the system's Python and come in its packages, not from an index. A virtual environment does not
-see those, unless it was made with --system-site-packages; then the two modules, and nothing else, are loaded from there.
+They are compiled for the system's Python and come in its packages, not from an index. A virtual environment sees those
+if it was made with --system-site-packages; if not, the two modules, and nothing else, are loaded from there.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tcmu_core import ConfigError, parse_cfgstring
 
@@ -25,7 +26,7 @@ def lock_policy(text: str) -> str:
     return text
 
 
-OPTIONS = {
+OPTIONS: Mapping[str, Callable[[str], Any]] = {
     "conf": str,
     "id": str,
     "lock": lock_policy,

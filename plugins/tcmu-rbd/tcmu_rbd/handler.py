@@ -193,7 +193,7 @@ class RbdHandler:
 
     @hookimpl
     def extents(self, device: Device, offset: int, length: int) -> Iterator[Extent]:
-        """Say where the image, or one that it was cloned from, has data: from the object map if there is a valid one."""
+        """Say where the image, or what it was cloned from, has data: by the object map if there is a valid one."""
         end = offset + length
         step = self._object_size * (FAST_OBJECTS if self._fast_diff else SLOW_OBJECTS)
         while offset < end:

@@ -18,7 +18,7 @@ LOOK = 1.0  # seconds between two looks at the image
 LOOK_ANEW = 5.0  # at one that is open read-only: it has to be opened for that
 GOODBYE = 60.0  # seconds that closing waits for a cluster that does not answer
 
-# What says that this connection can't go on: fenced by somebody (librbd's "blocklisted"), its lock taken away, timed out.
+# What says that this connection can't go on: on the blocklist, without the lock, timed out.
 LOST = frozenset((errno.ESHUTDOWN, errno.EROFS, errno.ETIMEDOUT, errno.ENOTCONN))
 SERVICE = "tcmu-runner"  # by which the dashboard knows such gateways
 CAPACITY_CHANGED = (0x2A, 0x09)  # SPC-4 annex F

@@ -184,7 +184,10 @@ class Link:
 
     def size(self) -> int:
         """Return the image's size in bytes: at once, unless another client has changed the image just now."""
-        return int(self._ask(lambda: self._image.size()))
+        return int(self._ask(self._size))
+
+    def _size(self) -> int:
+        return int(self._image.size())
 
     def size_anew(self) -> int:
         """Return the size of an image that is open read-only: librbd doesn't watch such a one."""
@@ -226,7 +229,10 @@ class Link:
 
     def image_id(self) -> str:
         """Return the image's internal id."""
-        return str(self._ask(lambda: self._image.id()))
+        return str(self._ask(self._id))
+
+    def _id(self) -> str:
+        return str(self._image.id())
 
     def solid_state(self) -> bool | None:
         """Say whether the pool's OSDs are SSDs, by its CRUSH rule; None when that names no class of devices."""
@@ -253,7 +259,7 @@ class Link:
         self._ask(lambda: self._cluster.service_daemon_update(status))
 
     def close(self) -> None:
-        """Wait for what was issued, let go of the lock and the connection. Never raises; may take as long as a timeout."""
+        """Wait for what was issued, let go of lock and connection. Never raises; may take as long as a timeout."""
         with self._issuing:
             closed, self._closed = self._closed, True
         if closed:

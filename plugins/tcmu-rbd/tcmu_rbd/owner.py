@@ -1,7 +1,7 @@
 """Who holds an image's lock: a note in the image's metadata, by which a process knows that its predecessor has died.
 
-A process that is killed can't let its lock go, and the cluster needs half a minute to notice. The one that replaces it on
-the same host does not have to wait: the note tells it which process had the lock, and the kernel that it is gone.
+A process that is killed can't let its lock go, and the cluster needs half a minute to notice. The one that replaces it
+on the same host does not have to wait: the note tells which process had the lock, and the kernel that it is gone.
 """
 
 from __future__ import annotations
