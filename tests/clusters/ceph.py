@@ -13,7 +13,7 @@ from typing import Any
 from tests.clusters.processes import free_ports, run, start, stop
 
 POOL = "rbd"
-STORE = 4 << 30  # bytes of the sparse file behind BlueStore
+SIZE = 4 << 30  # bytes of the sparse file behind BlueStore
 HEARTBEAT = 1  # seconds between the heartbeats of OSDs
 GRACE = 3  # seconds without one, after which an OSD counts as down
 
@@ -50,18 +50,22 @@ mgr_data = {directory}/mgr
 
 [osd]
 osd_data = {directory}/osd
-osd_objectstore = bluestore
+osd_objectstore = {store}
 osd_max_object_name_len = 256
-bluestore_block_size = {store}
+bluestore_block_size = {size}
 bluestore_block_path =
 osd_memory_target = 939524096
 """
 
 
 class Ceph:
-    """The cluster. `conf` is what its clients read; everything lies in `directory`, which is the caller's to remove."""
+    """The cluster. `conf` is what its clients read; everything lies in `directory`, which is the caller's to remove.
 
-    def __init__(self, directory: Path) -> None:
+    `store` is `bluestore`, on a sparse file, or `memstore`, which is faster and forgets everything when its OSD ends.
+    """
+
+    def __init__(self, directory: Path, store: str = "bluestore") -> None:
+        self.store = store
         self.directory = directory
         self.conf = directory / "ceph.conf"
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -73,7 +77,16 @@ class Ceph:
         for name in ("mon", "mgr", "osd"):
             (directory / name).mkdir()
         self.conf.write_text(
-            CONF.format(directory=directory, fsid=fsid, v1=v1, v2=v2, store=STORE, heartbeat=HEARTBEAT, grace=GRACE)
+            CONF.format(
+                directory=directory,
+                fsid=fsid,
+                v1=v1,
+                v2=v2,
+                store=self.store,
+                size=SIZE,
+                heartbeat=HEARTBEAT,
+                grace=GRACE,
+            )
         )
         addresses = f"[v2:127.0.0.1:{v2},v1:127.0.0.1:{v1}]"
         self._tool("monmaptool", "--create", "--fsid", fsid, "--addv", "a", addresses, directory / "monmap")
