@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -42,7 +43,7 @@ class GlfsHandler:
         device.discard_granularity = max(PAGE, device.block_size)
         device.thin = True
         self._name = config.name
-        self._flush_failed: OSError | None = None
+        self._flush_failed = 0  # errno
         self._keeper = Keeper(device, file)
         self._keeper.start()
 
@@ -61,6 +62,8 @@ class GlfsHandler:
         try:
             if not device.read_only and self._keeper.file is not None:
                 self.flush().result()
+        except Exception as error:
+            device.log.error("%s: the last flush failed: %s", self._name, error)
         finally:
             self._keeper.stop()
 
@@ -107,8 +110,8 @@ class GlfsHandler:
     @hookimpl
     def flush(self) -> Future[None]:
         """Bring what was written to the bricks' disks. What failed once is not said to be there later."""
-        if self._flush_failed is not None:
-            raise self._flush_failed
+        if self._flush_failed:
+            raise OSError(self._flush_failed, f"{self._name}: a flush failed before, what it was to bring is lost")
         future = self._start("glfs_fdatasync_async", None)
         future.add_done_callback(self._flushed)
         return future
@@ -116,7 +119,7 @@ class GlfsHandler:
     def _flushed(self, future: Future[None]) -> None:
         error = future.exception()
         if isinstance(error, OSError):
-            self._flush_failed = error
+            self._flush_failed = error.errno or errno.EIO
 
     @hookimpl
     def discard(self, offset: int, length: int) -> Future[None]:
@@ -155,7 +158,7 @@ class GlfsHandler:
         try:
             file.start(name, ended, kept, *arguments)
         except OSError as error:
-            raise keeper.failed(file, error.errno or 0) from error
+            raise keeper.failed(file, error.errno or errno.EIO) from error
         return future
 
     # -- space ------------------------------------------------------------------------------------------------------
@@ -174,7 +177,7 @@ class GlfsHandler:
             except TimeoutError as error:
                 raise Busy(f"{self._name}: the bricks take long to say what is allocated") from error
             except OSError as error:
-                raise self._keeper.failed(file, error.errno or 0) from error
+                raise self._keeper.failed(file, error.errno or errno.EIO) from error
             yield from found
             offset = found[-1].offset + found[-1].length
 

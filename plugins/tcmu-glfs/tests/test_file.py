@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tcmu_core import ConfigError, Extent
-from tcmu_core.testing import check_handler, open_device
+from tcmu_core.testing import OpenDevice, check_handler, open_device
 from tcmu_glfs import GlfsHandler, connection
-from tests.clusters.gluster import Gluster
+from tests.clusters.gluster import VOLUME, Gluster
 from tests.clusters.load import Load
 from tests.clusters.processes import until
 from tests.conformance.suite import run as run_suite
@@ -155,6 +155,41 @@ def test_a_brick_that_is_killed_and_started_again_loses_nothing_that_was_acknowl
         load.finish()
         held = (gluster.brick / name).read_bytes()
         assert all(held[at : at + len(data)] == data for at, data in load.acknowledged.items())
+
+
+@pytest.mark.soak
+def test_a_flush_that_failed_is_not_followed_by_one_that_succeeds(gluster: Gluster, cfgstring: str) -> None:
+    with open_device(GlfsHandler, cfgstring, size=MIB) as disk:
+        disk.write(0, b"f" * 4096)
+        disk.flush()
+        errors = {"error-gen": "client", "error-fops": "fsync", "error-number": "EIO", "error-failure": "100"}
+        for option, value in errors.items():
+            gluster.gluster("volume", "set", VOLUME, f"debug.{option}", value)
+
+        try:
+            until(lambda: not _flushes(disk), "a flush fails")
+        finally:
+            gluster.gluster("volume", "reset", VOLUME)
+
+        def well() -> bool:
+            with open_device(GlfsHandler, cfgstring) as other:
+                return _flushes(other)
+
+        until(well, "the volume is well again")
+        assert not _flushes(disk)
+
+
+def _flushes(disk: OpenDevice) -> bool:
+    try:
+        disk.flush()
+    except OSError:
+        return False
+    return True
+
+
+def test_nobody_answers_is_told(gluster: Gluster) -> None:
+    with pytest.raises(ConfigError, match=r"no glusterd answers at 127\.255\.255\.254"):
+        open_device(GlfsHandler, f"{VOLUME}@127.255.255.254/disk", size=MIB).__enter__()
 
 
 def test_a_process_ends_without_waiting_for_gluster_to_end(gluster: Gluster, cfgstring: str, tmp_path: Path) -> None:
