@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from tcmu_core import ConfigError, boolean, parse_cfgstring
+from tcmu_core import Body, ConfigError, Option, Options, boolean, path
 
-OPTIONS: Mapping[str, Callable[[str], Any]] = {"log": str, "ro": boolean}
+OPTIONS = Options(
+    Option("log", path, "where libgfapi writes its warnings; nowhere if not given"),
+    Option("ro", boolean, "a read-only disk", default=False),
+    body=Body("VOLUME@HOST/PATH", "VOLUME@HOST/PATH, such as vol0@server1/disk.img", is_path=False),
+    summary="The file on a GlusterFS volume to use as a backstore.",
+)
 _BODY = re.compile(r"(?P<volume>[^@/]+)@(?P<host>\[[^]]+\]|[^/]+)(?P<path>/.+)")
 
 
@@ -35,8 +39,7 @@ def parse(cfgstring: str, defaults: Mapping[str, str] | None = None) -> Config:
     Raises:
         ConfigError: it can't be right.
     """
-    parsed = parse_cfgstring(cfgstring, OPTIONS)
-    common = parse_cfgstring("".join(f";{name}={value}" for name, value in (defaults or {}).items()), OPTIONS)
+    parsed = OPTIONS.parse(cfgstring, defaults)
     match = _BODY.fullmatch(parsed.body)
     if match is None or "\0" in parsed.body:
         raise ConfigError(f"{parsed.body!r} is no file on a volume: write VOLUME@HOST/PATH")
@@ -45,4 +48,4 @@ def parse(cfgstring: str, defaults: Mapping[str, str] | None = None) -> Config:
         raise ConfigError(f"{host!r} is no host: the port is always 24007, leave it out; an IPv6 address is in []")
     if match["path"].endswith("/"):
         raise ConfigError(f"{match['path']!r} is a directory: a disk needs a file")
-    return Config(match["volume"], host.strip("[]"), match["path"], **{**common.options, **parsed.options})
+    return Config(match["volume"], host.strip("[]"), match["path"], parsed.options["log"] or "", parsed.options["ro"])

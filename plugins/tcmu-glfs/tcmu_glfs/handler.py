@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
 from tcmu_core import Busy, Change, ConfigError, Device, Extent, hookimpl
 from tcmu_glfs import gfapi
-from tcmu_glfs.config import parse
+from tcmu_glfs.config import OPTIONS, parse
 from tcmu_glfs.file import File, open_file
 from tcmu_glfs.keeper import Keeper
 
 PAGE = 4096  # what bricks allocate and free
+EXTENTS = 64  # that are asked for at once
 PATIENCE = 5.0  # seconds that the loop waits to hear what is allocated
 
 
 class GlfsHandler:
     """VOLUME@HOST/PATH, a file on a GlusterFS volume; options: ro, log."""
 
-    config_desc = "The file on a GlusterFS volume to use as a backstore: VOLUME@HOST/PATH[;ro=1][;log=/path/of/a/log]"
+    options = OPTIONS
 
     # -- opening and closing ----------------------------------------------------------------------------------------
 
@@ -164,22 +166,36 @@ class GlfsHandler:
     # -- space ------------------------------------------------------------------------------------------------------
 
     @hookimpl
-    def extents(self, device: Device, offset: int, length: int) -> Iterator[Extent]:
+    def extents(self, device: Device, offset: int, length: int) -> Future[Iterable[Extent]]:
         """Say where the file has data and where holes."""
-        end = offset + length
+        return device.offload(self._begin_extents, device, offset, offset + length)
+
+    def _begin_extents(self, device: Device, offset: int, end: int) -> Iterable[Extent]:
+        """Ask for the first ones; for the others only when somebody wants to know of them."""
+        found = self._some_extents(offset, end)
+        return itertools.chain(found, self._more_extents(device, found[-1].offset + found[-1].length, end))
+
+    def _more_extents(self, device: Device, offset: int, end: int) -> Iterator[Extent]:
         while offset < end:
-            file = self._keeper.file
-            if file is None:
-                raise self._keeper.absent()
-            asked = device.offload(file.extents, offset, end)
             try:
-                found = asked.result(PATIENCE)
+                found = device.offload(self._some_extents, offset, end).result(PATIENCE)
             except TimeoutError as error:
                 raise Busy(f"{self._name}: the bricks take long to say what is allocated") from error
-            except OSError as error:
-                raise self._keeper.failed(file, error.errno or errno.EIO) from error
             yield from found
             offset = found[-1].offset + found[-1].length
+
+    def _some_extents(self, offset: int, end: int) -> list[Extent]:
+        file = self._keeper.file
+        if file is None:
+            raise self._keeper.absent()
+        found: list[Extent] = []
+        try:
+            while offset < end and len(found) < EXTENTS:
+                found += file.extents(offset, end)
+                offset = found[-1].offset + found[-1].length
+        except OSError as error:
+            raise self._keeper.failed(file, error.errno or errno.EIO) from error
+        return found
 
 
 def _zero_behind(buffers: list[memoryview], count: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tcmu_core import ConfigError
-from tcmu_glfs import GlfsHandler, gfapi
+from tcmu_glfs import gfapi
 from tcmu_glfs.config import Config, parse
 
 
@@ -40,7 +40,7 @@ def test_tcmu_conf_gives_what_the_cfgstring_leaves_out() -> None:
 )
 def test_a_mistake_is_told_with_what_to_write(cfgstring: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        GlfsHandler().check_config(cfgstring)
+        parse(cfgstring)
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from tcmu_core import ConfigError, parse_cfgstring
+from tcmu_core import Body, ConfigError, Option, Options, path
 
-LOCK_POLICIES = ("refuse", "break")
-
-
-def seconds(text: str) -> int:
-    """Return the whole seconds that `text` means."""
-    value = int(text)
-    if value <= 0:
-        raise ConfigError(f"{text} is no time: write seconds, such as 60")
-    return value
-
-
-def lock_policy(text: str) -> str:
-    """Return what to do about a lock that another client holds."""
-    if text not in LOCK_POLICIES:
-        raise ConfigError(f"{text!r}: write {' or '.join(LOCK_POLICIES)}")
-    return text
-
-
-OPTIONS: Mapping[str, Callable[[str], Any]] = {
-    "conf": str,
-    "id": str,
-    "lock": lock_policy,
-    "namespace": str,
-    "osd_op_timeout": seconds,
-    "snapshot": str,
-}
+OPTIONS = Options(
+    Option("conf", path, "the cluster's configuration file, where it is not Ceph's default"),
+    Option("id", help="who connects: client.ID"),
+    Option("lock", help="what to do when another client has the image", default="refuse", choices=("refuse", "break")),
+    Option("namespace", help="the namespace of the pool that the image is in"),
+    Option("osd_op_timeout", int, "seconds after which an operation that no OSD answers is given up", least=1),
+    Option("snapshot", help="a snapshot of the image; the disk is read-only"),
+    body=Body("POOL/IMAGE", "POOL/IMAGE, such as rbd/disk", is_path=False),
+    summary="The RBD image to use as a backstore.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +45,7 @@ def parse(cfgstring: str, defaults: Mapping[str, str] | None = None) -> Config:
     Raises:
         ConfigError: it can't be right.
     """
-    parsed = parse_cfgstring(cfgstring, OPTIONS)
-    common = parse_cfgstring("".join(f";{name}={value}" for name, value in (defaults or {}).items()), OPTIONS)
+    parsed = OPTIONS.parse(cfgstring, defaults)
     pool, slash, image = parsed.body.partition("/")
     if not pool or not slash or not image:
         raise ConfigError(f"{parsed.body!r} is no image: write POOL/IMAGE")
@@ -73,4 +55,4 @@ def parse(cfgstring: str, defaults: Mapping[str, str] | None = None) -> Config:
     if "@" in image:
         image, _, snapshot = image.partition("@")
         raise ConfigError(f"{parsed.body!r} is no image: write {pool}/{image};snapshot={snapshot}")
-    return Config(pool, image, **{**common.options, **parsed.options})
+    return Config(pool, image, **{name: value for name, value in parsed.options.items() if value is not None})

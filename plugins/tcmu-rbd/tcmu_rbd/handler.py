@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
 from tcmu_core import Busy, Change, ConfigError, Device, Extent, hookimpl
 from tcmu_rbd import binding
-from tcmu_rbd.config import parse
+from tcmu_rbd.config import OPTIONS, parse
 from tcmu_rbd.keeper import Keeper
 from tcmu_rbd.link import FAST_OBJECTS, SLOW_OBJECTS, Link
 
@@ -22,11 +23,7 @@ PATIENCE = 5.0  # seconds that the loop waits to hear what is allocated
 class RbdHandler:
     """POOL/IMAGE of a Ceph cluster; options: conf, id, namespace, snapshot, osd_op_timeout, lock."""
 
-    config_desc = (
-        "The RBD image to use as a backstore, then options: "
-        "POOL/IMAGE[;osd_op_timeout=SECONDS][;conf=/etc/ceph/ceph.conf][;id=USER][;namespace=NAME][;snapshot=NAME]"
-        "[;lock=refuse|break]"
-    )
+    options = OPTIONS
 
     # -- opening and closing ----------------------------------------------------------------------------------------
 
@@ -79,7 +76,8 @@ class RbdHandler:
                 link.config.name,
                 link.config.name,
             )
-        device.max_transfer_length = max(min(OBJECTS_OF_A_TRANSFER * unit, MAX_TRANSFER), device.block_size)
+        most = min(OBJECTS_OF_A_TRANSFER * unit, device.max_transfer_length or MAX_TRANSFER)
+        device.max_transfer_length = max(most, device.block_size)
         device.optimal_transfer_length = min(unit, device.max_transfer_length)
         device.max_discard_length = OBJECTS_OF_A_DISCARD * unit
         device.discard_granularity = max(min(granularity, unit), device.block_size)
@@ -192,27 +190,38 @@ class RbdHandler:
     # -- space ------------------------------------------------------------------------------------------------------
 
     @hookimpl
-    def extents(self, device: Device, offset: int, length: int) -> Iterator[Extent]:
+    def extents(self, device: Device, offset: int, length: int) -> Future[Iterable[Extent]]:
         """Say where the image, or what it was cloned from, has data: by the object map if there is a valid one."""
-        end = offset + length
-        step = self._object_size * (FAST_OBJECTS if self._fast_diff else SLOW_OBJECTS)
+        return device.offload(self._begin_extents, device, offset, offset + length)
+
+    def _begin_extents(self, device: Device, offset: int, end: int) -> Iterable[Extent]:
+        """Ask about the first objects; about the others only when somebody wants to know of them."""
+        stop, found = self._allocated(offset, end)
+        return itertools.chain(found, self._more_extents(device, stop, end))
+
+    def _more_extents(self, device: Device, offset: int, end: int) -> Iterator[Extent]:
         while offset < end:
-            link = self._keeper.link
-            if link is None:
-                raise self._keeper.absent()
-            stop = min(end, offset - offset % step + step)
-            asked = device.offload(link.allocated, offset, stop - offset, fast=self._fast_diff)
             try:
-                found = asked.result(PATIENCE)
+                offset, found = device.offload(self._allocated, offset, end).result(PATIENCE)
             except TimeoutError as error:
                 raise Busy(f"{self._name}: the cluster takes long to say what is allocated") from error
-            for at, count in found:
-                at, after = max(at, offset), min(at + count, stop)
-                if at > offset:
-                    yield Extent(offset, at - offset, False)
-                if after > at:
-                    yield Extent(at, after - at, True)
-                    offset = after
-            if offset < stop:
-                yield Extent(offset, stop - offset, False)
-            offset = stop
+            yield from found
+
+    def _allocated(self, offset: int, end: int) -> tuple[int, list[Extent]]:
+        """Return how far was asked at once, and the extents up to there."""
+        link = self._keeper.link
+        if link is None:
+            raise self._keeper.absent()
+        step = self._object_size * (FAST_OBJECTS if self._fast_diff else SLOW_OBJECTS)
+        stop = min(end, offset - offset % step + step)
+        extents: list[Extent] = []
+        for at, count in link.allocated(offset, stop - offset, fast=self._fast_diff):
+            at, after = max(at, offset), min(at + count, stop)
+            if at > offset:
+                extents.append(Extent(offset, at - offset, False))
+            if after > at:
+                extents.append(Extent(at, after - at, True))
+                offset = after
+        if offset < stop:
+            extents.append(Extent(offset, stop - offset, False))
+        return stop, extents

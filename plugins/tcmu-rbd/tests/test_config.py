@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tcmu_core import ConfigError
-from tcmu_rbd import RbdHandler
 from tcmu_rbd.config import Config, parse
 
 
@@ -44,11 +43,11 @@ def test_tcmu_conf_gives_what_the_cfgstring_leaves_out() -> None:
         ("p/n/i", "write p/i;namespace=n"),
         ("p/i@s", "write p/i;snapshot=s"),
         ("p/i;snap=s", "did you mean 'snapshot'"),
-        ("p/i;lock=steal", "refuse or break"),
-        ("p/i;osd_op_timeout=0", "seconds"),
+        ("p/i;lock=steal", "none of refuse, break"),
+        ("p/i;osd_op_timeout=0", "at least 1"),
         ("p/i;osd_op_timeout=soon", "not valid"),
     ],
 )
 def test_a_mistake_is_told_with_what_to_write(cfgstring: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        RbdHandler().check_config(cfgstring)
+        parse(cfgstring)
