@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 import traceback
 from collections import deque
@@ -26,7 +25,7 @@ from tcmu_core.errors import (
 )
 from tcmu_core.log import DEBUG_SCSI_CMD
 from tcmu_core.scsi import hot, sense
-from tcmu_core.scsi.attention import COMMANDS_CLEARED, LUN_RESET, establish
+from tcmu_core.scsi.attention import CAPACITY_CHANGED, COMMANDS_CLEARED, LUN_RESET, establish
 from tcmu_core.scsi.command import Command, Initiator, Nexus, Status, TaskAttribute
 from tcmu_core.scsi.commands.block import partial
 from tcmu_core.scsi.opcodes import Access, Direction, Op, Opcode, Table, Touches, describe, find
@@ -535,7 +534,12 @@ class Engine:
     # -- changes of the device ----------------------------------------------------------------------------------------
 
     def _notified(self, asc: int, ascq: int, but: Nexus | None) -> None:
-        self.post(functools.partial(self.unit.attention, asc, ascq, but=but))
+        self.post(self._tell, asc, ascq, but)
+
+    def _tell(self, asc: int, ascq: int, but: Nexus | None) -> None:
+        if (asc, ascq) == CAPACITY_CHANGED:  # the handler has noticed that its storage has another size
+            self.refresh()
+        self.unit.attention(asc, ascq, but=but)
 
     def change(self, change: Change) -> None:
         """Have the disk take a change (bytes), and the unit and its nexuses learn of it; raises as `Disk.change`."""
