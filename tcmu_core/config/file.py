@@ -284,6 +284,7 @@ class _Reader:
                 block_size=own["block_size"],
                 read_only=own["read_only"],
                 filters=tuple(own["filters"]),
+                place=f"{self.name}:{self._at((*place, section, 'handler'))}",
             )
         if not luns:
             self._problem(self._at(place), f"target {name!r} has no logical unit: add a section [[[lun 0]]]")
