@@ -60,13 +60,15 @@ def test_every_server_keeps_the_promises_of_a_handler(server):
 )
 def test_so_does_a_server_that_can_do_less(nbdkit, words):
     server = nbdkit(*words)
-    check_handler(lambda: opened(server), persistent=True, examples=4)
+    claims = ["own block size"] if "blocksize-minimum=4096" in words else []
+    check_handler(lambda: opened(server), persistent=True, examples=4, claims=claims)
 
 
 @pytest.mark.parametrize("options", [";connections=4", ";sync=1", ";replay=0", ";replay=64K", ";block_size=4096"])
 def test_so_do_other_options(nbdkit, options):
     server = nbdkit("memory", SIZE)
-    check_handler(lambda: opened(server, options), persistent=True, examples=4)
+    claims = ["own block size"] if "block_size" in options else []
+    check_handler(lambda: opened(server, options), persistent=True, examples=4, claims=claims)
 
 
 def test_so_does_a_server_over_tcp(nbdkit, free_port):
@@ -422,7 +424,7 @@ def test_much_data_in_flight_over_tls(encrypted, certificates):
         for future in [disk.hook("write")(n * MIB, [memoryview(part)]) for n, part in enumerate(parts)]:
             future.result(30)
         rooms = [bytearray(MIB) for _ in parts]
-        for future in [disk.backend.read(n * MIB, [memoryview(room)]) for n, room in enumerate(rooms)]:
+        for future in [disk.hook("read")(n * MIB, [memoryview(room)]) for n, room in enumerate(rooms)]:
             future.result(30)
         assert rooms == parts
 
