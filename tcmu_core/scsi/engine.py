@@ -32,7 +32,7 @@ from tcmu_core.scsi.opcodes import Access, Direction, Op, Opcode, Table, Touches
 from tcmu_core.scsi.reservations import StateStore
 from tcmu_core.scsi.steps import PAUSE, Abort, Ask, OnItsOwn, Shielded, Steps, checked, not_a_result
 from tcmu_core.scsi.table import table_for
-from tcmu_core.scsi.taskset import EVERYTHING, MEDIUM, REGISTRATIONS, Span, countdown
+from tcmu_core.scsi.taskset import CACHE, EVERYTHING, MEDIUM, REGISTRATIONS, Span, countdown
 from tcmu_core.scsi.unit import Unit
 
 _ORDERED = int(TaskAttribute.ORDERED)  # looking a member up costs a tenth of a microsecond, for each command
@@ -201,6 +201,8 @@ class Engine:
                 return (MEDIUM,)
             case Touches.REGISTRATIONS:
                 return (REGISTRATIONS,)
+            case Touches.CACHE:
+                return (CACHE,)
         return ()
 
     def _admit(self, command: Command, row: Opcode | None) -> Future[None] | None:
