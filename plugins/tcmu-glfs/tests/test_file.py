@@ -23,10 +23,10 @@ from tests.conformance.suite import run as run_suite
 MIB = 1 << 20
 
 
-@pytest.mark.parametrize("block", [512, 4096])
+@pytest.mark.parametrize("block", [512, pytest.param(4096, marks=pytest.mark.soak)])
 def test_a_file_keeps_the_promises_of_a_handler(cfgstring: str, block: int) -> None:
     check_handler(
-        lambda: open_device(GlfsHandler, cfgstring, size=8 * MIB, block_size=block), persistent=True, examples=15
+        lambda: open_device(GlfsHandler, cfgstring, size=8 * MIB, block_size=block), persistent=True, examples=10
     )
 
 

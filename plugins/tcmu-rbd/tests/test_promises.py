@@ -14,9 +14,10 @@ KINDS = {
     "small objects": ("--object-size", "64K"),
     "striped": ("--stripe-unit", "64K", "--stripe-count", "4"),
 }
+MARKS = {"small objects": pytest.mark.soak, "striped": pytest.mark.soak}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=MARKS.get(kind, ())) for kind in KINDS])
 def test_an_image_keeps_the_promises_of_a_handler(make, kind: str) -> None:
     image = make(*KINDS[kind])
     check_handler(lambda: open_device(RbdHandler, image.cfgstring), persistent=True, examples=5)
