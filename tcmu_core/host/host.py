@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import logging
 import os
 import time
@@ -25,11 +26,14 @@ from tcmu_core.errors import (
     TcmuError,
     text_of,
 )
+from tcmu_core.filters.control import command as filter_command
 from tcmu_core.host import transports
 from tcmu_core.host.messages import (
     Ask,
     Changed,
     DiskStatus,
+    FilterAnswer,
+    FilterCommand,
     Missing,
     Ping,
     Pong,
@@ -175,6 +179,8 @@ class Host:
                 return self._reconfigure(message)
             case Retry():
                 self.retry()
+            case FilterCommand():
+                return self._filter(message)
         return None
 
     def status(self) -> Status:
@@ -215,16 +221,32 @@ class Host:
         disk = self._disk(message.lun) if message.lun in self.engines else None
         return Changed(message.id, code, reason, disk)
 
+    def _filter(self, message: FilterCommand) -> FilterAnswer:
+        try:
+            engine = self._engine(message.lun)
+            answer = filter_command(engine.disk, json.loads(message.command))
+            engine.refresh()
+        except Exception as error:
+            if not isinstance(error, TcmuError | OSError):
+                log.exception("a command to the filters of LUN %d failed", message.lun)
+            return FilterAnswer(error=text_of(error), mistaken=isinstance(error, ConfigError))
+        return FilterAnswer(json.dumps(answer))
+
+    def _engine(self, lun: int) -> Engine:
+        """Return the engine of a LUN; raises `OSError`."""
+        engine = self.engines.get(lun)
+        if engine is None:
+            missing = self.missing.get(lun)
+            raise OSError(errno.ENODEV, f"LUN {lun} is missing: {missing.reason}" if missing else f"no LUN {lun} here")
+        return engine
+
     def change(self, lun: int, change: Change) -> None:
         """Have the disk of a LUN take a change, of which a cfgstring is whole.
 
         Raises:
             ConfigError, OSError, NotImplementedError, CommandError: what the handler says.
         """
-        engine = self.engines.get(lun)
-        if engine is None:
-            missing = self.missing.get(lun)
-            raise OSError(errno.ENODEV, f"LUN {lun} is missing: {missing.reason}" if missing else f"no LUN {lun} here")
+        engine = self._engine(lun)
         device = engine.device
         if change.size is not None and change.size != device.size:
             engine.change(change)
