@@ -37,9 +37,7 @@ CFGSTRING is the handler's own: `tcmu handlers` tells what it takes.
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "name", metavar="NAME", help="the drive's name, as `tcmu serve --name`, tcmu.conf or targetcli gave it"
-    )
+    parser.add_argument("name", metavar="NAME", help="its name, as `tcmu serve --name`, tcmu.conf or targetcli gave it")
     parser.add_argument(
         "--state-dir",
         metavar="DIR",

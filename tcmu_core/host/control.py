@@ -87,7 +87,7 @@ def hosts(directory: Path) -> Iterator[tuple[Path, Status]]:
 
 
 def disks(directory: Path) -> list[tuple[Path, DiskStatus]]:
-    """Return the disks behind a portal, each with the place of its host. Kernel devices are asked by way of the kernel."""
+    """Return the disks behind a portal, each with the place of its host. Kernel devices are the kernel's to ask."""
     found = []
     for path, status in hosts(directory):
         if not any(address.startswith("/dev/") for address in status.addresses):
