@@ -159,6 +159,18 @@ def test_an_ordinary_user_serves_targets_without_the_kernels_side(running: Runni
     assert not list((running.directory / "run/tcmu/hosts").iterdir())
 
 
+def test_a_disk_of_a_target_is_changed_by_its_name(running: Running) -> None:
+    running.options = ("--state-dir", str(running.directory / "own"))
+    running.config.write_text(running.config.read_text() + "name = grows\n")
+    running.start()
+    running.wait(lambda: f"{IQN} is served, LUN 0" in running.said())
+    command = [sys.executable, "-m", "tcmu_core.cli.tcmu", "resize", "grows", "2M", "--state-dir", running.options[1]]
+    said = run(command, capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stdout) == (0, "grows: 2 MiB\n"), said.stderr
+    assert not running.reads()  # as a disk of 1M
+    assert (running.directory / "disk").stat().st_size == 2 << 20
+
+
 def test_nothing_of_the_kernels_side_is_imported_for_targets() -> None:
     code = "import sys, tcmu_core.cli.runner; print([name for name in sys.modules if 'tcmu_core.kernel' in name])"
     said = run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
