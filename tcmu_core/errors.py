@@ -11,7 +11,16 @@ class TcmuError(Exception):
 
 
 class ConfigError(TcmuError):
-    """A cfgstring, option or configuration file is wrong; the message says what to write instead."""
+    """A cfgstring, option or configuration file is wrong; the message says what to write instead.
+
+    Where the fault has a place in a text that a person wrote, `text` is that and `span` its first character and the
+    one behind its last.
+    """
+
+    def __init__(self, *args: object, text: str = "", span: tuple[int, int] = (0, 0)) -> None:
+        super().__init__(*args)
+        self.text = text
+        self.span = span
 
 
 class HandlerError(TcmuError):
@@ -179,6 +188,12 @@ class StorageTimeout(HardwareError):
     asc, ascq = 0x3E, 0x02
 
 
+class CommunicationFailure(HardwareError):
+    """The storage behind the device can't be reached."""
+
+    asc, ascq = 0x08, 0x00
+
+
 # -- ILLEGAL REQUEST -----------------------------------------------------------------------------------------------
 
 
@@ -284,14 +299,41 @@ class Miscompare(CommandError):
     sense_key, asc, ascq = 0xE, 0x1D, 0x00
 
 
-# One table: what the storage says (errno) becomes what the initiator hears. The write side differs where it must.
+# One table: what the storage says (errno) becomes what the initiator hears. What is not in it is our own failure, or
+# the handler's: an initiator that is told of a medium error would take the data for lost.
 _ERRNO: dict[int, type[CommandError]] = {
+    errno.EIO: MediumError,
+    errno.EREMOTEIO: MediumError,
+    errno.ENODATA: MediumError,
+    errno.EBADMSG: MediumError,
+    errno.EUCLEAN: MediumError,
+    errno.ENOENT: MediumError,  # a part of what was stored is gone
     errno.EAGAIN: Busy,
     errno.EBUSY: Busy,
     errno.EINTR: Busy,
+    errno.ETXTBSY: Busy,
+    errno.EMFILE: Busy,
+    errno.ENFILE: Busy,
     errno.ENOMEM: TaskSetFull,
     errno.ENOBUFS: TaskSetFull,
     errno.ETIMEDOUT: StorageTimeout,
+    errno.ETIME: StorageTimeout,
+    errno.ECONNREFUSED: CommunicationFailure,
+    errno.ECONNRESET: CommunicationFailure,
+    errno.ECONNABORTED: CommunicationFailure,
+    errno.EPIPE: CommunicationFailure,
+    errno.EHOSTUNREACH: CommunicationFailure,
+    errno.EHOSTDOWN: CommunicationFailure,
+    errno.ENETUNREACH: CommunicationFailure,
+    errno.ENETDOWN: CommunicationFailure,
+    errno.ENETRESET: CommunicationFailure,
+    errno.EADDRNOTAVAIL: CommunicationFailure,
+    errno.ENOLINK: CommunicationFailure,
+    errno.ECOMM: CommunicationFailure,
+    errno.EPROTO: CommunicationFailure,
+    errno.ENODEV: CommunicationFailure,
+    errno.ENXIO: CommunicationFailure,
+    errno.ESTALE: CommunicationFailure,
     errno.EROFS: WriteProtected,
     errno.EPERM: WriteProtected,
     errno.EACCES: WriteProtected,
@@ -299,17 +341,43 @@ _ERRNO: dict[int, type[CommandError]] = {
     errno.EDQUOT: SpaceAllocationFailed,
     errno.EFBIG: SpaceAllocationFailed,
     errno.ENOMEDIUM: MediumNotPresent,
+    errno.EREMCHG: MediumNotPresent,
     errno.ENOTCONN: NotReady,
     errno.ESHUTDOWN: NotReady,
     errno.EOPNOTSUPP: InvalidOpcode,
     errno.EILSEQ: Miscompare,
-    errno.EREMCHG: MediumNotPresent,
+    errno.ECANCELED: AbortedCommand,
 }
+# What Python raises without a number says it by its type.
+_TYPES: tuple[tuple[type[OSError], type[CommandError]], ...] = (
+    (TimeoutError, StorageTimeout),
+    (BlockingIOError, Busy),
+    (InterruptedError, Busy),
+    (ConnectionError, CommunicationFailure),
+    (PermissionError, WriteProtected),
+)
 
 
 def from_oserror(error: OSError, *, writing: bool) -> CommandError:
     """Return the command error that `error` means; `writing` tells a write error from a read error."""
-    kind = _ERRNO.get(error.errno or 0)
-    if kind is None:
+    kind = _meaning(error)
+    if kind is MediumError:
         kind = WriteError if writing else ReadError
-    return kind(str(error))
+    return kind(text_of(error))
+
+
+def _meaning(error: OSError) -> type[CommandError]:
+    if any(kind.__module__ == "ssl" for kind in type(error).__mro__):  # its numbers are OpenSSL's
+        return CommunicationFailure
+    if error.errno is None:
+        for kind, meaning in _TYPES:
+            if isinstance(error, kind):
+                return meaning
+        # One that wraps another has nothing of its own to say: urllib's has it as its argument.
+        for inner in (error.__cause__, *error.args):
+            if isinstance(inner, OSError) and inner is not error:
+                return _meaning(inner)
+        return MediumError
+    if error.errno < 0:  # socket.gaierror: a name that can't be resolved (getaddrinfo(3))
+        return CommunicationFailure
+    return _ERRNO.get(error.errno, HardwareError)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import tcmu_core
+from tcmu_core import posix, testing
 
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "tcmu_core"
@@ -15,8 +16,9 @@ PLUGINS = sorted(path for path in ROOT.glob("plugins/tcmu-*/tcmu_*") if path.is_
 # Each part may import those in the lines above it, and itself; '' is the package itself, `import tcmu_core`. The words
 # of SCSI that handlers speak too stand below the disk, the engine above it.
 LAYERS = (
-    {"errors", "loop", "log", "sdnotify", "state", "identity"},
-    {"cfgstring", "channel", "posix"},
+    {"errors", "loop", "log", "sdnotify", "state", "stdout"},
+    {"cfgstring", "channel", "posix", "identity"},
+    {"options"},
     {"scsi.command", "scsi.opcodes"},
     {"disk.threads"},
     {"disk.device"},
@@ -32,6 +34,10 @@ LAYERS = (
     {"cli"},
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
+
+# What a handler may import: the names of the package, and those of its public subpackages.
+PUBLIC = {f"{package.__name__}.{name}" for package in (tcmu_core, posix, testing) for name in package.__all__}
+PUBLIC |= {"tcmu_core", "tcmu_core.posix", "tcmu_core.testing"}
 
 # The SCSI engine is sans I/O: no sockets, threads, mapped memory, files or processes.
 IMPURE = {"asyncio", "fcntl", "io", "mmap", "multiprocessing", "os", "pathlib", "select", "selectors", "shutil"}
@@ -127,23 +133,29 @@ def test_the_portal_alone_has_sockets(file):
         assert not {name.split(".")[0] for name in imports(file)} & SOCKETS
 
 
+@pytest.mark.parametrize("file", modules(CORE / "posix"), ids=name_of)
+def test_the_posix_layer_needs_nothing_of_the_core_but_its_errors(file):
+    others = {name for name in imports(file) if name.startswith("tcmu_core") and part(name) != "posix"}
+    assert {part(name) for name in others} <= {"errors"}
+
+
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda path: path.name)
 def test_a_plugin_imports_tcmu_core_alone(plugin):
     for file in modules(plugin):
         for name in imports(file):
             if name.startswith("tcmu_core"):
-                known = name == "tcmu_core" or name.removeprefix("tcmu_core.") in tcmu_core.__all__
-                assert known, f"{file.name} imports {name}: a handler imports only what tcmu_core.__all__ has"
+                assert name in PUBLIC, f"{file.name} imports {name}: a handler imports only what an __all__ has"
 
 
 def test_each_plugin_that_is_here_is_looked_at():
     assert {"tcmu_file", "tcmu_ram"} <= {path.name for path in PLUGINS}
 
 
-def test_what_the_package_exports_is_there_and_documented():
-    for name in tcmu_core.__all__:
-        assert getattr(tcmu_core, name).__doc__, name
-    assert sorted(tcmu_core.__all__) == sorted(set(tcmu_core.__all__))
+@pytest.mark.parametrize("package", [tcmu_core, posix], ids=lambda package: package.__name__)
+def test_what_the_package_exports_is_there_and_documented(package):
+    for name in package.__all__:
+        assert getattr(package, name).__doc__, name
+    assert sorted(package.__all__) == sorted(set(package.__all__))
 
 
 def test_every_module_says_what_it_is():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tcmu_core.channel import Message
 from tcmu_core.cli import control
 from tcmu_core.cli.control import ControlError, ControlSocket, NoSuchDrive
-from tcmu_core.cli.handlers import absolute
+from tcmu_core.cli.handlers import absolute, kernel_config
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.disk.device import Change
 from tcmu_core.errors import ConfigError, TcmuError
@@ -113,7 +113,7 @@ def _change_kernel_device(store: Backstore, cfgstring: str) -> None:
     """Write the new configuration where the kernel asks tcmu-runner about it, and waits for its answer."""
     handler = store.read("attrib/dev_config").partition("/")[0]
     try:
-        store.write("attrib/dev_config", f"{handler}/{absolute(handler, cfgstring)}")
+        store.write("attrib/dev_config", kernel_config(handler, absolute(handler, cfgstring)))
     except ConfigfsError as error:
         if error.errno != errno.EBUSY:
             raise

@@ -42,10 +42,11 @@ class Server:
         self.status: int = Exit.OK
         self.child: Child | None = None
         self.portal: Portal | None = None
+        self.addresses: list[str] = []
         self._stopping = False
         device = disk.device
         directory = args.state_dir or default_directory()
-        store = aptpl_file(directory, device.name, device.handler, device.cfgstring, target)
+        store = aptpl_file(directory, device.name, device.handler, device.serial, target)
         self.engine = Engine(disk, post=loop.post, store=store)
         self.engine.trace = args.debug
         self.control = DriveControl(loop, directory, self.engine)
@@ -56,7 +57,7 @@ class Server:
             if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                 continue  # nohup(1): it is to outlive the terminal
             self.loop.on_signal(number, functools.partial(self.stop, number))
-        reach = self._listen(*self.args.portal or ("127.0.0.1", 0 if self.args.shell_command else PORT))
+        reach = self._listen(self.args.portal or [("127.0.0.1", 0 if self.args.shell_command else PORT)])
         if self.args.json:
             Output().json(self._as_json(reach), indent=None)
         elif not self.args.shell_command:
@@ -64,19 +65,20 @@ class Server:
         if self.args.shell_command:
             self.child = Child(self.args.shell_command, reach.environment(), self.loop, self._child_ended)
 
-    def _listen(self, host: str, port: int) -> Reach:
+    def _listen(self, addresses: list[tuple[str, int]]) -> Reach:
         """Open the portal; returns how a client on this host reaches the disk."""
         access = Access(
             users=tuple(ChapUser(name, password.encode()) for name, password in self.users.items()),
             initiators=tuple(self.args.acl),
         )
-        settings = PortalSettings((format_address(host, port),), access, insecure=self.args.insecure)
+        settings = PortalSettings(tuple(format_address(*one) for one in addresses), access, insecure=self.args.insecure)
         self.portal = Portal(self.loop, settings, {self.target: Target(self.target, {0: self.engine})})
         try:
-            host, port = parse_address(self.portal.listen()[0])
+            self.addresses = self.portal.listen()
         except OSError as error:
             hint = "; --portal 127.0.0.1:0 takes a free port" if error.errno == errno.EADDRINUSE else ""
             raise ConfigError(f"{error.strerror}{hint}") from error
+        host, port = parse_address(self.addresses[0])
         if ipaddress.ip_address(host).is_unspecified:
             host = "::1" if ":" in host else "127.0.0.1"
         user, password = next(iter(self.users.items()), ("", ""))
@@ -126,10 +128,12 @@ class Server:
     def _announce(self, reach: Reach, handler: Handler) -> None:
         out = Output()
         device = self.engine.device
-        writable = ", read-only" if device.read_only else ""
+        writable = ", read-only" if self.engine.disk.read_only else ""
         shape = f"{human(device.size or 0)}, blocks of {device.block_size} bytes{writable}"
         out.line(f"{out.style(device.name, 'bold')}: {shape}, by handler {handler.name} of {handler.source}")
         out.line(f"  {out.style(reach.uri, 'cyan')}")
+        for address in self.addresses[1:]:
+            out.line(f"  at {address} too")
         out.line()
         out.line("In a second terminal:")
         for line in reach.commands():
@@ -146,6 +150,7 @@ class Server:
         return {
             "uri": reach.uri,
             "portal": reach.portal,
+            "portals": self.addresses,
             "target": reach.target,
             "lun": reach.lun,
             "device": device.name,
@@ -153,7 +158,7 @@ class Server:
             "cfgstring": device.cfgstring,
             "size": device.size,
             "block_size": device.block_size,
-            "read_only": device.read_only,
+            "read_only": self.engine.disk.read_only,
             "pid": os.getpid(),
             "commands": reach.commands(),
             "root_commands": reach.root_commands(),

@@ -24,7 +24,7 @@ import sys
 import time
 from pathlib import Path
 
-from tcmu_core import channel
+from tcmu_core import channel, stdout
 from tcmu_core.handlers.registry import Registry
 from tcmu_core.host.target import DoorWorker, TargetWorker
 from tcmu_core.host.worker import Worker
@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
     control = socket.socket(fileno=int(arguments[0]))
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    stdout.give_up()
     registry = Registry(arguments[1:])
     gc.collect()
     gc.freeze()  # the collector would otherwise touch, and so copy, every page that workers share

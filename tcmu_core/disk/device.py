@@ -57,7 +57,7 @@ class Device:
     size: int | None = None
     block_size: int = 512
     physical_block_size: int = 0  # 0: the same as block_size
-    read_only: bool = False
+    read_only: bool = False  # what a person made read-only stays so, whatever is set here
     write_cache: bool = True  # whether a write may be volatile until flush; ignored without a flush hook
     threads: int = 0  # 0: data hooks are called on the loop's thread and must not block; N: on N threads of a pool
 
@@ -86,6 +86,7 @@ class Device:
             logging.getLogger(f"tcmu.handler.{self.handler}"), {"device": f"{self.handler}/{self.name}"}
         )
         self._threads = Threads(self.name)
+        self._protected = self.read_only
         # Set by the logical unit: see `notify`, and whether an initiator prevents the removal of the medium.
         self.changed: Callable[[int, int, Nexus | None], None] = lambda asc, ascq, but: None
         self.prevented: Callable[[], bool] = lambda: False
@@ -114,7 +115,11 @@ class Device:
             raise AttributeError(
                 f"a device has no {name!r}: {hint}what is the handler's own goes into device.state, or on self"
             )
+        if name == "read_only" and self.__dict__.get("_protected"):
+            value = True
         object.__setattr__(self, name, value)
 
 
-_SETTABLE = frozenset({field.name for field in fields(Device)} | {"log", "_threads", "changed", "prevented"})
+_SETTABLE = frozenset(
+    {field.name for field in fields(Device)} | {"log", "_protected", "_threads", "changed", "prevented"}
+)

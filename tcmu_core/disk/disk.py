@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 from tcmu_core.disk.device import Change, Device
 from tcmu_core.disk.layers import Operations, plugin_manager, resolve, stack
 from tcmu_core.disk.spec import DiskSpec
+from tcmu_core.disk.threads import wrong_result
 from tcmu_core.errors import ConfigError, HandlerError, TcmuError, text_of
 from tcmu_core.identity import fresh_serial, serial_of
+from tcmu_core.options import declared
+from tcmu_core.scsi.opcodes import Opcode
 
 LARGEST_BLOCK = 65536
 _TEXTS = {"vendor": 8, "product": 16, "revision": 4}  # bytes in standard INQUIRY data (SPC-4 6.6.2)
+_NUMBERS = (
+    "block_size",
+    "physical_block_size",
+    "threads",
+    "max_transfer_length",
+    "optimal_transfer_length",
+    "max_discard_length",
+    "discard_granularity",
+    "discard_alignment",
+    "device_type",
+)
+_YES_OR_NO = ("read_only", "write_cache", "solid_state", "thin", "removable", "ephemeral")
+MAX_DEVICE_TYPE = 0x1F
 MAX_SERIAL = 252  # bytes: what the designator of VPD page 83h has room for, beside the vendor (SPC-4 7.8.6)
 
 
@@ -37,6 +53,7 @@ class Disk:
         )
         self.filters = tuple(filters)
         self._manager = plugin_manager(plugin, spec.handler)
+        self._declared = declared(plugin)
         self._opened = False
 
     @property
@@ -63,15 +80,18 @@ class Disk:
             HandlerError: it broke, or left the device as no disk can be.
         """
         device, hooks = self.device, self._manager.hook
+        if self._declared is not None:
+            self._declared.parse(device.cfgstring, device.options)
         hooks.check_config(cfgstring=device.cfgstring)
         try:
             try:
-                hooks.open(device=device)
+                result = hooks.open(device=device)
             except (TcmuError, OSError):
                 raise
             except BaseException as error:
                 raise self._broken(error) from error
             self._opened = True
+            self._finish("open", result)
             self._check()
             self.resolve()
         except BaseException:
@@ -85,10 +105,18 @@ class Disk:
         if device.ephemeral or not spec.place:
             return fresh_serial()
         storage = "" if device.removable else spec.cfgstring  # a drive stays the same when its disc changes
-        return serial_of(os.uname().nodename, spec.handler, storage, *spec.place)
+        return serial_of(spec.handler, storage, *spec.place)
+
+    def _finish(self, hook: str, result: object) -> None:
+        """Wait for what a hook returned that is no data hook."""
+        if isinstance(result, Future):
+            result.result()
+        elif result is not None:
+            raise HandlerError(f"handler {self.spec.handler!r}, {hook}: {wrong_result(result)}")
 
     def _broken(self, error: BaseException) -> TcmuError:
-        if self.device.size is None and isinstance(error, Exception):
+        # Arithmetic with None, a bytearray of None: it counted on a size that nobody gave.
+        if self.device.size is None and isinstance(error, TypeError):
             return ConfigError(
                 f"no size: give one (tcmu serve --size 1G); without it the handler {self.spec.handler!r} "
                 f"failed to open: {text_of(error)}"
@@ -99,15 +127,23 @@ class Disk:
         """Look at what `open` has left: what is wrong now would be wrong in every command."""
         device = self.device
         who = f"handler {device.handler!r}, device {device.name!r}"
-        for name in ("block_size", "physical_block_size", "threads", "max_transfer_length", "optimal_transfer_length",
-                     "max_discard_length", "discard_granularity", "discard_alignment", "device_type"):  # fmt: skip
+        for name in _NUMBERS:
             value: Any = getattr(device, name)
-            if type(value) is not int or value < 0:
+            if not _is_whole(value) or value < 0:
                 raise HandlerError(f"{who}: {name} is {value!r}: it must be a whole number, not negative")
+        for name in _YES_OR_NO:
+            value = getattr(device, name)
+            if not isinstance(value, bool):
+                raise HandlerError(f"{who}: {name} is {value!r}: it must be True or False")
+        if device.device_type > MAX_DEVICE_TYPE:
+            raise HandlerError(f"{who}: device_type is {device.device_type:#x}: it has five bits (SPC-4 6.6.2)")
+        opcodes: Any = device.opcodes
+        if not isinstance(opcodes, tuple | list) or not all(isinstance(one, Opcode) for one in opcodes):
+            raise HandlerError(f"{who}: opcodes must be a tuple of tcmu_core.Opcode")
         size: Any = device.size
         if size is None:
             raise ConfigError(f"{who}: no size: give one (tcmu serve --size 1G), the handler could not find it out")
-        if type(size) is not int:
+        if not _is_whole(size):
             raise HandlerError(f"{who}: size is {size!r}: it must be a whole number of bytes")
         block = device.block_size
         if not 512 <= block <= LARGEST_BLOCK or block & (block - 1):
@@ -149,8 +185,10 @@ class Disk:
             raise ConfigError(f"{change.size} bytes are not whole blocks of {device.block_size}")
         if not self.has("reconfigure"):
             raise NotImplementedError(f"handler {device.handler!r} can't change a device that is open")
+        if change.cfgstring is not None and self._declared is not None:
+            self._declared.parse(change.cfgstring, device.options)
         try:
-            self._manager.hook.reconfigure(device=device, change=change)
+            self._finish("reconfigure", self._manager.hook.reconfigure(device=device, change=change))
         except (TcmuError, OSError, NotImplementedError):
             raise
         except BaseException as error:
@@ -173,7 +211,7 @@ class Disk:
             return
         self._opened = False
         try:
-            self._manager.hook.close(device=self.device)
+            self._finish("close", self._manager.hook.close(device=self.device))
         except (TcmuError, OSError):
             raise
         except BaseException as error:
@@ -186,6 +224,13 @@ class Disk:
             self.device.log.error("closing failed: %s", text_of(error))
 
 
-def check_config(plugin: object, name: str, cfgstring: str) -> None:
-    """Ask a handler whether `cfgstring` can be right; raises `ConfigError` when not."""
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_config(plugin: object, name: str, cfgstring: str, defaults: Mapping[str, str] | None = None) -> None:
+    """Ask a handler, and the options that it declares, whether `cfgstring` can be right; raises `ConfigError`."""
+    options = declared(plugin)
+    if options is not None:
+        options.parse(cfgstring, defaults)
     plugin_manager(plugin, name).hook.check_config(cfgstring=cfgstring)

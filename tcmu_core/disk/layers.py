@@ -10,7 +10,7 @@ import difflib
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -56,18 +56,19 @@ def plugin_manager(handler: object, name: str) -> pluggy.PluginManager:
     """
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(HandlerHooks)
-    marked = {attribute for attribute, _ in _marked(handler)}
+    functions = dict(_marked(handler))
+    marked = functions.keys()
     for attribute in sorted(marked - HOOKS.keys()):
         close = difflib.get_close_matches(attribute, HOOKS, 1)
         hint = f"did you mean {close[0]!r}?" if close else f"hooks are {', '.join(HOOKS)}"
         raise HandlerError(f"handler {name!r}: there is no hook {attribute!r}: {hint}")
+    for attribute, function in functions.items():
+        _check_kind(name, attribute, function)
     try:
         manager.register(handler, name=name)
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         raise HandlerError(f"handler {name!r}: {'; '.join(str(error).splitlines())}") from error
-    for attribute, function in _marked(handler):
-        _check_kind(name, attribute, function)
     if marked:
         for attribute in _unmarked(handler):
             raise HandlerError(
@@ -83,45 +84,49 @@ def plugin_manager(handler: object, name: str) -> pluggy.PluginManager:
 
 
 def _marked(handler: object) -> Iterator[tuple[str, Any]]:
-    """Yield the attributes that are marked as hooks, with the functions that pluggy would call."""
+    """Yield the attributes that are marked as hooks, with what pluggy would call."""
     for attribute in dir(handler):
-        function = inspect.getattr_static(handler, attribute)
-        function = getattr(function, "__func__", function)  # a static or class method
+        function = _plain(inspect.getattr_static(handler, attribute))
         if isinstance(getattr(function, f"{PROJECT}_impl", None), dict):
             yield attribute, function
 
 
+def _plain(attribute: Any) -> Any:
+    """Return the function inside a static or class method."""
+    return attribute.__func__ if isinstance(attribute, staticmethod | classmethod) else attribute
+
+
 def _unmarked(handler: object) -> Iterator[str]:
-    """Yield the names of hooks that the handler itself defines as functions without marking them."""
-    owners: list[Mapping[str, Any]]
-    if isinstance(handler, types.ModuleType):
-        owners = [
-            {name: own for name, own in vars(handler).items() if getattr(own, "__module__", "") == handler.__name__}
-        ]
-    else:
-        owners = [vars(owner) for owner in type(handler).__mro__[:-1]]
-    for owner in owners:
-        for name in HOOKS:
-            own = owner.get(name)
-            own = getattr(own, "__func__", own)
-            if inspect.isfunction(own) and not hasattr(own, f"{PROJECT}_impl"):
-                yield name
+    """Yield the names of hooks that the handler defines as functions without marking them."""
+    for name in HOOKS:
+        own = _plain(inspect.getattr_static(handler, name, None))
+        if isinstance(handler, types.ModuleType) and getattr(own, "__module__", "") != handler.__name__:
+            continue  # it was imported: `from os import open`
+        if inspect.isfunction(own) and not hasattr(own, f"{PROJECT}_impl"):
+            yield name
+
+
+_WAITING = (
+    (inspect.iscoroutinefunction, "a coroutine function"),
+    (inspect.isasyncgenfunction, "an asynchronous generator"),
+)
 
 
 def _check_kind(name: str, attribute: str, function: Any) -> None:
-    """Refuse a hook whose call does nothing: one that waits to be awaited, or to be iterated."""
-    kinds = {
-        inspect.iscoroutinefunction: "a coroutine function",
-        inspect.isasyncgenfunction: "an asynchronous generator",
-    }
-    if attribute != "extents":
-        kinds[inspect.isgeneratorfunction] = "a generator"
-    for is_kind, what in kinds.items():
-        if is_kind(function):
+    """Refuse a hook whose call would do nothing, or that pluggy would not call."""
+    kinds = _WAITING if attribute == "extents" else (*_WAITING, (inspect.isgeneratorfunction, "a generator"))
+    call = vars(type(function)).get("__call__")
+    for is_kind, what in kinds:
+        if is_kind(function) or (not inspect.isroutine(function) and is_kind(call)):
             raise HandlerError(
                 f"handler {name!r}: its {attribute!r} is {what}: a hook is a plain function that returns None when it "
                 "is done, or a concurrent.futures.Future (asyncio.run_coroutine_threadsafe makes one)"
             )
+    if not inspect.isroutine(function):
+        raise HandlerError(
+            f"handler {name!r}: its {attribute!r} is an object of {type(function).__name__!r}: a hook must be a "
+            "function or a method: write one that calls it"
+        )
 
 
 def resolve(manager: pluggy.PluginManager, device: Device, *, read_only: bool) -> Operations:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+
+from tcmu_core.errors import HandlerError
 
 DEFAULT_THREADS = 8
 
@@ -30,19 +33,46 @@ class Threads:
 
 
 def chained(future: Future[Any]) -> Future[Any]:
-    """Return a future that ends as `future` does; where that ends with another Future, as that one does."""
+    """Return a future of what a hook that runs on a thread comes to: as `future`, or as the Future that it ends with.
+
+    What a hook must not return fails, as it does without threads.
+    """
     outer: Future[Any] = Future()
 
-    def ended(done: Future[Any]) -> None:
-        error = CancelledError() if done.cancelled() else done.exception()
-        if error is not None:
-            outer.set_exception(error)
+    def returned(done: Future[Any]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            _copy(done, outer)
             return
         result = done.result()
         if isinstance(result, Future):
             result.add_done_callback(ended)
+        elif result is None:
+            outer.set_result(None)
         else:
-            outer.set_result(result)
+            outer.set_exception(HandlerError(wrong_result(result)))
 
-    future.add_done_callback(ended)
+    def ended(done: Future[Any]) -> None:
+        _copy(done, outer)
+
+    future.add_done_callback(returned)
     return outer
+
+
+def _copy(done: Future[Any], outer: Future[Any]) -> None:
+    """End `outer` as `done` has ended."""
+    if done.cancelled():
+        outer.cancel()
+        outer.set_running_or_notify_cancel()
+    elif (error := done.exception()) is not None:
+        outer.set_exception(error)
+    else:
+        outer.set_result(done.result())
+
+
+def wrong_result(result: object) -> str:
+    """Return the sentence about a hook's result that is neither None nor a Future; it never quotes data."""
+    kind = type(result).__name__
+    if inspect.iscoroutine(result):
+        result.close()  # else Python complains that nobody awaited it
+    hint = ": its coroutine was never awaited" if inspect.isawaitable(result) else ""
+    return f"a hook returned {kind!r}: it must return None, or a concurrent.futures.Future that ends with None{hint}"

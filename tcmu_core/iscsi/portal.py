@@ -187,7 +187,9 @@ class Peer:
     def close(self, reason: str) -> None:
         """Close the socket and leave the target."""
         if not self.closed:
-            log.info("%s: closed: %s", self, reason)
+            # A login that failed is what somebody may be looking for; that a port was only looked at is not.
+            failed = self.connection.login.failed is not None
+            log.log(logging.WARNING if failed else logging.INFO, "%s: closed: %s", self, reason)
             self.release()
 
     def release(self) -> None:

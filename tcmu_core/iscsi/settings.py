@@ -16,6 +16,7 @@ PORT = 3260  # IANA's for iSCSI targets
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _NAMED = re.compile(rf"({_LABEL}(?:\.{_LABEL})*)(?::([0-9]{{1,5}}))?")  # a host name (RFC 1123 2.1), and a port
 _DIGITS = re.compile(r"[0-9.]+")
+MIN_SECRET = 12  # bytes; a CHAP secret of less than 96 bits can be found by trying (RFC 7143 9.2.1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,12 @@ what belongs to no initiator any more; `Abort(commands)` to abort others and go 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Generator
 from concurrent.futures import Future
 from typing import Any
 
+from tcmu_core.disk.threads import wrong_result
+from tcmu_core.errors import HandlerError
 from tcmu_core.scsi.command import Command
 
 Steps = Generator[Any, Any, Any]
@@ -55,14 +56,9 @@ class Abort:
         self.commands = commands
 
 
-def not_a_result(result: object) -> TypeError:
+def not_a_result(result: object) -> HandlerError:
     """Return the exception for what a hook must not return. It names the kind alone: what it read may be secret."""
-    if inspect.iscoroutine(result):
-        result.close()  # else Python complains that nobody awaited it
-    return TypeError(
-        f"a hook returned a {type(result).__name__}, or a Future of one: it must be None, or a "
-        "concurrent.futures.Future that ends with None"
-    )
+    return HandlerError(wrong_result(result))
 
 
 def checked(waiting: object) -> Future[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -13,10 +12,10 @@ from tcmu_core import (
     Miscompare,
     Status,
     WriteProtected,
+    posix,
 )
 from tcmu_fbo import sector
 from tcmu_fbo.address import lba_of
-from tcmu_fbo.medium import split
 from tcmu_fbo.profiles import BLOCK, Code
 from tcmu_fbo.sense import CannotRead, CannotWrite, IllegalMode
 
@@ -67,7 +66,7 @@ def read(drive: Drive, command: Command) -> Answer:
     command.wanted = count * BLOCK
     size = min(command.wanted, command.length)
     buffers = command.window(size)
-    if medium.read(lba * BLOCK, buffers, os.RWF_NOWAIT):
+    if medium.read_cached(lba * BLOCK, buffers):
         command.transferred = size
         return Status.GOOD
     return drive.device.offload(_read, medium, command, lba, buffers, size)
@@ -144,7 +143,7 @@ def _compare(medium: Medium, offset: int, buffers: list[memoryview]) -> None:
     room = memoryview(bytearray(STEP))
     base = 0
     while buffers:
-        mine, buffers = split(buffers, STEP)
+        mine, buffers = posix.split(buffers, STEP)
         expected = b"".join(mine)
         found = room[: len(expected)]
         medium.read(offset + base, [found])

@@ -118,7 +118,7 @@ class Drive:
         self._put_in(medium, nexus)
 
     def _open(self, disc: Disc, size: int = 0) -> Medium:
-        return open_disc(replace(disc, read_only=True) if self.protected else disc, size)
+        return open_disc(self.device, replace(disc, read_only=True) if self.protected else disc, size, self.medium)
 
     def _put_in(self, medium: Medium, by: Nexus | None = None) -> None:
         self._use(medium)
@@ -152,7 +152,7 @@ class Drive:
             medium.flush()
         except OSError as error:  # the disc goes all the same
             self.device.log.error("the last flush of the disc failed: %s", error)
-        medium.release()
+        medium.close()
 
     # -- formatting ---------------------------------------------------------------------------------------------------
 

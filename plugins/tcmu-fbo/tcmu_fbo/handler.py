@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 from concurrent.futures import Future
 
-from tcmu_core import Change, Command, Device, Status, hookimpl
+from tcmu_core import Body, Change, Command, Device, Option, Options, Status, hookimpl
 from tcmu_fbo import config, table
 from tcmu_fbo.data import writable
 from tcmu_fbo.drive import Drive
@@ -16,7 +16,7 @@ CD_DVD = 0x05  # peripheral device type (SPC-4 6.6.2)
 
 
 class Optical:
-    """An optical drive: `[ro/]/path/to/image[;ro=1][;profile=cd-rom|dvd-rom|bd-rom|dvd-ram]`.
+    """An optical drive: `[ro/]/path/to/image[;ro=1][;profile=cd-rom|dvd-rom|bd-rom|dvd-ram][;lock=no]`.
 
     The image is a file or a block device. One that can be written is a DVD-RAM unless `ro` says otherwise; a
     read-only one is a CD-ROM, DVD-ROM or BD-ROM by its size. Without an image the drive is empty.
@@ -24,7 +24,11 @@ class Optical:
 
     config_desc = (
         "The path of an image or block device, an optical disc: in front of it ro/ for a write-protected one, "
-        "behind it ;profile=cd-rom, dvd-rom, bd-rom or dvd-ram. Nothing at all is an empty drive."
+        "behind it ;profile=cd-rom, dvd-rom, bd-rom or dvd-ram, or ;lock=no. Nothing at all is an empty drive."
+    )
+    options = Options(
+        *itertools.starmap(Option, config.OPTIONS.items()),
+        body=Body("IMAGE", "the path of an image or block device", required=False, prefixes=config.PREFIX_OPTIONS),
     )
     drive: Drive
 
@@ -43,8 +47,6 @@ class Optical:
         device.product = "Optical drive"
         device.revision = "0100"
         device.opcodes = table.OPCODES
-        if not device.serial:  # the drive's own, which stays when the disc changes
-            device.serial = hashlib.sha256(f"fbo/{device.name}".encode()).hexdigest()[:32]
         self.drive = Drive(device)
         self.drive.start(disc, device.size or 0)
 

@@ -381,6 +381,9 @@ def capabilities(drive: Drive) -> dict[str, int]:
     return {
         "dvd_ram_read": 1,
         "dvd_rom_read": 1,
+        "cd_r_read": 1,  # these three are what the Multi-Read feature says: every kind of CD, packets too
+        "cd_rw_read": 1,
+        "method_2": 1,
         "dvd_ram_write": 1,
         "loading_mechanism": features.TRAY,
         "eject": 1,

@@ -9,12 +9,10 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 
-from tcmu_core import ConfigError, LbaOutOfRange, MediumNotPresent, ReadError, WriteError
+from tcmu_core import ConfigError, Device, LbaOutOfRange, MediumNotPresent, ReadError, WriteError, posix
 from tcmu_fbo.config import Disc
 from tcmu_fbo.profiles import BLOCK, DVD_RAM, Profile, by_size
 
-MAX_IOV = 1024  # what preadv(2) takes at once (IOV_MAX)
-ERASE_STEP = 1 << 20
 _GONE = (errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM)
 
 
@@ -28,13 +26,17 @@ class Medium:
         read_only: whether the disc refuses to be written.
     """
 
-    def __init__(self, fd: int, length: int, blocks: int, profile: Profile, read_only: bool, *, regular: bool) -> None:
+    def __init__(
+        self, device: Device, fd: int, path: str, length: int, blocks: int, profile: Profile, *, read_only: bool
+    ) -> None:
         self.fd = fd
         self.length = length
         self.blocks = blocks
         self.profile = profile
         self.read_only = read_only
-        self._regular = regular
+        self._regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        self._stable = posix.Stable(fd, path, device.log)
+        self._watch = posix.Watch(fd, path, device.log)
         self._users = 1
         self._lock = threading.Lock()
 
@@ -52,8 +54,14 @@ class Medium:
         finally:
             self.release()
 
+    def close(self) -> None:
+        """Take the disc out: another program may have it. The image is closed when nobody uses it any more."""
+        self._watch.close()
+        posix.unlock(self.fd)
+        self.release()
+
     def release(self) -> None:
-        """Let go of the disc; the image is closed when the last one has."""
+        """End a use; the image is closed with the last one."""
         with self._lock:
             self._users -= 1
             last = not self._users
@@ -69,92 +77,100 @@ class Medium:
                 f"blocks {lba} to {lba + count - 1} of {self.blocks}", information=max(lba, self.blocks)
             )
 
-    def read(self, offset: int, buffers: list[memoryview], flags: int = 0) -> bool:
-        """Fill `buffers` from byte `offset` on. False: with RWF_NOWAIT in `flags`, that would have had to wait.
+    def read_cached(self, offset: int, buffers: list[memoryview]) -> bool:
+        """Fill `buffers` from byte `offset` on if the page cache holds all of it. False: some may be filled by then."""
+        there, behind = posix.split(buffers, max(0, self.length - offset))
+        if there and posix.read_cached(self.fd, offset, there) < posix.total(there):
+            return False
+        posix.fill_zero(behind)
+        return True
+
+    def read(self, offset: int, buffers: list[memoryview]) -> None:
+        """Fill `buffers` from byte `offset` on.
 
         Raises:
             ReadError: with the block that can't be read: a bad sector, or an image that is shorter than it was.
             MediumNotPresent: the block device is gone.
         """
-        there, behind = split(buffers, max(0, self.length - offset))
-        for buffer in behind:
-            buffer[:] = bytes(len(buffer))
-        while there:
-            try:
-                count = os.preadv(self.fd, there[:MAX_IOV], offset, flags)
-            except OSError as error:
-                if flags:
-                    return False  # it would have to wait, or can't tell: a read that may wait can
-                if error.errno in _GONE:
-                    raise MediumNotPresent(str(error)) from error
-                raise ReadError(f"block {offset // BLOCK}: {error}", information=offset // BLOCK) from error
-            if not count:
-                if flags:
-                    return False
-                raise ReadError(f"the image ends at byte {offset} of {self.length}", information=offset // BLOCK)
-            offset += count
-            _, there = split(there, count)
-        return True
+        there, behind = posix.split(buffers, max(0, self.length - offset))
+        posix.fill_zero(behind)
+        wanted = posix.total(there) if there else 0
+        try:
+            done = posix.read_available(self.fd, offset, there)
+        except OSError as error:
+            raise self._read_error(error, offset, wanted) from error
+        if done < wanted:
+            end = offset + done
+            raise ReadError(f"the image ends at byte {end} of {self.length}", information=end // BLOCK)
+
+    def _read_error(self, error: OSError, offset: int, length: int) -> MediumNotPresent | ReadError:
+        """Find the block that can't be read: some of what lies before it may have been."""
+        if error.errno in _GONE:
+            return MediumNotPresent(str(error))
+        block = memoryview(bytearray(BLOCK))
+        bad = offset
+        with contextlib.suppress(OSError):
+            while bad < offset + length:
+                posix.read_available(self.fd, bad, [block])
+                bad += BLOCK
+        bad = bad if bad < offset + length else offset  # a second try succeeded
+        return ReadError(f"block {bad // BLOCK}: {error}", information=bad // BLOCK)
 
     def write(self, offset: int, buffers: list[memoryview], *, stable: bool = False) -> None:
         """Write `buffers` from byte `offset` on; `stable`: onto stable storage (FUA)."""
-        while buffers:
-            try:
-                count = os.pwritev(self.fd, buffers[:MAX_IOV], offset, os.RWF_DSYNC if stable else 0)
-            except OSError as error:
-                if error.errno in _GONE:
-                    raise MediumNotPresent(str(error)) from error
-                if error.errno not in (errno.EIO, errno.EINVAL):
-                    raise  # its errno says more than a write error
-                raise WriteError(f"block {offset // BLOCK}: {error}", information=offset // BLOCK) from error
-            offset += count
-            self.length = max(self.length, offset)
-            _, buffers = split(buffers, count)
+        try:
+            posix.write_full(self.fd, offset, buffers)
+        except OSError as error:
+            if error.errno in _GONE:
+                raise MediumNotPresent(str(error)) from error
+            if error.errno not in (errno.EIO, errno.EINVAL):
+                raise  # its errno says more than a write error
+            raise WriteError(f"block {offset // BLOCK}: {error}", information=offset // BLOCK) from error
+        self.length = max(self.length, offset + posix.total(buffers)) if buffers else self.length
+        if stable:
+            self._stable.flush()
 
     def flush(self) -> None:
-        """Return when what was written is on stable storage."""
+        """Return when what was written is on stable storage; once that has failed it does so for this disc for ever."""
         if not self.read_only:
-            os.fdatasync(self.fd)
+            self._stable.flush()
 
     def erase(self, progress: Callable[[int, int], None]) -> None:
         """Make the whole disc zeros, calling `progress(done, all)` in bytes on the way."""
         size = self.blocks * BLOCK
         if self._regular:  # a hole costs neither time nor space
-            os.ftruncate(self.fd, 0)
+            self._watch.truncate(0)
             os.ftruncate(self.fd, size)
             self.length = size
         else:
-            zeros = memoryview(bytes(ERASE_STEP))
-            for offset in range(0, size, ERASE_STEP):
-                self.write(offset, [zeros[: min(ERASE_STEP, size - offset)]])
+            step = len(posix.ZEROS)
+            for offset in range(0, size, step):
+                self.write(offset, [posix.ZEROS[: size - offset]])
                 progress(offset, size)
-        os.fdatasync(self.fd)
+        self._stable.flush()
 
 
-def split(buffers: list[memoryview], count: int) -> tuple[list[memoryview], list[memoryview]]:
-    """Return views of the first `count` bytes of `buffers`, and views of the rest."""
-    for number, buffer in enumerate(buffers):
-        if count < len(buffer):
-            if not count:
-                return buffers[:number], buffers[number:]
-            return [*buffers[:number], buffer[:count]], [buffer[count:], *buffers[number + 1 :]]
-        count -= len(buffer)
-    return buffers, []
-
-
-def open_disc(disc: Disc, size: int = 0) -> Medium:
-    """Open the image of `disc`.
+def open_disc(device: Device, disc: Disc, size: int = 0, instead_of: Medium | None = None) -> Medium:
+    """Open the image of `disc`, locked against others unless it says no.
 
     Without `ro` and without a read-only profile the disc is writable (DVD-RAM) if the image is. `size` is what was
     asked for in bytes: a writable file that is missing or shorter is made that long; no image is ever cut short.
+    `instead_of` is the disc that is to be taken out for it; that may be the same image.
 
     Raises:
-        OSError: it can't be opened; ConfigError: it holds not one block, or is no file and no block device.
+        OSError: it can't be opened.
+        ConfigError: it holds not one block, is no file and no block device, or another program has it.
     """
     block_device = _is_block_device(disc.path)
     writable = not disc.read_only and (disc.profile is None or disc.profile.writable)
+    created = size > 0 and writable and not os.path.lexists(disc.path)
+    same = instead_of is not None and _is_open_as(disc.path, instead_of.fd)
     fd, writable = _open(disc, writable, block_device=block_device, create=size > 0)
     try:
+        if same and instead_of is not None:
+            posix.unlock(instead_of.fd)
+        if disc.lock:
+            _lock(fd, disc.path, write=writable)
         length = os.lseek(fd, 0, os.SEEK_END)
         if writable and not block_device and length < size:
             os.ftruncate(fd, size)
@@ -164,10 +180,31 @@ def open_disc(disc: Disc, size: int = 0) -> Medium:
         if not blocks:
             raise ConfigError(f"{disc.path} holds {length} bytes: a disc has at least one block of {BLOCK}")
         profile = disc.profile or (DVD_RAM if writable else by_size(blocks))
+        return Medium(device, fd, disc.path, length, blocks, profile, read_only=not writable)
     except BaseException:
         os.close(fd)
+        if created:
+            os.unlink(disc.path)
+        if same and instead_of is not None:
+            posix.lock(instead_of.fd, write=not instead_of.read_only)
         raise
-    return Medium(fd, length, blocks, profile, not writable, regular=not block_device)
+
+
+def _is_open_as(path: str, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except OSError:
+        return False
+
+
+def _lock(fd: int, path: str, *, write: bool) -> None:
+    try:
+        posix.lock(fd, write=write)
+    except posix.InUse as error:
+        raise ConfigError(
+            f"{path} is in use{posix.users(path, fd)}: {error.strerror}. Drives may share it when all of them have "
+            "ro=1; lock=no takes no lock, and trusts you that nobody writes to it"
+        ) from error
 
 
 def _open(disc: Disc, writable: bool, *, block_device: bool, create: bool) -> tuple[int, bool]:

@@ -21,6 +21,7 @@ from tcmu_fbo.profiles import BD_ROM, CD_ROM, DVD_RAM, DVD_ROM, by_size
         ("sub/img.iso", Disc("sub/img.iso")),
         ("/img.iso;ro=1", Disc("/img.iso", read_only=True)),
         ("/img.iso;ro=no", Disc("/img.iso")),
+        ("/img.iso;lock=no", Disc("/img.iso", lock=False)),
         ("/img.iso;profile=dvd-rom", Disc("/img.iso", profile=DVD_ROM)),
         ("ro//img.iso;profile=DVD-RAM", Disc("/img.iso", read_only=True, profile=DVD_RAM)),
     ],

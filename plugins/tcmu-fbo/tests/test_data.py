@@ -136,7 +136,7 @@ def test_more_buffers_than_one_system_call_takes_are_filled(
     drive = bench(f"ro/{image(blocks=20)}")
     room = bytearray(20 * BLOCK)
     views = [memoryview(room)[at : at + 16] for at in range(0, len(room), 16)]
-    assert drive.drive.medium.read(0, views)
+    drive.drive.medium.read(0, views)
     assert room == b"".join(block(number) for number in range(20))
 
 
@@ -188,16 +188,10 @@ def test_fua_and_a_write_cache_that_is_off_write_through(
 ) -> None:
     drive = bench(str(image()))
     drive.drive.modes.current[0x08]["wce"] = int(cache)
-    seen = []
-    real = os.pwritev
-
-    def note(fd: int, buffers: list[memoryview], offset: int, how: int) -> int:
-        seen.append(how)
-        return real(fd, buffers, offset, how)
-
-    monkeypatch.setattr(os, "pwritev", note)
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", flushed.append)
     drive.good(cdb10(0x2A, 3, 1, flags), block(70))
-    assert seen == [os.RWF_DSYNC if stable else 0]
+    assert flushed == [drive.drive.medium.fd] * stable
 
 
 @pytest.mark.parametrize("cdb", [*WRITES, cdb10(0x2E, 3, 2)])
@@ -252,6 +246,50 @@ def test_synchronize_cache_flushes(
     monkeypatch.setattr(os, "fdatasync", flushed.append)
     drive.good(cdb10(0x35, 0, 0))
     assert flushed == [drive.drive.medium.fd]
+
+
+@pytest.mark.parametrize("first", [cdb10(0x35, 0, 0), cdb10(0x2A, 3, 1, 0x08)], ids=["flush", "FUA"])
+def test_once_a_flush_has_failed_each_later_one_fails_until_the_disc_is_put_in_anew(
+    bench: Callable[..., Any],
+    image: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    first: bytes,
+) -> None:
+    path = image()
+    drive = bench(str(path))
+    broken = [OSError(errno.EIO, "Input/output error")]
+
+    def fdatasync(fd: int) -> None:
+        if broken:
+            raise broken.pop()  # the kernel tells it once
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    for cdb in (first, cdb10(0x35, 0, 0), cdb10(0x2A, 4, 1, 0x08), cdb10(0x35, 0, 0)):
+        got = drive.send(cdb, block(70) if cdb[0] == 0x2A else b"")
+        assert (got.status, got.error[0]) == (0x02, 0x03)
+    assert sum("a flush failed" in message for message in caplog.messages) == 1
+    assert str(path) in caplog.text
+    drive.insert(str(path))
+    drive.send("00 00 00 00 00 00")
+    drive.good(cdb10(0x35, 0, 0))
+
+
+def test_a_read_error_names_the_block(
+    bench: Callable[..., Any], image: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive = bench(f"ro/{image()}")
+    real = os.preadv
+
+    def preadv(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        if offset <= 7 * BLOCK < offset + sum(map(len, buffers)):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    got = drive.send(cdb10(0x28, 3, 8))
+    assert got.error == (0x03, 0x11, 0x00)
+    assert got.information == 7
 
 
 # -- verifying

@@ -447,6 +447,9 @@ CASES: list[tuple[str, str, str, int, Expected]] = [
             (9, 1): 34,
             (10, 5, 1): 1,
             (10, 3, 1): 1,
+            (10, 2, 1): 1,
+            (10, 1, 1): 1,
+            (10, 0, 1): 1,
             (11, 5, 1): 1,
             (11, 4, 1): 0,
             (12, 1): 0,
@@ -491,7 +494,7 @@ def bits(data: bytes, where: tuple[int, ...]) -> int:
 @pytest.fixture
 def drive_of(bench: Callable[..., Any], image: Callable[..., Path]) -> Callable[[str], Any]:
     def make(kind: str) -> Any:
-        return bench(f"{image(blocks=BLOCKS, sparse=True)};profile={KINDS[kind]}")
+        return bench(f"{image(f'{kind}.iso', blocks=BLOCKS, sparse=True)};profile={KINDS[kind]}")
 
     return make
 
@@ -584,6 +587,14 @@ def test_all_features_are_listed_in_ascending_order_whatever_the_disc(drive_of: 
         data = drive_of(kind).good("46 00 0000 000000 ffff 00")
         assert list(descriptors(data)) == ALL_FEATURES
         assert int.from_bytes(data[:4], "big") == len(data) - 4
+
+
+def test_page_2ah_reads_what_the_multi_read_feature_says(drive_of: Callable[[str], Any]) -> None:
+    """CD-R, CD-RW and their packets, whatever the disc; the feature is current with a CD."""
+    for kind in KINDS:
+        drive = drive_of(kind)
+        assert 0x1D in descriptors(drive.good("46 00 0000 000000 ffff 00"))
+        assert drive.good("5a 00 2a 00000000 00ff 00")[10] & 0x07 == 0x07
 
 
 def test_features_are_listed_from_the_starting_number_on(drive_of: Callable[[str], Any]) -> None:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import errno
-import functools
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from time import monotonic
 
-from tcmu_core import Change, ConfigError, Device, Extent, hookimpl
-from tcmu_file import storage, syscalls, transfer
+from tcmu_core import Body, Change, ConfigError, Device, Extent, Option, Options, hookimpl, posix
+from tcmu_file import storage
 
 STALL = 0.010  # a write into the page cache that took longer (seconds) was held back by the kernel
 BACK_OFF = 10  # the writes after it go to the threads for so many times as long
 NEVER = float("inf")
-UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
-FREE = syscalls.PUNCH_HOLE | syscalls.KEEP_SIZE
-ZERO = syscalls.ZERO_RANGE
-PAGE_MASK = storage.PAGE - 1
+PAGE_MASK = posix.PAGE - 1
 
 
 class FileHandler:
@@ -27,6 +24,10 @@ class FileHandler:
     config_desc = (
         "The path to the file or block device to use as a backstore, then options: "
         "/path[;ro=1][;direct=1][;sync=1][;size=10G][;block_size=4096]"
+    )
+    options = Options(
+        *itertools.starmap(Option, storage.OPTIONS.items()),
+        body=Body("PATH", "/path/of/the/disk.img, or /dev/name for a block device"),
     )
 
     # -- opening and closing ----------------------------------------------------------------------------------------
@@ -38,7 +39,7 @@ class FileHandler:
 
     @hookimpl
     def open(self, device: Device) -> None:
-        """Open or create the file, lock it, and tell what is known about it."""
+        """Open or create the file at its size, lock it, and tell what is known about it."""
         config = storage.parse(device.cfgstring, device.options)
         if config.size and device.size not in (None, config.size):
             raise ConfigError(
@@ -54,6 +55,8 @@ class FileHandler:
         self._fd = opened.fd
         try:
             self._size_up(device)
+            self._stable = posix.Stable(opened.fd, opened.path, device.log)
+            self._watch = posix.Watch(opened.fd, opened.path, device.log)
         except BaseException:
             os.close(opened.fd)
             raise
@@ -70,18 +73,18 @@ class FileHandler:
         self._alignment = opened.alignment
         self._read_flags = 0 if opened.in_memory else os.RWF_NOWAIT
         self._write_flags = self._read_flags
-        self._inline_reads = opened.in_memory or (not config.direct and self._knows_nowait())
+        self._inline_reads = opened.in_memory or (not config.direct and posix.knows_nowait(opened.fd))
         self._threads_until = 0.0 if self._inline_reads else NEVER  # writes go to the threads until then (monotonic)
         self._in_memory = opened.in_memory  # a write never waits, nor has the rest of a page to be read first
-        self._probe = [memoryview(bytearray(1))]
 
     @hookimpl
     def close(self, device: Device) -> None:
         """Bring everything to the disk and let go of the file."""
         try:
             if not device.read_only:
-                os.fdatasync(self._fd)
+                self._stable.flush()
         finally:
+            self._watch.close()
             os.close(self._fd)
 
     @hookimpl
@@ -94,10 +97,7 @@ class FileHandler:
         if change.size is not None and change.size != device.size:
             before, device.size = device.size, change.size
             try:
-                self._size_up(device)
-                if not self._storage.block_device and not device.read_only:
-                    # A smaller disk keeps its file as it is: nothing is lost by a slip of the hand.
-                    os.ftruncate(self._fd, max(change.size, os.fstat(self._fd).st_size))
+                self._size_up(device)  # a smaller disk keeps its file as it is: nothing is lost by a slip of the hand
             except BaseException:
                 device.size = before
                 raise
@@ -113,15 +113,8 @@ class FileHandler:
             device.size = -(-size // device.block_size) * device.block_size
         elif self._storage.block_device and device.size > size:
             raise ConfigError(f"{path} has {size} bytes: it can't be a device of {device.size} bytes")
-
-    def _knows_nowait(self) -> bool:
-        try:
-            os.preadv(self._fd, [bytearray(1)], 0, os.RWF_NOWAIT)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return True
+        elif not self._storage.block_device:
+            storage.extend(self._fd, path, device.size, read_only=device.read_only, block_size=device.block_size)
 
     # -- data -------------------------------------------------------------------------------------------------------
 
@@ -135,10 +128,10 @@ class FileHandler:
                 done = 0
             if done == (len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))):
                 return None
-            buffers = transfer.skip(buffers, done)
+            buffers = posix.skip(buffers, done)
         else:
             done = 0
-        return device.offload(transfer.read_full, self._fd, offset + done, buffers, self._alignment)
+        return device.offload(posix.read_full, self._fd, offset + done, buffers, self._alignment)
 
     @hookimpl
     def write(self, device: Device, offset: int, buffers: list[memoryview]) -> Future[None] | None:
@@ -147,7 +140,7 @@ class FileHandler:
         done = 0
         started = 0.0 if self._in_memory else monotonic()
         if started >= self._threads_until and (
-            not (offset | total) & PAGE_MASK or self._in_memory or self._edges_cached(offset, total)
+            not (offset | total) & PAGE_MASK or self._in_memory or posix.takes_at_once(self._fd, offset, total)
         ):
             try:
                 done = os.pwritev(self._fd, buffers, offset, self._write_flags)
@@ -159,71 +152,37 @@ class FileHandler:
             if done == total:
                 return None
         if done:
-            buffers = transfer.skip(buffers, done)
-        return device.offload(transfer.write_full, self._fd, offset + done, buffers, self._alignment)
-
-    def _edges_cached(self, offset: int, total: int) -> bool:
-        """Say whether the pages of which only a part is written are in the page cache: else the kernel reads them."""
-        try:
-            os.preadv(self._fd, self._probe, offset, os.RWF_NOWAIT)
-            os.preadv(self._fd, self._probe, offset + total - 1, os.RWF_NOWAIT)
-        except OSError:
-            return False
-        return True
+            buffers = posix.skip(buffers, done)
+        return device.offload(posix.write_full, self._fd, offset + done, buffers, self._alignment)
 
     @hookimpl
     def flush(self, device: Device) -> Future[None] | None:
         """Bring what was written to the disk."""
         if self._in_memory or device.read_only:
             return None
-        return device.offload(os.fdatasync, self._fd)
+        return device.offload(self._stable.flush)
 
     # -- space ------------------------------------------------------------------------------------------------------
 
     @hookimpl
     def discard(self, device: Device, offset: int, length: int) -> Future[None] | None:
         """Punch a hole; where the storage has none, write zeros."""
-        return self._change_space(device, (FREE, ZERO), offset, length)
+        return self._change_space(device, posix.discard, offset, length)
 
     @hookimpl
     def write_zeroes(self, device: Device, offset: int, length: int) -> Future[None] | None:
         """Make zeros that stay allocated; where the storage can't, a hole; else write them."""
-        return self._change_space(device, (ZERO, FREE), offset, length)
+        return self._change_space(device, posix.zero, offset, length)
 
-    def _change_space(self, device: Device, modes: tuple[int, ...], offset: int, length: int) -> Future[None] | None:
+    def _change_space(
+        self, device: Device, change: Callable[[int, int, int, posix.Alignment], None], offset: int, length: int
+    ) -> Future[None] | None:
         if not self._in_memory:
-            return device.offload(self._make_zeros, modes, offset, length)
-        self._make_zeros(modes, offset, length)
+            return device.offload(change, self._fd, offset, length, self._alignment)
+        change(self._fd, offset, length, self._alignment)
         return None
 
-    def _make_zeros(self, modes: tuple[int, ...], offset: int, length: int) -> None:
-        for mode in modes:
-            try:
-                syscalls.fallocate(self._fd, mode, offset, length)
-            except OSError as error:
-                if error.errno not in UNSUPPORTED:
-                    raise
-            else:
-                return
-        write = functools.partial(transfer.write_full, alignment=self._alignment)
-        transfer.write_zeroes(self._fd, offset, length, write)
-
     @hookimpl
-    def extents(self, device: Device, offset: int, length: int) -> Iterator[Extent]:
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Say where the file has data and where holes; all of a block device counts as data."""
-        end = offset + length
-        while offset < end:
-            data = hole = offset
-            try:
-                data = min(os.lseek(self._fd, offset, os.SEEK_DATA), end)
-                hole = min(os.lseek(self._fd, data, os.SEEK_HOLE), end) if data < end else end
-            except OSError as error:
-                if error.errno != errno.ENXIO:
-                    yield Extent(offset, end - offset, True)
-                    return
-                data = end  # no more data up to the end of the file
-            if data > offset:
-                yield Extent(offset, data - offset, False)
-            if data < end:
-                yield Extent(data, hole - data, True)
-            offset = max(data, hole)
+        return itertools.starmap(Extent, posix.extents(self._fd, offset, length))

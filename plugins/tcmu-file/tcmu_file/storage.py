@@ -9,13 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tcmu_core import ConfigError, boolean, parse_cfgstring, size
-from tcmu_file import locking, syscalls
-from tcmu_file.transfer import BUFFERED, Alignment
+from tcmu_core import ConfigError, boolean, parse_cfgstring, posix, size
 
 OPTIONS = {"block_size": size, "direct": boolean, "ro": boolean, "size": size, "sync": boolean}
 PAGE = 4096
-MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +39,7 @@ class Storage:
     solid_state: bool
     granularity: int  # the unit in which it allocates, frees and is best written
     punches: bool  # space can be given back
-    alignment: Alignment  # what direct I/O asks for
+    alignment: posix.Alignment  # what direct I/O asks for
 
 
 def parse(cfgstring: str, defaults: Mapping[str, str] | None = None) -> Config:
@@ -61,7 +58,7 @@ def parse(cfgstring: str, defaults: Mapping[str, str] | None = None) -> Config:
 
 
 def open_storage(config: Config, *, wanted: int | None, read_only: bool, block_size: int) -> Storage:
-    """Open the storage, creating a sparse file of `wanted` bytes if there is none; it is locked afterwards.
+    """Open the storage, locked; a file that is missing, or shorter than `wanted` bytes, is made so long, sparsely.
 
     Raises:
         ConfigError: it can't be opened like this, and what to do about it.
@@ -73,16 +70,32 @@ def open_storage(config: Config, *, wanted: int | None, read_only: bool, block_s
         if not stat.S_ISREG(info.st_mode) and not stat.S_ISBLK(info.st_mode):
             raise ConfigError(f"{path} is {_kind(info.st_mode)}: a disk needs a file or a block device")
         _lock(fd, path, write=not read_only)
-        if created:
-            os.ftruncate(fd, wanted or 0)
+        if stat.S_ISREG(info.st_mode) and wanted:
+            extend(fd, path, wanted, read_only=read_only, block_size=block_size)
         return _describe(fd, config, os.fstat(fd), read_only=read_only, block_size=block_size)
-    except BaseException as error:
+    except BaseException:
         os.close(fd)
         if created:
             os.unlink(path)
-        if created and isinstance(error, OSError):
-            raise ConfigError(f"can't make {path} with {wanted} bytes: {error.strerror}") from error
         raise
+
+
+def extend(fd: int, path: str, wanted: int, *, read_only: bool, block_size: int) -> None:
+    """Make the file `wanted` bytes long if it is shorter, so that the disk has this size the next time too.
+
+    Raises:
+        ConfigError: it can't be, or may not.
+    """
+    length = os.fstat(fd).st_size
+    if wanted <= length:
+        return
+    if not read_only:
+        try:
+            os.ftruncate(fd, wanted)
+        except OSError as error:
+            raise ConfigError(f"can't make {path} with {wanted} bytes: {error.strerror}") from error
+    elif wanted > -(-length // block_size) * block_size:
+        raise ConfigError(f"{path} has {length} bytes: read-only it can't be a device of {wanted} bytes")
 
 
 def _open(config: Config, wanted: int | None, read_only: bool) -> tuple[int, bool]:
@@ -124,7 +137,7 @@ def _open_error(path: str, error: OSError, direct: bool) -> ConfigError:
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ConfigError(f"{path} can't be opened for writing ({error.strerror}): add ro=1 for a read-only disk")
     if code == errno.EBUSY:
-        return ConfigError(f"{path} is in use{_users(path)}, or mounted: unmount it, or add ro=1")
+        return ConfigError(f"{path} is in use{posix.users(path)}, or mounted: unmount it, or add ro=1")
     return ConfigError(f"{path} can't be opened: {error.strerror}")
 
 
@@ -138,33 +151,12 @@ def _kind(mode: int) -> str:
 
 def _lock(fd: int, path: str, *, write: bool) -> None:
     try:
-        locking.lock(fd, write=write)
-    except OSError as error:
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            return  # this file system has no locks
+        posix.lock(fd, write=write)
+    except posix.InUse as error:
         raise ConfigError(
-            f"{path} is in use{_users(path, fd)}: two writers would destroy each other's data. "
+            f"{path} is in use{posix.users(path, fd)}: two writers would destroy each other's data. "
             "Readers may share it when all of them have ro=1"
         ) from error
-
-
-def _users(path: str, but: int = -1) -> str:
-    """Return ` by process 12 (name)` for those that have `path` open, not counting our descriptor `but`."""
-    target = os.stat(path)
-    users = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            held = any(
-                os.path.samestat(file.stat(), target)
-                for file in (process / "fd").iterdir()
-                if (process.name, file.name) != (str(os.getpid()), str(but))
-            )
-            name = (process / "comm").read_text().strip()
-        except OSError:
-            continue  # it ended, or belongs to another user
-        if held:
-            users.append(f"process {process.name} ({name})")
-    return f" by {' and '.join(users)}" if users else ""
 
 
 def _describe(fd: int, config: Config, info: os.stat_result, *, read_only: bool, block_size: int) -> Storage:
@@ -179,12 +171,12 @@ def _describe(fd: int, config: Config, info: os.stat_result, *, read_only: bool,
         if block_size < logical:
             raise ConfigError(f"{config.path} has blocks of {logical} bytes: add block_size={logical}")
     elif not read_only:
-        punches = _punches(fd, info)
-    in_memory = not block_device and _file_system(info.st_dev) in MEMORY_FILE_SYSTEMS
-    alignment = BUFFERED
+        punches = posix.can_punch(fd)
+    in_memory = not block_device and posix.in_memory(fd)
+    alignment = posix.BUFFERED
     if config.direct and not in_memory:
-        memory, offset = syscalls.direct_alignment(fd) or (PAGE, logical if block_device else PAGE)
-        alignment = Alignment(memory, offset)
+        memory, offset = posix.direct_alignment(fd) or (PAGE, logical if block_device else PAGE)
+        alignment = posix.Alignment(memory, offset)
         if block_size % offset:
             raise ConfigError(
                 f"{config.path}: direct I/O goes in units of {offset} bytes here: add block_size={offset}, "
@@ -203,15 +195,6 @@ def _describe(fd: int, config: Config, info: os.stat_result, *, read_only: bool,
     )
 
 
-def _punches(fd: int, info: os.stat_result) -> bool:
-    """Find out whether holes can be punched, far behind the end of the file, where there is nothing to lose."""
-    try:
-        syscalls.fallocate(fd, syscalls.PUNCH_HOLE | syscalls.KEEP_SIZE, info.st_size + (1 << 30), PAGE)
-    except OSError:
-        return False
-    return True
-
-
 def _queue(device: int) -> Path:
     """Return the sysfs directory that describes a block device (a partition's is its disk's)."""
     entry = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
@@ -223,13 +206,3 @@ def _number(file: Path) -> int | None:
         return int(file.read_text())
     except (OSError, ValueError):
         return None
-
-
-def _file_system(device: int) -> str:
-    """Return the type of the mounted file system that has this device number (proc(5), mountinfo)."""
-    number = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        head, _, tail = line.partition(" - ")
-        if head.split()[2] == number:
-            return tail.split()[0]
-    return ""

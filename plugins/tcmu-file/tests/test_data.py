@@ -6,8 +6,9 @@ from concurrent.futures import Future
 
 import pytest
 
+from tcmu_core.posix import syscalls, transfer
 from tcmu_core.testing import open_device
-from tcmu_file import FileHandler, handler, transfer
+from tcmu_file import FileHandler, handler
 
 from .conftest import ROOT
 
@@ -171,7 +172,7 @@ def test_where_the_storage_knows_neither_zeros_are_written(disk_dir, monkeypatch
     def unsupported(fd, mode, offset, length):
         raise OSError(errno.EOPNOTSUPP, "not supported")
 
-    monkeypatch.setattr(handler.syscalls, "fallocate", unsupported)
+    monkeypatch.setattr(syscalls, "fallocate", unsupported)
     monkeypatch.setattr(transfer, "ZEROS", transfer.ZEROS[:4096])
     with opened(disk_dir / "disk", MIB) as disk:
         assert not disk.device.thin
@@ -189,6 +190,36 @@ def test_a_sparse_file_has_the_extents_that_were_written(disk_dir):
             (MIB, 65536, True),
             (MIB + 65536, 15 * MIB - 65536, False),
         ]
+
+
+# -- flushes -------------------------------------------------------------------------------------------------------
+
+
+def test_a_flush_that_failed_fails_until_the_disk_is_opened_anew_and_the_log_says_so(disk_dir, monkeypatch, caplog):
+    path = disk_dir / "disk"
+    real, broken = os.fdatasync, [OSError(errno.EIO, "Input/output error")]
+
+    def fdatasync(fd):
+        if broken and os.path.samestat(os.fstat(fd), path.stat()):
+            raise broken.pop()  # the kernel tells it once
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+
+    def flush_thrice():
+        with opened(path, MIB) as disk:
+            disk.write(0, b"x" * 4096)
+            for _ in range(3):
+                with pytest.raises(OSError, match=r"Input/output error|an earlier flush failed") as caught:
+                    disk.flush()
+                assert caught.value.errno == errno.EIO
+
+    with pytest.raises(OSError, match="an earlier flush failed"):  # close flushes too
+        flush_thrice()
+    assert sum("a flush failed" in message for message in caplog.messages) == 1
+    assert str(path) in caplog.text
+    with opened(path) as disk:
+        disk.flush()
 
 
 # -- errors --------------------------------------------------------------------------------------------------------

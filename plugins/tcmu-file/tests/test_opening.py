@@ -6,11 +6,12 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tcmu_core import ConfigError
+from tcmu_core import ConfigError, WriteProtected
 from tcmu_core.testing import open_device
 from tcmu_file import FileHandler
 
@@ -50,15 +51,38 @@ def test_an_existing_file_gives_the_size_itself(disk_dir):
         assert disk.size == 5 * MIB
 
 
-def test_a_file_shorter_than_the_device_reads_as_zeros_behind_its_end_and_grows_by_writes_only(disk_dir):
+@pytest.mark.parametrize("how", ["device", "cfgstring"])
+def test_a_file_shorter_than_the_device_has_its_size_when_it_is_open(disk_dir, how):
     path = make(disk_dir / "disk", b"a" * 1000)
-    with opened(path, MIB) as disk:
-        assert path.stat().st_size == 1000
+    size, option = (MIB, "") if how == "device" else (None, ";size=1M")
+    with opened(f"{path}{option}", size) as disk:
+        assert path.stat().st_size == MIB
         assert disk.read(0, 2048) == b"a" * 1000 + bytes(1048)
         assert disk.read(MIB - 512, 512) == bytes(512)
         disk.write(4096, b"b" * 512)
-        assert path.stat().st_size == 4608
-        assert disk.read(512, 4096) == b"a" * 488 + bytes(3096) + b"b" * 512
+    assert path.stat().st_blocks < 64
+    with opened(path) as disk:
+        assert disk.size == MIB
+
+
+def test_an_empty_file_is_extended(disk_dir):
+    path = make(disk_dir / "disk")
+    with opened(path, MIB) as disk:
+        disk.write(4096, b"b" * 4096)
+    with opened(path) as disk:
+        assert disk.size == MIB
+
+
+def test_a_file_that_may_not_be_written_is_refused_where_it_is_shorter_than_the_device(disk_dir):
+    path = make(disk_dir / "disk", b"a" * 1000)
+    with pytest.raises(ConfigError, match="has 1000 bytes: read-only"), opened(path, MIB, read_only=True):
+        pass
+    with opened(path, 1024, read_only=True) as disk:
+        assert disk.read(0, 1024) == b"a" * 1000 + bytes(24)
+        with pytest.raises(ConfigError, match="has 1000 bytes: read-only"):
+            disk.reconfigure(size=MIB)
+        assert disk.size == 1024
+    assert path.stat().st_size == 1000
 
 
 def test_a_file_longer_than_the_device_keeps_its_tail(disk_dir):
@@ -107,7 +131,7 @@ def test_a_read_only_disk_is_opened_for_reading_alone(disk_dir):
         disk.flush()
         with pytest.raises(OSError, match="Bad file descriptor"):
             disk.write(0, b"w" * 512)
-    with opened(path, read_only=True) as disk, pytest.raises(OSError, match="Bad file descriptor"):
+    with opened(path, read_only=True) as disk, pytest.raises(WriteProtected):
         disk.write(0, b"w" * 512)
 
 
@@ -129,6 +153,40 @@ def test_what_the_file_system_is_good_at_is_announced(disk_dir):
         assert disk.device.thin
         assert disk.device.discard_granularity == 4096
         assert disk.device.discard_granularity == 4096
+
+
+# -- what happens to the file while it is served ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def looks_often(monkeypatch):
+    monkeypatch.setattr("tcmu_core.posix.watch.INTERVAL", 0.01)
+
+
+HAPPENS = {
+    "truncated": (lambda path: os.truncate(path, 4096), "was truncated while it is served, from 1048576 to 4096 bytes"),
+    "deleted": (Path.unlink, "was deleted or moved while it is served"),
+    "moved": (lambda path: path.rename(f"{path}.old"), "was deleted or moved while it is served"),
+    "replaced": (lambda path: make(path.with_suffix(".new")).replace(path), "was replaced by another file while"),
+}
+
+
+@pytest.mark.parametrize("what", HAPPENS)
+def test_what_happens_to_a_file_that_is_served_is_mentioned_once(disk_dir, looks_often, caplog, what):
+    happen, text = HAPPENS[what]
+    path = disk_dir / "disk"
+    with opened(path, MIB):
+        happen(path)
+        wait_until(lambda: text in caplog.text)
+    assert caplog.text.count("while it is served") == 1
+    assert str(path) in caplog.text
+
+
+def wait_until(condition):
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until, "it did not come to that"
+        time.sleep(0.01)
 
 
 # -- one writer -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
-from tcmu_qcow.files import Cursor, HostFile, fill_zero
+from tcmu_core.posix import Cursor, fill_zero
+from tcmu_qcow.files import HostFile
 
 # What a run of guest bytes is. Plain integers: they are compared once for every cluster of a command.
 ZERO = 0  # reads as zeros, in this layer
@@ -94,33 +95,35 @@ def read_chain(node: Node, offset: int, buffers: Sequence[memoryview], runs: lis
 
 def read_chain_nowait(node: Node, offset: int, buffers: Sequence[memoryview], runs: list[Run]) -> bool:
     """read_chain where it takes no wait: tables and data in memory. False otherwise, with the buffers in any state."""
-    whole = len(runs) == 1
-    cursor = Cursor(buffers)
-    for kind, host, length in runs:
-        pieces = buffers if whole else cursor.take(length)
-        if kind == DATA:
-            if not node.data_file.preadv_nowait(pieces, host, length):
-                return False
-        elif kind == ZERO:
-            fill_zero(pieces)
-        elif kind == COMPRESSED:
-            cluster = node.cached_compressed(host)
-            if cluster is None:
-                return False
-            _copy_from_cluster(cluster, offset % node.cluster_size, pieces)
-        else:
-            below = node.backing
-            if below is None or offset + length > below.size or not below.lock.acquire(blocking=False):
-                return False
-            try:
-                deeper = below.map_range(offset, length, load=False)
-            finally:
-                below.lock.release()
-            if deeper is None or (len(deeper) > 1 and below.backing is not None):
-                return False
-            if not read_chain_nowait(below, offset, pieces, deeper):
-                return False
-        offset += length
+    work = [(node, offset, buffers, runs)]
+    while work:
+        node, offset, buffers, runs = work.pop()
+        whole = len(runs) == 1
+        cursor = Cursor(buffers)
+        for kind, host, length in runs:
+            pieces = buffers if whole else cursor.take(length)
+            if kind == DATA:
+                if not node.data_file.preadv_nowait(pieces, host, length):
+                    return False
+            elif kind == ZERO:
+                fill_zero(pieces)
+            elif kind == COMPRESSED:
+                cluster = node.cached_compressed(host)
+                if cluster is None:
+                    return False
+                _copy_from_cluster(cluster, offset % node.cluster_size, pieces)
+            else:
+                below = node.backing
+                if below is None or offset + length > below.size or not below.lock.acquire(blocking=False):
+                    return False
+                try:
+                    deeper = below.map_range(offset, length, load=False)
+                finally:
+                    below.lock.release()
+                if deeper is None or (len(deeper) > 1 and below.backing is not None):
+                    return False
+                work.append((below, offset, pieces, deeper))
+            offset += length
     return True
 
 

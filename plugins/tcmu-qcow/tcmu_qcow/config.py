@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
 from tcmu_core import ConfigError, boolean, parse_cfgstring, size
 from tcmu_qcow.create import CreateOptions, Preallocation
-from tcmu_qcow.opening import Format, OpenOptions
+from tcmu_qcow.formats import Format
+from tcmu_qcow.opening import OpenOptions, resolve
 from tcmu_qcow.qcow2 import DEFAULT_CACHE
+from tcmu_qcow.scope import HERE, Allowed, parse_allowed
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -43,11 +46,12 @@ OPEN_OPTIONS: dict[str, Callable[[str], Any]] = {
     "block_size": size,
     "create": boolean,
     "size": size,
+    "allow": parse_allowed,
+    "backing_format": _one_of(Format),
 }
 CREATE_OPTIONS: dict[str, Callable[[str], Any]] = {
     "cluster_size": size,
     "backing": str,
-    "backing_format": _one_of(Format),
     "compat": _compat,
     "extended_l2": boolean,
     "lazy_refcounts": boolean,
@@ -93,6 +97,7 @@ def parse(cfgstring: str, defaults: Mapping[str, str] | None = None) -> Config:
         raise ConfigError(f"only qcow2 images are created, not {kind}")
     if creating and (given.get("ro") or "snapshot" in given):
         raise ConfigError("a new image is neither read-only nor has it snapshots: leave out create=1")
+    allowed = _allowed(parsed.body, given)
     return Config(
         path=parsed.body,
         opening=OpenOptions(
@@ -102,14 +107,25 @@ def parse(cfgstring: str, defaults: Mapping[str, str] | None = None) -> Config:
             cache_bytes=given.get("l2_cache", DEFAULT_CACHE),
             lock=given.get("lock", True),
             repair=given.get("repair", False),
+            allowed=allowed,
+            backing_format=given.get("backing_format"),
         ),
-        creation=_creation(given) if creating else None,
+        creation=_creation(given, allowed) if creating else None,
         size=given.get("size"),
         block_size=block_size,
     )
 
 
-def _creation(given: Mapping[str, Any]) -> CreateOptions:
+def _allowed(path: str, given: Mapping[str, Any]) -> Allowed:
+    """What images may name: what `allow` says, and the backing file that the cfgstring itself has for a new image."""
+    allowed: Allowed = given.get("allow", HERE)
+    if not given.get("create") or "backing" not in given:
+        return allowed
+    base = os.path.realpath(resolve(given["backing"], path))
+    return replace(allowed, directories=(*allowed.directories, os.path.dirname(base)))
+
+
+def _creation(given: Mapping[str, Any], allowed: Allowed) -> CreateOptions:
     defaults = CreateOptions()
     return CreateOptions(
         size=given.get("size"),
@@ -121,4 +137,5 @@ def _creation(given: Mapping[str, Any]) -> CreateOptions:
         lazy_refcounts=given.get("lazy_refcounts", False),
         refcount_bits=given.get("refcount_bits", defaults.refcount_bits),
         preallocation=given.get("preallocation", Preallocation.OFF),
+        allowed=allowed,
     )

@@ -6,13 +6,16 @@ import os
 from dataclasses import dataclass
 from enum import StrEnum
 
+from tcmu_core import posix
 from tcmu_qcow import layout as q
 from tcmu_qcow.chain import Node
 from tcmu_qcow.errors import ImageError
-from tcmu_qcow.files import ZEROS, HostFile
+from tcmu_qcow.files import HostFile
+from tcmu_qcow.formats import Format
 from tcmu_qcow.header import Header, encode_header, parse_header
-from tcmu_qcow.opening import Format, OpenOptions, open_image, resolve
+from tcmu_qcow.opening import OpenOptions, open_image, resolve
 from tcmu_qcow.repair import rebuild_refcounts
+from tcmu_qcow.scope import HERE, Allowed
 from tcmu_qcow.write import WritableQcow2
 
 
@@ -38,6 +41,7 @@ class CreateOptions:
     lazy_refcounts: bool = False
     refcount_bits: int = 16
     preallocation: Preallocation = Preallocation.OFF
+    allowed: Allowed = HERE  # what the images below the new one may name
 
 
 def create_image(path: str, options: CreateOptions) -> None:
@@ -102,8 +106,9 @@ def _check(options: CreateOptions) -> None:
 
 def _open_below(path: str, options: CreateOptions) -> Node:
     assert options.backing is not None
+    below = OpenOptions(options.backing_format, read_only=True, allowed=options.allowed)
     try:
-        return open_image(resolve(options.backing, path), OpenOptions(options.backing_format, read_only=True))
+        return open_image(resolve(options.backing, path), below)
     except FileNotFoundError as error:
         raise ImageError(f"{path}: its backing file {options.backing} does not exist") from error
 
@@ -133,14 +138,6 @@ def _preallocate(path: str, how: Preallocation) -> None:
 
 def _write_holes(file: HostFile, offset: int, end: int) -> None:
     """Write zeros where the file has nothing yet."""
-    while offset < end:
-        hole = min(end, os.lseek(file.fd, offset, os.SEEK_HOLE))
-        try:
-            stop = min(end, os.lseek(file.fd, hole, os.SEEK_DATA))
-        except OSError:
-            stop = end
-        offset = hole
-        while offset < stop:
-            n = min(stop - offset, len(ZEROS))
-            file.pwrite(memoryview(ZEROS)[:n], offset)
-            offset += n
+    for start, length, mapped in posix.extents(file.fd, offset, end - offset):
+        if not mapped:
+            posix.write_zeroes(file.fd, start, length)

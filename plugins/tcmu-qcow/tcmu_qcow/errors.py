@@ -36,6 +36,12 @@ class ImageInUse(ImageError):
     code = errno.EBUSY
 
 
+class ForbiddenFile(ImageError):
+    """An image names a file of the host that it may not."""
+
+    code = errno.EACCES
+
+
 class ReadOnlyImage(ImageError):
     """A write to an image that was opened read-only."""
 

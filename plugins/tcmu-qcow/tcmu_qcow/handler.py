@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future
 from time import monotonic
 
-from tcmu_core import Change, ConfigError, Device, Extent, WriteProtected, hookimpl
+from tcmu_core import Body, Change, ConfigError, Device, Extent, Option, Options, WriteProtected, hookimpl
 from tcmu_qcow.chain import chain_extents
-from tcmu_qcow.config import Config, parse
+from tcmu_qcow.config import OPTIONS, Config, parse
 from tcmu_qcow.create import create_image
 from tcmu_qcow.opening import Image, open_image
 from tcmu_qcow.qcow1 import Qcow1Image
@@ -28,8 +29,10 @@ class Handler:
 
     config_desc = (
         "The path to the QEMU qcow, qcow2 or raw image, then options: /path[;format=qcow2][;ro=1][;snapshot=NAME]"
-        "[;l2_cache=32M], and to make a new one [;create=1;size=10G][;cluster_size=64K][;backing=base.qcow2]"
+        "[;l2_cache=32M][;allow=here], and to make a new one "
+        "[;create=1;size=10G][;cluster_size=64K][;backing=base.qcow2]"
     )
+    options = Options(*itertools.starmap(Option, OPTIONS.items()), body=Body("PATH", "/path/to/image.qcow2"))
 
     # -- opening and closing -----------------------------------------------------------------------------------------
 
@@ -48,11 +51,14 @@ class Handler:
             )
         wanted = device.size or config.size
         device.block_size = config.block_size or device.block_size
-        self._image = _open(config, wanted, read_only=device.read_only)
+        created = config.creation is not None and not os.path.lexists(config.path)
+        self._image = _open(config, wanted, device)
         try:
             self._describe(device, config, wanted)
         except BaseException:
             self._close()
+            if created:
+                os.unlink(config.path)
             raise
         if isinstance(self._image, WritableQcow2) and self._image.lost:
             device.log.error("%s", self._image.lost)
@@ -172,10 +178,11 @@ class Handler:
             yield Extent(start, n, mapped)
 
 
-def _open(config: Config, wanted: int | None, *, read_only: bool) -> Image:
+def _open(config: Config, wanted: int | None, device: Device) -> Image:
     """The image, made if it is not there and the configuration says so."""
     path = config.path
-    options = dataclasses.replace(config.opening, read_only=config.opening.read_only or read_only)
+    read_only = config.opening.read_only or device.read_only
+    options = dataclasses.replace(config.opening, read_only=read_only, log=device.log)
     if config.creation is not None and not os.path.lexists(path):
         create_image(path, dataclasses.replace(config.creation, size=wanted))
     try:

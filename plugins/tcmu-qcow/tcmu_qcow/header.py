@@ -73,6 +73,11 @@ class Header:
         return bool(self.incompatible_features & q.Incompatible.DIRTY)
 
     @property
+    def corrupt(self) -> bool:
+        """True when some program found the image inconsistent; it may be read to rescue what is there."""
+        return bool(self.incompatible_features & q.Incompatible.CORRUPT)
+
+    @property
     def l2_bits(self) -> int:
         """Log2 of the entries in an L2 table."""
         return self.cluster_bits - (4 if self.extended_l2 else 3)
@@ -103,12 +108,14 @@ def parse_header(file: HostFile) -> Header:
         length = fields["header_length"]
         if length < q.HEADER_V3_LENGTH or length % 8 or length > 1 << cluster_bits:
             raise CorruptImage(f"{path}: header_length {length}")
-    first_cluster = file.pread(1 << cluster_bits, 0) if len(raw) >= 4096 else raw
+    end = fields["backing_file_offset"] + fields["backing_file_size"]
+    whole = end <= len(raw) and _ends_within(raw, length)
+    first_cluster = raw if whole or len(raw) < 4096 else file.pread(1 << cluster_bits, 0)
     header = Header(
         **{name: value for name, value in fields.items() if name in Header.__slots__},
     )
     _parse_extensions(header, first_cluster, length, path)
-    _check_features(header, fields["crypt_method"], path)
+    _check_features(header, fields["crypt_method"], file)
     if version == 3 and length > q.AT_COMPRESSION_TYPE and len(first_cluster) > q.AT_COMPRESSION_TYPE:
         kind = first_cluster[q.AT_COMPRESSION_TYPE]
         if bool(kind) != bool(header.incompatible_features & q.Incompatible.COMPRESSION):
@@ -135,15 +142,16 @@ def feature_name(header: Header, bitmap: int, bit: int) -> str:
     return f"“{known}”" if known else f"{kind} feature bit {bit}"
 
 
-def _check_features(header: Header, crypt_method: int, path: str) -> None:
+def _check_features(header: Header, crypt_method: int, file: HostFile) -> None:
+    path = file.path
     unknown = header.incompatible_features & ~(q.INCOMPATIBLE_KNOWN | int(q.Incompatible.CORRUPT))
     if unknown:
         names = ", ".join(feature_name(header, 0, bit) for bit in range(64) if unknown >> bit & 1)
         raise UnsupportedImage(f"{path}: the image needs features that are not supported: {names}")
-    if header.incompatible_features & q.Incompatible.CORRUPT:
+    if header.corrupt and not file.read_only:
         raise CorruptImage(
             f"{path}: the {feature_name(header, 0, 1)} is set: the image was found inconsistent; "
-            "repair it with qemu-img check -r all"
+            "repair it with qemu-img check -r all, or add ro=1 to rescue what can be read"
         )
     if crypt_method:
         name = q.Crypt(crypt_method).name if crypt_method in list(q.Crypt) else f"method {crypt_method}"
@@ -154,6 +162,16 @@ def _check_features(header: Header, crypt_method: int, path: str) -> None:
         raise CorruptImage(f"{path}: “extended L2 entries” need cluster_bits of 14 or more, not {header.cluster_bits}")
     if header.autoclear_features & q.Autoclear.DATA_FILE_RAW and not header.has_data_file:
         raise CorruptImage(f"{path}: “raw external data” without “external data file”")
+
+
+def _ends_within(start: bytes, at: int) -> bool:
+    """True if the last header extension ends within these bytes: a large cluster needs no reading then."""
+    while at + q.EXTENSION.size <= len(start):
+        kind, length = q.EXTENSION.unpack_from(start, at)
+        if kind == q.Extension.END:
+            return True
+        at += q.EXTENSION.size + -(-length // 8) * 8
+    return False
 
 
 def _parse_extensions(header: Header, cluster: bytes, at: int, path: str) -> None:

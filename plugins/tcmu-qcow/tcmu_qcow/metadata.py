@@ -152,8 +152,18 @@ class Metadata:
 
     def bound(self) -> None:
         """Write back before what waits for it takes too much memory. Between two commands, never within one."""
-        if len(self._unlinked) > MOST_UNLINKED or (self._journal is not None and self._journal.size > LARGEST):
+        journal = self._journal
+        if len(self._unlinked) > MOST_UNLINKED or (journal is not None and (journal.full or journal.size > LARGEST)):
             self.write_back()
+
+    def reserve_journal(self) -> None:
+        """Before a command: have room for its records. Where there is none, `bound` writes the tables at its end."""
+        journal = self._journal
+        if journal is None or journal.reserve():
+            return
+        self.write_back()
+        if not journal.reserve():
+            journal.give_up()
 
     def release_unused(self, cluster: int, count: int) -> None:
         """Give back clusters that were allocated and never linked."""
@@ -175,7 +185,7 @@ class Metadata:
             elif changed:
                 file.flush()
             if self._journal is None and self._keep_journal:
-                self._journal = Journal(file)
+                self._journal = Journal(file, file.logger)
             self.began = True
 
     def set_dirty(self, dirty: bool) -> None:

@@ -5,33 +5,28 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
 
+from tcmu_core import posix
 from tcmu_qcow import layout as q
 from tcmu_qcow.chain import Node
 from tcmu_qcow.compression import require_zstd
-from tcmu_qcow.errors import CorruptImage, ImageError, UnsupportedImage
+from tcmu_qcow.errors import CorruptImage, ImageError, ImageInUse, UnsupportedImage
 from tcmu_qcow.files import HostFile
+from tcmu_qcow.formats import PROBED, Format, format_of
 from tcmu_qcow.header import Header, parse_header
 from tcmu_qcow.journal import recover
-from tcmu_qcow.locking import lock_image
 from tcmu_qcow.qcow1 import Qcow1Image
 from tcmu_qcow.qcow2 import DEFAULT_CACHE
 from tcmu_qcow.raw import RawImage
 from tcmu_qcow.repair import rebuild_refcounts
+from tcmu_qcow.scope import HERE, Allowed, Scope
 from tcmu_qcow.snapshots import find_snapshot, read_snapshots
 from tcmu_qcow.write import WritableQcow2
 
 Image = WritableQcow2 | RawImage | Qcow1Image
 
-
-class Format(StrEnum):
-    """The formats by QEMU's names."""
-
-    RAW = "raw"
-    QCOW = "qcow"
-    QCOW2 = "qcow2"
+MOST_LAYERS = 1000  # in one chain; each is an open file, and a read of what none of them has asks them all
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +39,17 @@ class OpenOptions:
     cache_bytes: int = DEFAULT_CACHE
     lock: bool = True
     repair: bool = False  # rebuild the refcounts even if they claim to be right
-
-
-def probe(file: HostFile) -> Format:
-    """The format by its magic and version; a file without one is raw."""
-    start = file.pread(q.PREFIX.size, 0)
-    if len(start) < q.PREFIX.size or start[:4] != q.MAGIC:
-        return Format.RAW
-    return Format.QCOW if q.PREFIX.unpack(start)[1] == 1 else Format.QCOW2
+    allowed: Allowed = HERE  # what the images of the chain may name
+    backing_format: Format | None = None  # of backing files whose format no image tells
+    log: posix.Log = field(default=posix.log, compare=False)
 
 
 def open_image(path: str, options: OpenOptions = OpenOptions()) -> Image:
     """Open `path` and all that it stands on."""
-    top = _open_node(path, options)
+    scope = Scope(path, options.allowed)
+    top = _open_node(path, options, scope)
     try:
-        _open_backing(top, options)
+        _open_backing(top, options, scope)
     except BaseException:
         for layer in list(top.layers()):
             _abandon(layer)
@@ -72,15 +63,28 @@ def _abandon(layer: Node) -> None:
     layer.file.close()
 
 
-def _open_node(path: str, options: OpenOptions, above: Collection[tuple[int, int]] = ()) -> Image:
+def _open_node(
+    path: str, options: OpenOptions, scope: Scope, above: Collection[tuple[int, int]] = (), overlay: str = ""
+) -> Image:
+    """Open one layer; `overlay` is the image that names it, of the identities `above` none may come again."""
     writing = not options.read_only and options.snapshot is None
+    if overlay:
+        scope.check(path, overlay)
     file = HostFile.open(path, read_only=not writing)
     try:
+        file.tell(options.log)
+        if overlay:
+            scope.check_opened(file, overlay)
         if file.identity in above:
             raise CorruptImage(f"{path}: the image is a backing file of itself")
-        kind = options.format or probe(file)
+        kind = options.format or format_of(file.pread(PROBED, 0), path)
+        if kind is Format.RAW and options.format is None and overlay:
+            raise ImageError(
+                f"{overlay} does not say in which format its backing file {path} is, and it looks like raw: "
+                "say so with qemu-img rebase -u -F raw -b FILE IMAGE, or add backing_format=raw"
+            )
         if options.lock:
-            lock_image(file, write=writing and kind is not Format.QCOW)
+            _lock(file, write=writing and kind is not Format.QCOW)
         if kind is Format.RAW:
             if options.snapshot is not None:
                 raise ImageError(f"{path}: a raw image has no snapshots")
@@ -89,19 +93,30 @@ def _open_node(path: str, options: OpenOptions, above: Collection[tuple[int, int
             if options.snapshot is not None:
                 raise ImageError(f"{path}: a version 1 image has no snapshots that can be read")
             return Qcow1Image(file)
-        return _open_qcow2(file, options, writing)
+        return _open_qcow2(file, options, scope, writing)
     except BaseException:
         file.close()
         raise
 
 
-def _open_qcow2(file: HostFile, options: OpenOptions, writing: bool) -> WritableQcow2:
+def _lock(file: HostFile, *, write: bool) -> None:
+    """Take the locks that QEMU's format drivers take; a file system without them is used without, as QEMU does."""
+    try:
+        posix.lock(file.fd, write=write)
+    except posix.InUse as error:
+        who = posix.users(file.path, file.fd)
+        raise ImageInUse(f"{file.path} is in use{who}: {error.strerror}") from error
+
+
+def _open_qcow2(file: HostFile, options: OpenOptions, scope: Scope, writing: bool) -> WritableQcow2:
     header = parse_header(file)
-    if header.nb_snapshots:
+    if header.corrupt:
+        options.log.warning("%s is marked as corrupt: what can be read of it is there to be rescued", file.path)
+    if header.nb_snapshots and not header.corrupt:
         read_snapshots(file, header)  # a table that can't be read is no image to write to
     if header.compression is q.Compression.ZSTD:
         require_zstd(file.path)
-    data_file = _open_data_file(file, header, options, writing) if header.has_data_file else None
+    data_file = _open_data_file(file, header, options, scope, writing) if header.has_data_file else None
     try:
         lost = recover(file, header) if writing and options.lock else None
         if writing and (header.dirty or options.repair):
@@ -124,17 +139,21 @@ def _open_qcow2(file: HostFile, options: OpenOptions, writing: bool) -> Writable
         raise
 
 
-def _open_data_file(file: HostFile, header: Header, options: OpenOptions, writing: bool) -> HostFile:
+def _open_data_file(file: HostFile, header: Header, options: OpenOptions, scope: Scope, writing: bool) -> HostFile:
     if header.data_file_name is None:
         raise ImageError(f"{file.path}: the image does not name its external data file")
     if header.nb_snapshots:
         raise CorruptImage(f"{file.path}: internal snapshots together with an external data file")
-    data_file = HostFile.open(resolve(header.data_file_name, file.path), read_only=not writing)
+    path = resolve(header.data_file_name, file.path)
+    scope.check(path, file.path)
+    data_file = HostFile.open(path, read_only=not writing)
     try:
+        data_file.tell(options.log)
+        scope.check_opened(data_file, file.path)
         if data_file.identity == file.identity:
             raise CorruptImage(f"{file.path}: the image is its own data file")
         if options.lock:
-            lock_image(data_file, write=writing)
+            _lock(data_file, write=writing)
     except BaseException:
         data_file.close()
         raise
@@ -153,7 +172,7 @@ def resolve(name: str, overlay: str) -> str:
     return os.path.join(os.path.dirname(overlay), name)
 
 
-def _open_backing(top: Node, options: OpenOptions) -> None:
+def _open_backing(top: Node, options: OpenOptions, scope: Scope) -> None:
     """Open what the chain names, one below the other, all of it read-only."""
     seen = {top.file.identity}
     node: Node = top
@@ -163,11 +182,16 @@ def _open_backing(top: Node, options: OpenOptions) -> None:
             return
         if isinstance(node, WritableQcow2) and node.header.data_file_raw:
             raise CorruptImage(f"{node.file.path}: a backing file together with “raw external data”")
-        path = resolve(name, node.file.path)
-        try:
-            below = _open_node(
-                path, OpenOptions(kind, read_only=True, cache_bytes=options.cache_bytes, lock=options.lock), seen
+        if len(seen) >= MOST_LAYERS:
+            raise ImageError(
+                f"{top.file.path}: its chain has more than {MOST_LAYERS} images: merge some with qemu-img rebase"
             )
+        path = resolve(name, node.file.path)
+        below_options = replace(
+            options, format=kind or options.backing_format, read_only=True, snapshot=None, repair=False
+        )
+        try:
+            below = _open_node(path, below_options, scope, seen, node.file.path)
         except OSError as error:
             if isinstance(error, ImageError):
                 raise

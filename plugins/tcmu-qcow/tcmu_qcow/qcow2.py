@@ -51,8 +51,9 @@ class Qcow2Image(Node):
         self._mask = header.cluster_size - 1
         self._l1_shift = header.cluster_bits + header.l2_bits
         self._l2_mask = (1 << header.l2_bits) - 1
-        # An entry with none of these bits is a plain data cluster, or unallocated if nothing else is set.
-        self._odd = ~(q.OFFSET_MASK & ~self._mask | q.COPIED) & (1 << 64) - 1
+        # An entry with none of these bits is a plain data cluster, or unallocated if it has no offset. Reserved bits
+        # (1 to 8 and 56 to 61) are ignored, as QEMU does (Standard Cluster Descriptor).
+        self._odd = q.OFFSET_MASK & self._mask | q.COMPRESSED | q.ZERO
         self._l2 = self.meta.l2
         self._plain = not header.extended_l2
         self._one_file = self.data_file is file
@@ -106,7 +107,7 @@ class Qcow2Image(Node):
         while length:
             n = min(length, size - at)
             entry = entries[index]
-            if not entry & odd and (entry & q.OFFSET_MASK or (has_data_file and entry)):
+            if not entry & odd and (entry & q.OFFSET_MASK or (has_data_file and entry & q.COPIED)):
                 kind, host = DATA, (entry & q.OFFSET_MASK) + at
                 if has_data_file and host != offset:
                     raise self._bad_entry(offset, entry)
@@ -143,7 +144,7 @@ class Qcow2Image(Node):
             entry, bitmap = entries[2 * index], entries[2 * index + 1]
             cluster_host = entry & q.OFFSET_MASK
             if not entry & q.COMPRESSED:
-                allocated = cluster_host or (has_data_file and entry)
+                allocated = cluster_host or (has_data_file and entry & q.COPIED)
                 if (
                     cluster_host & mask
                     or bitmap & bitmap >> 32 & 0xFFFF_FFFF

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Sequence
 
+from tcmu_core import posix
+from tcmu_core.posix import ZEROS
 from tcmu_qcow import layout as q
 from tcmu_qcow.chain import DATA, Node, Run
 from tcmu_qcow.errors import ReadOnlyImage
-from tcmu_qcow.files import ZEROS, HostFile
+from tcmu_qcow.files import HostFile
+from tcmu_qcow.formats import PROBED, foreign_format
 
 
 class RawImage(Node):
@@ -35,8 +37,8 @@ class RawImage(Node):
     def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Write every buffer. The range lies within the disk."""
         self._check_writable()
-        if self._guarded and offset < len(q.MAGIC):
-            self._check_magic(offset, buffers)
+        if self._guarded and not offset:
+            self._check_magic(buffers)
         self.file.pwritev(buffers, offset)
 
     def write_nowait(self, offset: int, buffers: Sequence[memoryview], length: int) -> bool:
@@ -50,13 +52,14 @@ class RawImage(Node):
         if self.read_only:
             raise ReadOnlyImage(f"{self.file.path}: the image is open read-only")
 
-    def _check_magic(self, offset: int, buffers: Sequence[memoryview]) -> None:
+    def _check_magic(self, buffers: Sequence[memoryview]) -> None:
         """A guest may not turn a disk whose format was guessed into an image that names other files of the host."""
-        start = b"".join(bytes(buffer[:4]) for buffer in buffers[:4])[:4]
-        if offset == 0 and start == q.MAGIC:
+        start = b"".join(posix.window(buffers, 0, PROBED))
+        found = "qcow" if start.startswith(q.MAGIC) else foreign_format(start)
+        if found is not None:
             raise OSError(
                 errno.EPERM,
-                "the guest may not write a qcow header to a disk of guessed format; say format=raw",
+                f"the guest may not write a {found} header to a disk of guessed format; say format=raw",
                 self.file.path,
             )
 
@@ -71,7 +74,7 @@ class RawImage(Node):
         end = offset + length
         while offset < end:
             n = min(end - offset, len(ZEROS))
-            self.file.pwrite(memoryview(ZEROS)[:n], offset)
+            self.file.pwrite(ZEROS[:n], offset)
             offset += n
 
     def discard(self, offset: int, length: int) -> None:
@@ -82,23 +85,7 @@ class RawImage(Node):
 
     def extents(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
         """(offset, length, whether there is data) for all of the range, in order."""
-        found: list[tuple[int, int, bool]] = []
-        end = offset + length
-        while offset < end:
-            try:
-                data = min(end, os.lseek(self.file.fd, offset, os.SEEK_DATA))
-            except OSError as error:
-                if error.errno != errno.ENXIO:
-                    return [*found, (offset, end - offset, True)]
-                data = end
-            if data > offset:
-                found.append((offset, data - offset, False))
-                offset = data
-            if offset < end:
-                hole = min(end, os.lseek(self.file.fd, offset, os.SEEK_HOLE))
-                found.append((offset, hole - offset, True))
-                offset = hole
-        return found
+        return list(posix.extents(self.file.fd, offset, length))
 
     def resize(self, size: int) -> None:
         """Set the size of the file."""

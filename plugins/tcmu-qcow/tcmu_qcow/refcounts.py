@@ -15,7 +15,7 @@ from tcmu_qcow import layout as q
 from tcmu_qcow.errors import CorruptImage
 from tcmu_qcow.files import HostFile
 from tcmu_qcow.header import Header
-from tcmu_qcow.tables import Table, TableCache, decode, encode
+from tcmu_qcow.tables import Table, TableCache, any_bits, decode, encode
 
 
 class Refcounts:
@@ -28,17 +28,25 @@ class Refcounts:
         self.bits = 1 << header.refcount_order
         self.maximum = (1 << self.bits) - 1
         self.per_block = header.cluster_size * 8 // self.bits
-        raw = file.pread(header.refcount_table_clusters << header.cluster_bits, header.refcount_table_offset)
-        self.table: array[int] = decode(raw[: len(raw) // 8 * 8], 64)
-        for index, entry in enumerate(self.table):
-            if entry & ~q.REFCOUNT_OFFSET_MASK or entry % header.cluster_size:
-                raise CorruptImage(f"{file.path}: refcount table entry {index} is {entry:#x}")
+        self.table = self._load(file, header) if not file.read_only else array("Q")  # who only reads needs no counts
         self.blocks = TableCache(cache_bytes // header.cluster_size)
         self.metadata: set[int] = set()  # clusters that hold tables; guest data never goes there
         first = header.refcount_table_offset >> header.cluster_bits
         self.metadata.update(range(first, first + header.refcount_table_clusters))
-        self.metadata.update(entry >> header.cluster_bits for entry in self.table if entry)
+        self.metadata.update(entry >> header.cluster_bits for entry in set(self.table) - {0})
         self._hint = 0  # no cluster below it is free
+
+    @staticmethod
+    def _load(file: HostFile, header: Header) -> array[int]:
+        """The refcount table. Its reserved bits are ignored, as QEMU does (Refcount table entry)."""
+        raw = file.pread(header.refcount_table_clusters << header.cluster_bits, header.refcount_table_offset)
+        table = decode(raw[: len(raw) // 8 * 8], 64)
+        if any_bits(table, ~q.REFCOUNT_OFFSET_MASK & (1 << 64) - 1):
+            table = array("Q", [entry & q.REFCOUNT_OFFSET_MASK for entry in table])
+        if any_bits(table, header.cluster_size - 1):
+            index, entry = next((n, entry) for n, entry in enumerate(table) if entry % header.cluster_size)
+            raise CorruptImage(f"{file.path}: refcount table entry {index} is {entry:#x}")
+        return table
 
     # -- counts ------------------------------------------------------------------------------------------------------
 

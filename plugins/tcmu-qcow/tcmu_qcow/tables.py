@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from array import array
 
+from tcmu_qcow import layout as q
 from tcmu_qcow.files import HostFile
 
 SLICE = 4096  # the least that is written back; a smaller cluster is written whole
@@ -29,6 +30,11 @@ def decode(raw: bytes, bits: int) -> array[int]:
         unpacked[column::per_byte] = (number >> column * bits & mask).to_bytes(len(raw))
     entries.frombytes(unpacked)
     return entries
+
+
+def any_bits(entries: array[int], mask: int) -> bool:
+    """True if some entry of a 64-bit table has one of these bits. The table is one long number here, as in decode."""
+    return bool(int.from_bytes(entries.tobytes(), sys.byteorder) & int.from_bytes(q.U64.pack(mask) * len(entries)))
 
 
 def encode(entries: array[int], bits: int) -> bytes:

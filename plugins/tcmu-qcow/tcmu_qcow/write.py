@@ -10,11 +10,11 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from tcmu_core.posix import ZEROS, Buffer, Cursor
 from tcmu_qcow import layout as q
 from tcmu_qcow.chain import ZERO, read_chain
 from tcmu_qcow.compression import locate
 from tcmu_qcow.errors import CorruptImage, ReadOnlyImage
-from tcmu_qcow.files import ZEROS, Buffer, Cursor
 from tcmu_qcow.layout import COPIED, OFFSET_MASK
 from tcmu_qcow.qcow2 import Qcow2Image
 from tcmu_qcow.tables import Table
@@ -32,6 +32,7 @@ class WritableQcow2(Qcow2Image):
             self.check_usable()
             with self._corruption_noted():
                 self.meta.begin()
+                self.meta.reserve_journal()
                 yield
                 self.meta.bound()
 
@@ -333,7 +334,7 @@ class WritableQcow2(Qcow2Image):
             runs = self.map_range(offset, n)
             assert runs is not None
             if any(kind != ZERO for kind, _, _ in runs):
-                self._write(offset, [memoryview(ZEROS)[:n]], n)
+                self._write(offset, [ZEROS[:n]], n)
             offset += n
             length -= n
 

@@ -11,7 +11,7 @@ import pytest
 
 from tcmu_qcow.create import CreateOptions, Preallocation, create_image
 from tcmu_qcow.errors import ImageError
-from tcmu_qcow.opening import Format
+from tcmu_qcow.formats import Format
 
 MIB = 1 << 20
 

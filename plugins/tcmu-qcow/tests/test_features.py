@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import zlib
@@ -12,10 +13,14 @@ from pathlib import Path
 import pytest
 
 from tcmu_qcow import layout as q
+from tcmu_qcow import opening
 from tcmu_qcow.errors import CorruptImage, ImageError, ReadOnlyImage, UnsupportedImage
-from tcmu_qcow.opening import Format
+from tcmu_qcow.files import HostFile
+from tcmu_qcow.formats import FOREIGN, Format
+from tcmu_qcow.opening import MOST_LAYERS, open_image
 from tcmu_qcow.qcow1 import Qcow1Image
 from tcmu_qcow.raw import RawImage
+from tcmu_qcow.scope import Allowed
 
 SIZE = 1 << 20
 
@@ -95,11 +100,50 @@ def test_version_1_with_a_backing_file_is_read(
     path = raw.with_name("old.qcow")
     qemu.img("create", "-q", "-f", "qcow", "-b", raw, "-F", "raw", path)
     qemu.run("qemu-io", "-f", "qcow", "-c", "write -P 9 4096 1024", path)
-    with opened_image(path) as image:
+    with opened_image(path, backing_format=Format.RAW) as image:
         assert disk(image).read() == content[:4096] + b"\x09" * 1024 + content[5120:]
 
 
 # -- by magic, or by word ----------------------------------------------------------------------------------------------
+
+
+OTHERS = {
+    "vmdk": "VMDK",
+    "vhdx": "VHDX",
+    "vpc": "VHD",
+    "vdi": "VDI",
+    "qed": "QED",
+    "parallels": "Parallels",
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_an_image_of_another_format_is_refused_by_its_name_unless_it_is_to_be_raw(
+    tmp_path: Path, qemu: object, opened_image: Callable, disk: type, kind: str
+) -> None:
+    path = tmp_path / "other"
+    qemu.img("create", "-q", "-f", kind, path, "1M")
+    with pytest.raises(UnsupportedImage, match=f"is a {OTHERS[kind]} image.*qemu-img convert.*format=raw"):
+        open_image(str(path))
+    with opened_image(path, format=Format.RAW) as image:
+        assert disk(image).read(0, 512) == path.read_bytes()[:512].ljust(512, b"\0")
+
+
+@pytest.mark.parametrize("start", [magic.rjust(at + len(magic), b"\0") for at, magic, _ in FOREIGN], ids=repr)
+def test_a_guest_may_not_make_its_disk_look_like_another_format(
+    raw: Path, opened_image: Callable, disk: type, start: bytes
+) -> None:
+    looks = raw.with_name("looks")
+    looks.write_bytes(start.ljust(SIZE, b"\0"))
+    with pytest.raises(UnsupportedImage, match="format=raw"):
+        open_image(str(looks))
+    before = raw.read_bytes()
+    with opened_image(raw) as image, pytest.raises(PermissionError, match="format=raw"):
+        disk(image).write(0, start.ljust(4096, b"\0"))
+    assert raw.read_bytes() == before
+    with opened_image(raw, format=Format.RAW) as image:
+        disk(image).write(0, start.ljust(4096, b"\0"))
+        disk(image).write(512, start.ljust(4096, b"\0"))
 
 
 def test_a_file_without_magic_is_raw(raw: Path, content: bytes, opened_image: Callable, disk: type) -> None:
@@ -153,6 +197,52 @@ def test_a_chain_of_400_images_is_read_and_written(
         assert disk(image).read() == b"\x05" * 512 + b"\x06" * 512 + b"\x05" * (65536 - 1024) + bytes(SIZE - 65536)
 
 
+def chain(directory: Path, qemu: object, layers: int) -> Path:
+    """Layers with refcount tables of 2 MiB each, copied from one and told which is the next below it."""
+    qemu.create(directory / "00000.qcow2", SIZE, "cluster_size=2M")
+    template = qemu.create(directory / "t.qcow2", SIZE, "cluster_size=2M", backing=Path("00000.qcow2"), fmt="qcow2")
+    for number in range(1, layers):
+        path = directory / f"{number:05}.qcow2"
+        subprocess.run(["cp", "--sparse=always", template, path], check=True)
+        patch(path, template.read_bytes()[:4096].index(b"00000.qcow2"), b"%05d" % (number - 1))
+    return directory / f"{layers - 1:05}.qcow2"
+
+
+def test_a_chain_of_600_images_opens_with_little_work_for_each(
+    tmp_path: Path, qemu: object, opened_image: Callable, disk: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    class Counted(HostFile):
+        def pread(self, length: int, offset: int) -> bytes:
+            data = super().pread(length, offset)
+            read.append(len(data))
+            return data
+
+    top = chain(tmp_path, qemu, 600)
+    monkeypatch.setattr(opening, "HostFile", Counted)
+    with opened_image(top) as image:
+        assert len(list(image.layers())) == 600
+        assert sum(read) < 600 * 16384 + (16 << 20), "tables that nobody needs were read"
+        assert disk(image).read(0, 4096) == bytes(4096)
+        room = bytearray(4096)
+        assert image.read_nowait(0, [memoryview(room)], 4096)
+
+
+def test_a_chain_that_is_too_long_is_refused_by_its_length(
+    tmp_path: Path, qemu: object, opened_image: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert MOST_LAYERS >= 600
+    monkeypatch.setattr(opening, "MOST_LAYERS", 20)
+    top = chain(tmp_path, qemu, 21)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ImageError, match="more than 20 images: merge some"), opened_image(top):
+        pass
+    assert len(os.listdir("/proc/self/fd")) == before
+    with opened_image(tmp_path / "00019.qcow2") as image:
+        assert len(list(image.layers())) == 20
+
+
 def test_relative_names_start_where_the_image_is(
     tmp_path: Path, qemu: object, opened_image: Callable, disk: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +250,7 @@ def test_relative_names_start_where_the_image_is(
     (tmp_path / "base.raw").write_bytes(b"\x07" * SIZE)
     qemu.create(tmp_path / "bases/top.qcow2", SIZE, backing=Path("../base.raw"))
     monkeypatch.chdir(tmp_path)
-    with opened_image("bases/top.qcow2") as image:
+    with opened_image("bases/top.qcow2", allowed=Allowed(directories=(str(tmp_path),))) as image:
         assert disk(image).read(0, 512) == b"\x07" * 512
 
 
@@ -226,11 +316,77 @@ def test_an_unknown_feature_is_refused_by_the_name_that_the_image_has_for_it(
         pass
 
 
-def test_a_corrupt_image_is_refused(tmp_path: Path, qemu: object, opened_image: Callable) -> None:
+def test_a_corrupt_image_is_refused_for_writing_and_read_to_be_rescued(
+    tmp_path: Path, qemu: object, opened_image: Callable, disk: type, caplog: pytest.LogCaptureFixture
+) -> None:
     path = qemu.create(tmp_path / "bad.qcow2", SIZE)
+    qemu.io(path, "write -P 7 0 64k")
     patch(path, q.AT_INCOMPATIBLE, int(q.Incompatible.CORRUPT).to_bytes(8, "big"))
-    with pytest.raises(CorruptImage, match="“corrupt bit”"), opened_image(path):
+    with pytest.raises(CorruptImage, match=r"“corrupt bit”.*ro=1"), opened_image(path):
         pass
+    before = path.read_bytes()
+    with opened_image(path, read_only=True) as image:
+        assert disk(image).read(0, 65536) == b"\x07" * 65536
+        with pytest.raises(ReadOnlyImage):
+            disk(image).write(0, bytes(512))
+    assert f"{path} is marked as corrupt" in caplog.text
+    assert path.read_bytes() == before
+    qemu.create(tmp_path / "top.qcow2", SIZE, backing=path, fmt="qcow2")
+    with opened_image(tmp_path / "top.qcow2") as image:
+        assert disk(image).read(0, 512) == b"\x07" * 512
+
+
+RESERVED = sum(1 << bit for bit in (*range(1, 9), *range(56, 62)))  # of an L2 entry (Standard Cluster Descriptor)
+
+
+@pytest.mark.parametrize("options", [(), ("extended_l2=on",), ("data_file={}",)], ids=str)
+def test_reserved_bits_of_tables_are_ignored_as_qemu_does(
+    tmp_path: Path, qemu: object, opened_image: Callable, disk: type, options: tuple[str, ...]
+) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu.create(path, SIZE, *(option.format(tmp_path / "data") for option in options))
+    qemu.io(path, "write -P 7 0 192k")
+    header = path.read_bytes()[:104]
+    l1_at, table_at = int.from_bytes(header[40:48], "big"), int.from_bytes(header[48:56], "big")
+    l1 = int.from_bytes(path.read_bytes()[l1_at : l1_at + 8], "big")
+    l2_at, stride = l1 & q.OFFSET_MASK, 16 if "extended_l2=on" in options else 8
+    for cluster in range(4):  # the last one is not allocated
+        at = l2_at + cluster * stride
+        entry = int.from_bytes(path.read_bytes()[at : at + 8], "big")
+        patch(path, at, (entry | RESERVED).to_bytes(8, "big"))
+    patch(path, l1_at, (l1 | RESERVED).to_bytes(8, "big"))
+    table = int.from_bytes(path.read_bytes()[table_at : table_at + 8], "big")
+    patch(path, table_at, (table | 0x1FF).to_bytes(8, "big"))
+    content = b"\x07" * (192 << 10) + bytes(SIZE - (192 << 10))
+    qemu.same(path, content)
+    with opened_image(path) as image:
+        assert disk(image).read() == content
+        buffer = bytearray(192 << 10)
+        assert image.read_nowait(0, [memoryview(buffer)], len(buffer))
+        assert buffer == content[: len(buffer)]
+        disk(image).write(196608, b"\x09" * 65536)
+        assert image.write_nowait(4096, [memoryview(b"\x08" * 4096)], 4096)
+        disk(image).write(512 << 10, b"\x0a" * 65536)
+        image.discard(65536, 65536)
+    model = bytearray(content)
+    model[4096:8192] = b"\x08" * 4096
+    model[196608:262144] = b"\x09" * 65536
+    model[512 << 10 : 576 << 10] = b"\x0a" * 65536
+    model[65536:131072] = bytes(65536)
+    qemu.same(path, model)
+
+
+def test_an_offset_that_is_not_aligned_is_no_reserved_bit(
+    tmp_path: Path, qemu: object, opened_image: Callable, disk: type
+) -> None:
+    path = qemu.create(tmp_path / "disk.qcow2", SIZE)
+    qemu.io(path, "write -P 7 0 64k")
+    l1_at = int.from_bytes(path.read_bytes()[40:48], "big")
+    at = int.from_bytes(path.read_bytes()[l1_at : l1_at + 8], "big") & q.OFFSET_MASK
+    entry = int.from_bytes(path.read_bytes()[at : at + 8], "big")
+    patch(path, at, (entry | 512).to_bytes(8, "big"))
+    with opened_image(path, read_only=True) as image, pytest.raises(CorruptImage):
+        disk(image).read(0, 512)
 
 
 def test_unknown_autoclear_bits_are_cleared_by_the_first_change(

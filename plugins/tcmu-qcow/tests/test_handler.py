@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -220,3 +223,61 @@ def test_many_threads_at_once_keep_their_data_apart(sparse_dir: Path, qemu: obje
         models = list(pool.map(lane, [image] * lanes, range(lanes)))
     qemu.check(path)
     qemu.same(path, b"".join(models))
+
+
+def test_a_new_image_that_is_no_disk_is_not_left_behind(tmp_path: Path) -> None:
+    path = tmp_path / "new.qcow2"
+    with pytest.raises(ConfigError, match="not whole blocks"), opening(f"{path};create=1;size=1000"):
+        pass
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("failing", ["disk.qcow2", "data"])
+def test_once_a_flush_has_failed_each_later_one_fails_until_the_image_is_opened_anew(
+    qemu: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failing: str
+) -> None:
+    path = qemu.create(tmp_path / "disk.qcow2", 4 * MIB, f"data_file={tmp_path}/data")
+    real, broken = os.fdatasync, [OSError(errno.EIO, "Input/output error")]
+
+    def fdatasync(fd: int) -> None:
+        if broken and os.path.samestat(os.fstat(fd), (tmp_path / failing).stat()):
+            raise broken.pop()  # the kernel tells it once
+        real(fd)
+
+    def flush_thrice() -> None:
+        with opening(str(path)) as disk:
+            disk.write(0, b"x" * 4096)
+            monkeypatch.setattr(os, "fdatasync", fdatasync)
+            for _ in range(3):
+                with pytest.raises(OSError, match=r"Input/output error|an earlier flush failed"):
+                    disk.flush()
+            disk.read(0, 4096)
+
+    with pytest.raises(OSError, match="an earlier flush failed"):  # close flushes too
+        flush_thrice()
+    assert sum("a flush failed" in message for message in caplog.messages) == 1
+    assert str(tmp_path / failing) in caplog.text
+    with opening(str(path)) as disk:
+        disk.flush()
+
+
+def test_what_happens_to_a_layer_that_is_served_is_mentioned(
+    qemu: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tcmu_core.posix.watch.INTERVAL", 0.01)
+    base = tmp_path / "base.raw"
+    base.write_bytes(bytes(MIB))
+    path = qemu.create(tmp_path / "disk.qcow2", MIB, backing=base)
+    with opening(str(path)) as disk:
+        disk.write(0, b"x" * MIB)
+        disk.discard(0, MIB)
+        disk.flush()  # what the handler cuts off itself is its own business
+        os.truncate(base, 4096)
+        base.unlink()
+        until = time.monotonic() + 60
+        while len(caplog.messages) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    assert f"{base} was truncated while it is served" in caplog.text
+    assert f"{base} was deleted or moved while it is served" in caplog.text
+    assert str(path) not in caplog.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from array import array
 from pathlib import Path
@@ -14,10 +13,11 @@ from tcmu_qcow import layout as q
 from tcmu_qcow.compression import locate, locate_v1
 from tcmu_qcow.config import parse
 from tcmu_qcow.create import Preallocation
-from tcmu_qcow.files import Cursor, HostFile, fill_zero
+from tcmu_qcow.files import HostFile
+from tcmu_qcow.formats import Format
 from tcmu_qcow.header import Header, encode_header, parse_header
-from tcmu_qcow.opening import Format, resolve
-from tcmu_qcow.tables import TYPECODES, Table, TableCache, decode, encode
+from tcmu_qcow.opening import resolve
+from tcmu_qcow.tables import TYPECODES, Table, TableCache, any_bits, decode, encode
 
 # Host cluster management: "bit 0 means the least significant bit"
 NUMBERS = [
@@ -96,19 +96,13 @@ def test_names_of_other_files_are_resolved(name: str, overlay: str, path: str) -
     assert resolve(name, overlay) == path
 
 
-def test_a_cursor_hands_out_every_byte_once_without_copying() -> None:
-    data = bytearray(range(100))
-    cuts = [0, 0, 7, 7, 50, 99, 100, 100]
-    buffers = [memoryview(data)[a:b] for a, b in itertools.pairwise(cuts)]
-    for sizes in ([100], [1] * 100, [7, 43, 50], [60, 0, 40]):
-        cursor = Cursor(buffers)
-        pieces = [cursor.take(size) for size in sizes]
-        assert [sum(map(len, piece)) for piece in pieces] == sizes
-        assert b"".join(b"".join(piece) for piece in pieces) == data
-    Cursor(buffers).take(1)[0][:] = b"\xff"
-    assert data[0] == 0xFF
-    fill_zero(buffers)
-    assert data == bytes(100)
+def test_bits_are_found_in_any_entry_of_a_table() -> None:
+    for at in range(5):
+        table = array("Q", [at == number and 0x8000_0000_0000_0200 for number in range(5)])
+        assert any_bits(table, 0x200)
+        assert any_bits(table, 1 << 63)
+        assert not any_bits(table, ~0x8000_0000_0000_0200 & (1 << 64) - 1)
+    assert not any_bits(array("Q"), 1)
 
 
 def test_a_table_writes_back_only_what_changed(tmp_path: Path) -> None:

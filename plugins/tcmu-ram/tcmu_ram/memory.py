@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Iterator
 
@@ -74,4 +75,5 @@ class Memory:
     def close(self) -> None:
         """Give all memory back."""
         self.view.release()
-        self._map.close()
+        with contextlib.suppress(BufferError):  # a traceback still has a piece of it: then it goes with that
+            self._map.close()

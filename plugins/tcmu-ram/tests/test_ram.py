@@ -1,3 +1,4 @@
+import errno
 import os
 import re
 import stat
@@ -117,18 +118,58 @@ def test_saving_replaces_the_image_and_keeps_its_mode(tmp_path):
     with open(image, "rb") as reader, opened(image, size=MIB) as disk:
         disk.write(0, b"new!" * 128)
         disk.disk.close()
-        assert reader.read() == b"old" * 512, "the old image was overwritten in place"
+        assert reader.read().rstrip(b"\0") == b"old" * 512, "the old image was overwritten in place"
     assert image.read_bytes()[:512] == b"new!" * 128
     assert stat.S_IMODE(image.stat().st_mode) == 0o640
     assert os.listdir(tmp_path) == ["image"]
 
 
-def test_an_image_that_cannot_be_saved_leaves_no_trace(tmp_path):
-    directory = tmp_path / "directory"
-    directory.mkdir()
-    with pytest.raises(OSError, match="Is a directory"), opened(f";save={directory}", MIB):
-        pass
-    assert os.listdir(tmp_path) == ["directory"]
+def use_and_close(target):
+    with opened(f";save={target}", MIB) as disk:
+        disk.write(MIB - 512, b"k" * 512)
+
+
+def test_an_image_that_cannot_be_saved_where_it_should_be_is_kept_elsewhere_and_the_error_says_where(
+    tmp_path, monkeypatch, caplog
+):
+    target, elsewhere = tmp_path / "directory", tmp_path / "elsewhere"
+    target.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.setattr("tcmu_ram.image.ELSEWHERE", (str(elsewhere),))
+    with pytest.raises(OSError, match="could not be saved") as caught:
+        use_and_close(target)
+    (kept,) = elsewhere.iterdir()
+    assert caught.value.errno == errno.EISDIR
+    assert str(caught.value).endswith(
+        f"{target} could not be saved (Is a directory): what the disk held was saved as {kept} instead"
+    )
+    assert str(kept) in caplog.text
+    assert kept.read_bytes() == bytes(MIB - 512) + b"k" * 512
+    assert sorted(os.listdir(tmp_path)) == ["directory", "elsewhere"]
+
+
+def test_an_image_that_cannot_be_saved_anywhere_leaves_no_trace_and_the_error_says_that_it_is_gone(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr("tcmu_ram.image.ELSEWHERE", (str(tmp_path / "missing"), str(tmp_path / "full")))
+    (tmp_path / "full").mkdir()
+
+    def no_space(fd, offset, buffers):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tcmu_core.posix.write_full", no_space)
+    gone = f"{tmp_path}/image could not be saved (No space left on device): what the disk held is gone"
+    with pytest.raises(OSError, match=re.escape(gone)):
+        use_and_close(tmp_path / "image")
+    assert gone in caplog.text
+    assert [entry for _, _, files in os.walk(tmp_path) for entry in files] == []
+
+
+def test_an_image_shorter_than_the_device_has_its_size_when_it_is_open(tmp_path):
+    image = tmp_path / "image"
+    image.write_bytes(b"")
+    with opened(image, MIB):
+        assert image.stat().st_size == MIB
 
 
 def test_a_read_only_device_saves_nothing(tmp_path):

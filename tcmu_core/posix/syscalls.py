@@ -1,4 +1,4 @@
-"""System calls that os lacks: fallocate with a mode, and the limits of direct I/O."""
+"""System calls that os lacks: fallocate with a mode, what direct I/O asks for, and which file system it is."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ _STATX_MASK = struct.Struct("@I")
 _STATX_DIO = struct.Struct("@II")
 _STATX_DIO_AT = 0x98
 _AT_EMPTY_PATH = 0x1000
+
+_MEMORY = (0x01021994, 0x858458F6)  # linux/magic.h: TMPFS_MAGIC, RAMFS_MAGIC
+_STATFS_SIZE = 256  # struct statfs has 120 bytes; f_type comes first
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
@@ -44,8 +47,13 @@ def direct_alignment(fd: int) -> tuple[int, int] | None:
     return memory, offset
 
 
-def address(buffer: memoryview) -> int | None:
+def in_memory(fd: int) -> bool:
+    """Say whether the file lies on a file system that is memory (tmpfs, ramfs): nothing that is done to it waits."""
+    buffer = ctypes.create_string_buffer(_STATFS_SIZE)
+    return not _libc.fstatfs(fd, buffer) and ctypes.c_ulong.from_buffer(buffer).value in _MEMORY
+
+
+def address(buffer: memoryview | bytearray | bytes) -> int | None:
     """Return where `buffer` begins in memory, or None for one that can't be written to."""
-    if buffer.readonly:
-        return None
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    view = memoryview(buffer)
+    return None if view.readonly else ctypes.addressof(ctypes.c_char.from_buffer(view))
