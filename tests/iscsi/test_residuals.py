@@ -1,4 +1,4 @@
-"""Data that is more or less than a command moves: either it did what its residual says, or nothing (RFC 7143 11.4.5)."""
+"""Data that is more or less than a command moves: it did what its residual says, or nothing (RFC 7143 11.4.5)."""
 
 from __future__ import annotations
 
