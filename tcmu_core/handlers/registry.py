@@ -96,7 +96,7 @@ class Registry:
         handler = self.handlers.get(name)
         if handler is None:
             known = sorted(name for name, found in self.handlers.items() if not found.error)
-            close = difflib.get_close_matches(name, [*known, *sorted(OURS - set(known))], 1)
+            close = difflib.get_close_matches(name, [*known, *sorted(OURS - {name, *known})], 1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             # A name that we don't know may be anybody's: no word that could have a stranger's package installed.
             bring = f"; `pip install tcmu-{name}` brings it" if name in OURS else ""

@@ -10,10 +10,11 @@ from tcmu_core.cli.tcmu import main
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        (["create", "x", "8M", "ram", "/tmp/a:b"], 4, "can't hold ':'"),
-        (["create", "x", "8M", "ram", "/tmp/a,b"], 4, "can't hold ','"),
+        (["create", "x", "8M", "ram", "/tmp/a:b"], 4, "it holds a colon"),
+        (["create", "x", "8M", "ram", "/tmp/a,b"], 4, "it holds a comma"),
+        (["create", "x", "8M", "file", "/srv/a b"], 4, "it holds a space"),
         (["create", "x", "8M", "ram", "x" * 300], 4, "longer than the 255 bytes"),
-        (["create", "x", "8M", "ram", ";tcmur_cmd_time_out=soon;"], 4, "'soon' is not valid"),
+        (["create", "x", "8M", "ram", ";tcmur_cmd_time_out=soon;"], 4, "'soon' is no number of seconds"),
         (["create", "x", "much", "ram"], 2, "'much' is no size"),
         (["create", "x"], 2, "required: SIZE, HANDLER"),
         (["export"], 2, "required: NAME"),

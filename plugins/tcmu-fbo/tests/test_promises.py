@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from tcmu_core.testing import check_handler, open_device
@@ -9,4 +10,5 @@ from tcmu_fbo import Optical
 
 
 def test_a_dvd_ram_keeps_the_promises_of_a_handler(tmp_path: Path) -> None:
-    check_handler(lambda: open_device(Optical, f"{tmp_path}/disc.img", size=4 << 20), persistent=True, examples=15)
+    make = functools.partial(open_device, Optical, f"{tmp_path}/disc.img", size=4 << 20)
+    check_handler(make, persistent=True, examples=15, claims=["own block size"])
