@@ -103,7 +103,10 @@ class Device:
         return self._threads.submit(self.threads, fn, args, kwargs)
 
     def notify(self, asc: int, ascq: int, *, but: Nexus | None = None) -> None:
-        """Establish a unit attention for every nexus but one (SPC-4 annex F codes); safe to call from any thread."""
+        """Establish a unit attention for every nexus but one (SPC-4 annex F codes); safe to call from any thread.
+
+        A handler whose storage has got another size sets `size`, then notifies of 2Ah/09h, CAPACITY DATA HAS CHANGED.
+        """
         self.changed(asc, ascq, but)
 
     def drop_link(self, initiator: str = "") -> None:

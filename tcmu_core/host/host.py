@@ -101,10 +101,10 @@ class Host:
             if self.transport.needs_all:
                 raise
             before = self.missing.get(lun)
-            self.missing[lun] = Missing(lun, spec.title, text_of(error))
+            self.missing[lun] = Missing(lun, spec.title, reason_of(error))
             if before is None or before.reason != self.missing[lun].reason:  # each reason is said once
                 unexpected = not isinstance(error, TcmuError | OSError)
-                log.error("LUN %d can't be opened: %s; it is tried again every %g s", lun, text_of(error),
+                log.error("LUN %d can't be opened: %s; it is tried again every %g s", lun, reason_of(error),
                           RETRY_SECONDS, exc_info=unexpected, extra={"device": spec.title})  # fmt: skip
             return None
         self.missing.pop(lun, None)
@@ -215,7 +215,7 @@ class Host:
         try:
             self.change(message.lun, message.change)
         except Exception as error:
-            code, reason = errno_of(error), text_of(error)
+            code, reason = errno_of(error), reason_of(error)
             if not isinstance(error, TcmuError | OSError | NotImplementedError):
                 log.exception("changing LUN %d failed", message.lun)
         disk = self._disk(message.lun) if message.lun in self.engines else None
@@ -271,6 +271,13 @@ class Host:
                 extra={"device": engine.disk.title},
             )
         self.loop.call_later(patience / 4, self._look_for_slow, engine, patience)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what to tell a person of an exception, without the number that `OSError` puts before it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    return text_of(error)
 
 
 def errno_of(error: BaseException) -> int:
