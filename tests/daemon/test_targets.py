@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import select
@@ -17,6 +18,8 @@ import pytest
 from tcmu_core.config.configuration import LunConfig
 from tcmu_core.daemon.targets import REDIRECTOR, Targets, memory_limits
 from tcmu_core.disk.device import Change
+from tcmu_core.host import control
+from tcmu_core.host.messages import FilterAnswer, FilterCommand
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.constants import LoginStatus
 from tcmu_core.iscsi.settings import Access, ChapUser
@@ -450,3 +453,25 @@ def test_what_is_logged_says_who_serves_what(
     assert f"the portal listens at {targets.addresses[0]}" in caplog.messages
     assert f"{IQN} is served, LUN none" in caplog.messages
     assert f"{OTHER} is served, LUN 0, 1" in caplog.messages
+
+
+# -- filters ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_filters_of_a_lun_stand_upon_it_and_its_process_answers_for_them(
+    parent: Parent, targets: Targets, tmp_path: Path
+) -> None:
+    lun = LunConfig(0, "ram", size=8 << 20, name="d", filters=("truncate;size=1M", "stats"))
+    serve(parent, targets, config(lun))
+    directories = {path.parent for path in tmp_path.rglob("*.sock")}
+    ((path, disk),) = control.find("d", *directories)
+    assert disk.size == 1 << 20
+    message = {"do": "tell", "name": "fault", "push": True, "message": {"action": "add", "rules": "read -> busy"}}
+    answer = control.ask(path, FilterCommand(json.dumps(message), disk.lun))
+    assert isinstance(answer, FilterAnswer)
+    assert json.loads(answer.answer)["filters"] == ["truncate", "stats", "fault"]
+    wrong = control.ask(path, FilterCommand(json.dumps({"do": "pop", "name": "truncate"})))
+    assert wrong == FilterAnswer(error="the filter 'truncate' can't be taken off a disk that is in use", mistaken=True)
+    missing = control.ask(path, FilterCommand(json.dumps({"do": "list"}), lun=7))
+    assert isinstance(missing, FilterAnswer)
+    assert "no LUN 7 here" in missing.error
