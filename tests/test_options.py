@@ -112,6 +112,8 @@ def test_help_is_written_from_the_declaration():
         "journal: where the journal is",
     ]
     assert Options().description == "It takes nothing."
+    assert Option("cache", size, default=96 << 20).bounds == "96M if not given"
+    assert Options(*(Option(name) for name in "abcdefghi"), body=Body()).syntax == "PATH[;OPTION=VALUE]…"
 
 
 def test_an_attribute_that_is_called_options_and_is_something_else_declares_nothing():

@@ -150,6 +150,11 @@ class Latest:
 
     device: OpenDevice | None = None
 
+    @classmethod
+    def now(cls) -> OpenDevice | None:
+        """Return it."""
+        return cls.device
+
 
 @contextmanager
 def open_device(

@@ -40,11 +40,12 @@ def test_there_are_enough_of_them():
 
 
 SOUND = {
-    sound.Memory: {"check_far_offsets", "check_write_errors", "check_read_errors"},
+    sound.Memory: {"check_far_offsets", "check_write_errors", "check_read_errors", "check_flush_errors"},
     sound.Stored: {"check_extents", "check_zeros", "check_far_offsets"},
     sound.Sparse: {
         "check_extents",
         "check_flush",
+        "check_flush_errors",
         "check_read_errors",
         "check_resizing",
         "check_sizes",
@@ -57,6 +58,7 @@ SOUND = {
         "check_extents",
         "check_far_offsets",
         "check_flush",
+        "check_flush_errors",
         "check_model",
         "check_read_errors",
         "check_resizing",

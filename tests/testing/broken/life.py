@@ -176,6 +176,14 @@ class SwallowsWriteErrors(Stored):
             Stored.flush(self, device)
 
 
+class ForgetsAFailedFlush(Stored):
+    """The flush after one that failed says that all is well."""
+
+    @hookimpl
+    def flush(self, device):
+        os.fdatasync(self.fd)
+
+
 class SwallowsReadErrors(Stored):
     """A read that fails gives zeros."""
 
@@ -297,6 +305,7 @@ CAUGHT = {
     ForgetsAtClose: r"check_persistence: read\(0, .*: closed and opened again: byte 0 is 0x00",
     SwallowsWriteErrors: r"check_write_errors: flush\(\): the storage failed with EIO \(\d+ calls\)",
     SwallowsReadErrors: r"check_read_errors: read\(512, .*: the storage failed with EIO, and something was read",
+    ForgetsAFailedFlush: r"check_flush_errors: flush\(\): a flush failed, and the one after it said that all is stable",
     FlushFails: r"check_flush: flush\(\): it raised OSError: no",
     SeeksAndReads: r"check_together: read, \d+ commands in flight: .*: byte \d+ is 0x.., it should be 0x..",
     ReadsModifiesWrites: r"check_together: read, \d+ commands in flight: .*: byte \d+ is 0x.., it should be 0x..",

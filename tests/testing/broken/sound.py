@@ -90,9 +90,17 @@ class Stored:
             os.pwrite(self.fd, buffer, offset)
             offset += len(buffer)
 
+    failed = False
+
     @hookimpl
     def flush(self, device):
-        os.fdatasync(self.fd)
+        if self.failed:
+            raise OSError("an earlier flush failed")
+        try:
+            os.fdatasync(self.fd)
+        except OSError:
+            self.failed = True
+            raise
 
     @hookimpl
     def reconfigure(self, device, change):
