@@ -79,6 +79,7 @@ class Loop:
 
     def __init__(self, spin: float = 0.0) -> None:
         self.spin = spin  # callbacks may change it
+        self.clock = time.monotonic  # seconds, by which timers are due
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], object]] = {}
         self._posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
@@ -118,7 +119,7 @@ class Loop:
 
     def call_later(self, delay: float, fn: Callable[..., object], *args: Any) -> Timer:
         """Call `fn(*args)` after `delay` seconds; on the loop's thread only."""
-        timer = Timer(time.monotonic() + delay, fn, args)
+        timer = Timer(self.clock() + delay, fn, args)
         heapq.heappush(self._timers, (timer.when, next(self._count), timer))
         return timer
 

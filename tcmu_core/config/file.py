@@ -43,9 +43,12 @@ def load(path: str | Path, *, must_exist: bool = False) -> Config:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        # A FIFO would keep whoever opens it waiting for somebody who writes.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise ConfigError(f"{path}: no regular file")
             data = file.read(MAX_SIZE + 1)
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     except OSError as error:
         if error.errno == errno.ENOENT and not must_exist:
             return Config()
@@ -57,7 +60,7 @@ def load(path: str | Path, *, must_exist: bool = False) -> Config:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise ConfigError(f"{path}:{line}: not UTF-8 text") from error
-    return parse(text, str(path), mode)
+    return parse(text, str(path), stat.S_IMODE(mode))
 
 
 def parse(text: str, name: str = "tcmu.conf", mode: int = 0o600) -> Config:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from tcmu_core.config.configuration import Config
 from tcmu_core.config.file import load
@@ -19,7 +20,16 @@ from tcmu_core.loop import Loop, Timer
 log = logging.getLogger("tcmu.config")
 
 INTERVAL = 1.0  # seconds
-Signature = tuple[int, int, int, int, int]
+
+
+class Signature(NamedTuple):
+    """What tells one content of a file from another."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int  # nanoseconds
+    mode: int
 
 
 class Watcher:
@@ -29,12 +39,12 @@ class Watcher:
         ConfigError: when made, for a file that is bad already.
     """
 
-    def __init__(self, path: Path, apply: Callable[[Config], object]) -> None:
+    def __init__(self, path: Path, apply: Callable[[Config], object], *, must_exist: bool = False) -> None:
         self.path = path
         self.apply = apply
         self._read: Signature | None = self._look()
         self._seen = self._read
-        self.config = load(path)
+        self.config = load(path, must_exist=must_exist)
         self._timer: Timer | None = None
 
     def start(self, loop: Loop) -> None:
@@ -56,6 +66,11 @@ class Watcher:
         now = self._look()
         still, self._seen = now == self._seen, now
         if now == self._read or not still:
+            return False
+        if now is not None and not now.size:
+            # Somebody is about to write it, or the disk is full: nobody empties a file to have all targets go.
+            log.error("%s is empty: the settings stay as they were (SIGHUP applies it all the same)", self.path)
+            self._read = now
             return False
         return self.reload()
 
@@ -83,4 +98,4 @@ class Watcher:
             status = self.path.stat()
         except OSError:
             return None
-        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_mode
+        return Signature(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_mode)

@@ -16,6 +16,7 @@ from tcmu_core.options import declared
 from tcmu_core.scsi.opcodes import Opcode
 
 LARGEST_BLOCK = 65536
+LARGEST_SIZE = (1 << 63) - 1  # bytes: off_t
 _TEXTS = {"vendor": 8, "product": 16, "revision": 4}  # bytes in standard INQUIRY data (SPC-4 6.6.2)
 _NUMBERS = (
     "block_size",
@@ -52,6 +53,7 @@ class Disk:
             serial=spec.serial,
         )
         self.filters = tuple(filters)
+        self.own_serial = False  # whether the handler has set one, which goes before what the runner gave
         self._manager = plugin_manager(plugin, spec.handler)
         self._declared = declared(plugin)
         self._opened = False
@@ -83,6 +85,8 @@ class Disk:
         if self._declared is not None:
             self._declared.parse(device.cfgstring, device.options)
         hooks.check_config(cfgstring=device.cfgstring)
+        if device.size:
+            self._check_size(device.size)  # before the handler makes a file of a size that no disk has
         try:
             try:
                 result = hooks.open(device=device)
@@ -97,6 +101,7 @@ class Disk:
         except BaseException:
             self._close_quietly()
             raise
+        self.own_serial = bool(device.serial) and device.serial != self.spec.serial
         device.serial = device.serial or self._identity()
 
     def _identity(self) -> str:
@@ -148,14 +153,23 @@ class Disk:
         block = device.block_size
         if not 512 <= block <= LARGEST_BLOCK or block & (block - 1):
             raise HandlerError(f"{who}: block_size {block} is no power of two from 512 to {LARGEST_BLOCK}")
-        if size < 0 or (size < block and not device.removable):
-            raise ConfigError(f"{who}: size {size} is less than one block of {block} bytes")
+        self._check_size(size)
+        if device.max_transfer_length == 0 or 0 < self.spec.max_transfer < device.max_transfer_length:
+            device.max_transfer_length = self.spec.max_transfer
         physical = device.physical_block_size
         if physical and (physical < block or physical % block):
             raise HandlerError(f"{who}: physical_block_size {physical} is no multiple of {block}")
         for name, most in _TEXTS.items():
             self._check_text(who, name, most)
         self._check_text(who, "serial", MAX_SERIAL)
+
+    def _check_size(self, size: int) -> None:
+        device = self.device
+        who = f"handler {device.handler!r}, device {device.name!r}"
+        if size < 0 or (size < device.block_size and not device.removable):
+            raise ConfigError(f"{who}: size {size} is less than one block of {device.block_size} bytes")
+        if size > LARGEST_SIZE:
+            raise ConfigError(f"{who}: size {size} is more than a file can have: {LARGEST_SIZE} bytes")
 
     def _check_text(self, who: str, name: str, most: int) -> None:
         text: Any = getattr(self.device, name)

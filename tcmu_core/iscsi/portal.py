@@ -246,8 +246,9 @@ class Portal:
             return
         self._admit(sock, address)
 
-    def take(self, sock: socket.socket, heard: bytes, told: int) -> None:
+    def take(self, fd: int, heard: bytes, told: int) -> None:
         """Serve a connection that another process has accepted; see `Peer.resume`."""
+        sock = socket.socket(fileno=fd)
         try:
             address = sock.getpeername()
         except OSError:  # the peer has gone meanwhile

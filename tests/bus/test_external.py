@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from tcmu_core.bus import BusService, external
 from tcmu_core.bus.interface import BUS_NAME
+from tests.waiting import wait_for
 
 from .conftest import AS_NOBODY, OPEN_POLICY, Client, PrivateBus, make_handler
 
@@ -67,13 +67,6 @@ def program(bus: PrivateBus) -> Iterator[Callable[..., Program]]:
 
 def paths(client: Client) -> list[str]:
     return sorted(path.removeprefix(f"{ROOT}/") for path in client.managed())
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 Start = Callable[..., Program]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import DROP_IN, Serving, Start, run
+from tests.waiting import wait_for
 
 Serve = Callable[..., Serving]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -207,6 +208,65 @@ def test_it_stops_while_a_handler_does_not_answer(serve: Serve, tmp_path: Path) 
         assert disk.process.stderr.readline() == "reading\n"
         assert disk.stop().status == 0
         client.kill()
+
+
+HANGS = """\
+import time
+
+from tcmu_core import hookimpl
+
+
+class Hangs:
+    @hookimpl
+    def open(self, device):
+        device.threads = {threads}
+
+    @hookimpl
+    def read(self, offset, buffers):
+        hang("read")
+
+    @hookimpl
+    def close(self):
+        hang("close")
+
+
+def hang(where):
+    if where == "{where}":
+        open("hangs", "w").close()
+        while True:
+            time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "threads", "says"),
+    [
+        ("read", 0, "waiting for the handler to return from a call (hangs/disk)"),
+        ("read", 1, "waiting for the handler to end commands, 1 of them: "),
+        ("close", 0, "waiting for the handler to close the disk (hangs/disk)"),
+    ],
+    ids=["on the loop", "on a thread", "in close"],
+)
+def test_a_stop_that_a_handler_holds_up_says_so_and_a_second_signal_ends_it(
+    serve: Serve, tmp_path: Path, where: str, threads: int, says: str
+) -> None:
+    (tmp_path / "handler_hangs.py").write_text(HANGS.format(where=where, threads=threads))
+    disk = serve("hangs", "--handler-path", tmp_path, "--size", "1M")
+    client = None
+    if where == "read":
+        command = ["qemu-io", "-r", "-f", "raw", "-c", "read 0 4k", disk.uri]
+        client = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_for((tmp_path / "hangs").exists)
+    disk.process.send_signal(signal.SIGTERM)
+    assert disk.process.stderr is not None
+    said = disk.process.stderr.readline()
+    assert says in said
+    assert "a second signal ends it at once" in said
+    assert disk.process.poll() is None
+    assert disk.stop(signal.SIGINT).status == 128 + signal.SIGINT
+    if client is not None:
+        client.kill()
+        client.wait()
 
 
 def test_two_signals_are_as_one(serve: Serve) -> None:

@@ -1,0 +1,274 @@
+"""Host: disks, their engines, and the way in to them, on one loop; it answers typed messages.
+
+`tcmu serve` is a host in the foreground; a process of tcmu-runner is one with a supervisor (`host.process`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+
+from tcmu_core.codec import Message
+from tcmu_core.disk.device import Change
+from tcmu_core.disk.disk import Disk
+from tcmu_core.disk.spec import DiskSpec
+from tcmu_core.errors import (
+    CommandError,
+    ConfigError,
+    DataProtect,
+    HandlerError,
+    MediumRemovalPrevented,
+    TcmuError,
+    text_of,
+)
+from tcmu_core.host import transports
+from tcmu_core.host.messages import (
+    Ask,
+    Changed,
+    DiskStatus,
+    Missing,
+    Ping,
+    Pong,
+    Reconfigure,
+    Retry,
+    Status,
+    WayIn,
+)
+from tcmu_core.loop import Loop, Timer
+from tcmu_core.scsi.engine import Engine
+
+log = logging.getLogger("tcmu.host")
+
+RETRY_SECONDS = 30.0  # between two attempts to open a disk that is missing
+POLL = 0.01  # seconds between two looks whether the last command has ended
+
+
+class Host:
+    """What one process serves. `open_disk(spec)` opens a disk; all runs on the loop's thread."""
+
+    def __init__(self, loop: Loop, open_disk: Callable[[DiskSpec], Disk], way: WayIn) -> None:
+        self.loop = loop
+        self.engines: dict[int, Engine] = {}
+        self.specs: dict[int, DiskSpec] = {}  # as they were asked for, changes included
+        self.missing: dict[int, Missing] = {}
+        self.transport = transports.make(way, self)
+        self.traced: Callable[[str], bool] = lambda _title: False
+        self.ended = False
+        self._open_disk = open_disk
+        self._prepared: Mapping[int, DiskSpec] = {}
+        self._retry_timer: Timer | None = None
+
+    # -- its life -----------------------------------------------------------------------------------------------------
+
+    def open(self, disks: Mapping[int, DiskSpec], *, takes_over: bool = False, delay: float = 0.0) -> None:
+        """Take hold of the way in, wait `delay` seconds, open the disks and serve them.
+
+        A disk that can't be opened is missing until it can, unless the way in is of no use without it.
+
+        Raises:
+            OSError, TcmuError: there is nothing to serve; what was opened is closed again.
+        """
+        self.specs = dict(disks)
+        self._prepared = self.transport.prepare(disks, takes_over=takes_over)
+        time.sleep(delay)
+        try:
+            for lun, spec in self._prepared.items():
+                self._open(lun, spec)
+            self.transport.start()
+        except BaseException:
+            self.close()
+            raise
+        self._retry_later()
+
+    def _open(self, lun: int, spec: DiskSpec) -> Engine | None:
+        try:
+            spec = spec.configured(spec.cfgstring)
+            disk = self._open_disk(spec)
+            try:
+                engine = Engine(disk, post=self.loop.post, store=self.transport.store(lun, disk))
+            except BaseException:
+                disk.close()
+                raise
+        except Exception as error:
+            if self.transport.needs_all:
+                raise
+            before = self.missing.get(lun)
+            self.missing[lun] = Missing(lun, spec.title, text_of(error))
+            if before is None or before.reason != self.missing[lun].reason:  # each reason is said once
+                unexpected = not isinstance(error, TcmuError | OSError)
+                log.error("LUN %d can't be opened: %s; it is tried again every %g s", lun, text_of(error),
+                          RETRY_SECONDS, exc_info=unexpected, extra={"device": spec.title})  # fmt: skip
+            return None
+        self.missing.pop(lun, None)
+        self.engines[lun] = engine
+        engine.trace = self.traced(spec.title)
+        if spec.patience:
+            self._look_for_slow(engine, spec.patience)
+        return engine
+
+    def _retry_later(self) -> None:
+        if self.missing and self._retry_timer is None:
+            self._retry_timer = self.loop.call_later(RETRY_SECONDS, self.retry)
+
+    def retry(self) -> None:
+        """Try again to open the disks that are missing."""
+        if self._retry_timer is not None:
+            self._retry_timer.cancel()
+            self._retry_timer = None
+        for lun in list(self.missing):
+            engine = self._open(lun, self._prepared[lun])
+            if engine is not None:
+                log.info("LUN %d is there", lun, extra={"device": engine.disk.title})
+                self.transport.add(lun, engine)
+        self._retry_later()
+
+    def set_traced(self, traced: Callable[[str], bool]) -> None:
+        """Log every command of the disks for whose title `traced(title)` is true."""
+        self.traced = traced
+        for engine in self.engines.values():
+            engine.trace = traced(engine.disk.title)
+
+    def drain(self, logout: float, patience: float, then: Callable[[bool], object]) -> None:
+        """Take nothing new, have initiators leave within `logout` seconds and what is in flight end in `patience` more.
+
+        Then `then(idle)` is called, with whether all commands have ended.
+        """
+        until = self.loop.clock() + logout + patience
+        self.transport.drain(logout, lambda: self._drained(until, then))
+
+    def _drained(self, until: float, then: Callable[[bool], object]) -> None:
+        idle = all(engine.idle for engine in self.engines.values()) and not self.transport.counters[1]
+        if idle or self.loop.clock() >= until:
+            then(idle)
+        else:
+            self.loop.call_later(POLL, self._drained, until, then)
+
+    def close(self) -> None:
+        """Close the way in and the disks; call it when they are idle."""
+        if self._retry_timer is not None:
+            self._retry_timer.cancel()
+        self.transport.close()
+        for engine in self.engines.values():
+            engine.close()
+        self.engines.clear()
+
+    def stop(self) -> None:
+        """End: the way in is gone."""
+        self.ended = True
+        self.loop.stop()
+
+    # -- what it is asked ---------------------------------------------------------------------------------------------
+
+    def answer(self, message: Message) -> Message | None:
+        """Answer a message of anybody who may ask; None where there is nothing to say."""
+        match message:
+            case Ping():
+                self.transport.ping()
+                return Pong(*self.transport.counters)
+            case Ask():
+                return self.status()
+            case Reconfigure():
+                return self._reconfigure(message)
+            case Retry():
+                self.retry()
+        return None
+
+    def status(self) -> Status:
+        """Return what is served."""
+        commands, in_flight = self.transport.counters
+        return Status(
+            pid=os.getpid(),
+            disks=tuple(self._disk(lun) for lun in sorted(self.engines)),
+            missing=tuple(self.missing[lun] for lun in sorted(self.missing)),
+            addresses=self.transport.addresses,
+            commands=commands,
+            in_flight=in_flight,
+        )
+
+    def _disk(self, lun: int) -> DiskStatus:
+        engine = self.engines[lun]
+        device = engine.device
+        return DiskStatus(
+            lun=lun,
+            handler=device.handler,
+            name=device.name,
+            cfgstring=device.cfgstring,
+            size=device.size or 0,
+            block_size=device.block_size,
+            read_only=engine.disk.read_only,
+            write_cache=device.write_cache,
+            removable=device.removable,
+        )
+
+    def _reconfigure(self, message: Reconfigure) -> Changed:
+        code, reason = 0, ""
+        try:
+            self.change(message.lun, message.change)
+        except Exception as error:
+            code, reason = errno_of(error), text_of(error)
+            if not isinstance(error, TcmuError | OSError | NotImplementedError):
+                log.exception("changing LUN %d failed", message.lun)
+        disk = self._disk(message.lun) if message.lun in self.engines else None
+        return Changed(message.id, code, reason, disk)
+
+    def change(self, lun: int, change: Change) -> None:
+        """Have the disk of a LUN take a change, of which a cfgstring is whole.
+
+        Raises:
+            ConfigError, OSError, NotImplementedError, CommandError: what the handler says.
+        """
+        engine = self.engines.get(lun)
+        if engine is None:
+            missing = self.missing.get(lun)
+            raise OSError(errno.ENODEV, f"LUN {lun} is missing: {missing.reason}" if missing else f"no LUN {lun} here")
+        device = engine.device
+        if change.size is not None and change.size != device.size:
+            engine.change(change)
+        elif change.cfgstring is not None:
+            cfgstring = DiskSpec(device.handler).configured(change.cfgstring).cfgstring
+            # A drive that an initiator emptied takes the disc back that it had.
+            if cfgstring != device.cfgstring or (device.removable and not device.size):
+                engine.change(Change(cfgstring=cfgstring))
+                self.specs[lun] = dataclasses.replace(self.specs[lun], cfgstring=change.cfgstring)
+        elif change.write_cache is not None and change.write_cache != device.write_cache:
+            engine.change(change)
+        self.transport.changed(lun)
+
+    def _look_for_slow(self, engine: Engine, patience: int) -> None:
+        """Report commands that are in flight for longer than the cfgstring allows."""
+        for command in engine.slow(patience):
+            log.warning(
+                "command %d (%s) takes longer than %d s",
+                command.tag,
+                command.cdb.hex(" "),
+                patience,
+                extra={"device": engine.disk.title},
+            )
+        self.loop.call_later(patience / 4, self._look_for_slow, engine, patience)
+
+
+def errno_of(error: BaseException) -> int:
+    """Return the errno that tells the kernel, and so the administrator, best what went wrong."""
+    code = getattr(error, "errno", None)  # of an OSError, and of what configfs said
+    if isinstance(code, int) and code:
+        return code
+    for kind, number in _ERRNOS.items():
+        if isinstance(error, kind):
+            return number
+    return errno.EIO
+
+
+_ERRNOS: Mapping[type[BaseException], int] = {
+    ConfigError: errno.EINVAL,
+    ValueError: errno.EINVAL,
+    NotImplementedError: errno.EOPNOTSUPP,
+    DataProtect: errno.EROFS,
+    MediumRemovalPrevented: errno.EBUSY,
+    MemoryError: errno.ENOMEM,
+    CommandError: errno.EIO,
+    HandlerError: errno.ENOENT,
+}
