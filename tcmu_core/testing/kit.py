@@ -67,7 +67,6 @@ CLAIMS = {
     "own size": ("check_size", "check_far_offsets"),
     "own block size": ("check_block_size",),
     "fixed size": ("check_resizing",),
-    "one at a time": ("check_together",),
     "not crash-safe": ("check_crash",),
     "not told of errors": ("check_write_errors", "check_read_errors", "check_flush_errors"),
 }

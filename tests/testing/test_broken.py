@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -86,3 +87,10 @@ def test_what_a_handler_claims_not_to_do_is_not_checked_and_listed(maker):
     assert ("check_resizing", "claimed: fixed size") in report.left_out
     with pytest.raises(KeyError):
         check_handler(maker(sound.Memory), claims=["what nobody knows"])
+
+
+def test_the_guide_tells_every_claim():
+    guide = (Path(__file__).parents[2] / "docs" / "handlers.md").read_text()
+    for claim, promises in kit.CLAIMS.items():
+        assert f"| `{claim}` |" in guide
+        assert set(promises) <= {promise.__name__ for promise in (*kit.PROMISES, *kit.STAYING, *kit.LAST)}
