@@ -12,6 +12,7 @@ from tcmu_core.testing.harness import Hangs, Latest, PromiseBroken
 from tcmu_core.testing.lives import (
     check_block_size,
     check_crash,
+    check_failing_open,
     check_far_offsets,
     check_leaks,
     check_persistence,
@@ -50,6 +51,7 @@ PROMISES: tuple[Promise, ...] = (
     check_resizing,
     check_reopening,
     check_leaks,
+    check_failing_open,
     check_block_size,
     check_read_only,
     check_write_errors,

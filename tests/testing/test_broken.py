@@ -41,10 +41,17 @@ def test_there_are_enough_of_them():
 
 
 SOUND = {
-    sound.Memory: {"check_far_offsets", "check_write_errors", "check_read_errors", "check_flush_errors"},
+    sound.Memory: {
+        "check_far_offsets",
+        "check_write_errors",
+        "check_read_errors",
+        "check_flush_errors",
+        "check_failing_open",
+    },
     sound.Stored: {"check_extents", "check_zeros", "check_far_offsets"},
     sound.Sparse: {
         "check_extents",
+        "check_failing_open",
         "check_flush",
         "check_flush_errors",
         "check_read_errors",
@@ -57,6 +64,7 @@ SOUND = {
         "check_buffers",
         "check_ends",
         "check_extents",
+        "check_failing_open",
         "check_far_offsets",
         "check_flush",
         "check_flush_errors",

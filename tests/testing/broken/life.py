@@ -90,6 +90,19 @@ class LeaksDescriptors(Stored):
         pass
 
 
+class LeaksWhenItFails(Stored):
+    """An open that fails forgets the file that it had open already."""
+
+    @hookimpl
+    def open(self, device):
+        Stored.open(self, device)
+        os.fstat(self.fd)
+
+    def size_up(self, device):
+        if not device.read_only:
+            os.truncate(self.path, max(device.size, os.path.getsize(self.path)))
+
+
 class LeaksThreads(Memory):
     """Each device has a thread that never ends."""
 
@@ -299,6 +312,7 @@ CAUGHT = {
     GrowsInNameOnly: r"check_resizing: ",
     StaysOpen: r"it is in use",
     LeaksDescriptors: r"check_leaks: close: there are \d+ descriptors, \d+ before",
+    LeaksWhenItFails: r"check_failing_open: open: 5 times it failed because os.fstat did \(EIO\), .* descriptors",
     LeaksThreads: r"check_leaks: close: there are \d+ threads, \d+ before",
     GrowsSmaller: r"check_size: open: the size is|check_reopening: open: each opening gives another geometry",
     FlushesNothing: r"check_crash: flush: after a crash without close: byte 0 is 0x",
