@@ -38,7 +38,7 @@ class Option:
 
     `kind` converts its value: `str`, `int`, `size`, `boolean`, `path`, or a function of one's own that raises
     `ConfigError`. `least` and `most` bound a number, `choices` are all the texts that there are; `default` is the
-    value (of the converted type) when nobody gives one.
+    value (of the converted type) when nobody gives one. `names_storage`: it says which storage is meant, as a body does.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Option:
     least: int | None = None
     most: int | None = None
     choices: tuple[str, ...] = ()
+    names_storage: bool = False
 
     @property
     def placeholder(self) -> str:
@@ -128,7 +129,11 @@ class Options:
 
     def names_storage(self, text: str) -> bool:
         """Whether the cfgstring says which storage is meant, so that the same one means the same data."""
-        return self.body is not None and bool(text.partition(";")[0])
+        body, *parts = text.split(";")
+        given = {part.partition("=")[0].strip() for part in parts}
+        return (self.body is not None and bool(body)) or any(
+            option.names_storage for name, option in self.options.items() if name in given
+        )
 
     def absolute(self, text: str, directory: Path) -> str:
         """Return the cfgstring with its paths, which are relative to `directory`, made absolute."""

@@ -50,6 +50,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     disk.add_argument("--size", metavar="SIZE", type=convert.size, help="its size: 64M, 1.5G; for what is made anew")
     disk.add_argument("--block-size", metavar="N", type=convert.block_size, help="bytes of a block: 512 … 65536")
     disk.add_argument("--read-only", action="store_true", help="refuse every write")
+    disk.add_argument(
+        "--filter",
+        metavar="NAME[;OPTION=VALUE…]",
+        dest="filters",
+        action="append",
+        default=[],
+        help="put a filter on it, such as 'delay;read=5ms'; may be given again, the last is on top (tcmu filters)",
+    )
     disk.add_argument("--name", metavar="NAME", default="disk", help="its name, in logs and identifiers (disk)")
     disk.add_argument(
         "--serial",
@@ -137,6 +145,7 @@ def make_spec(args: argparse.Namespace, handler: Handler, target: str) -> DiskSp
         read_only=args.read_only,
         serial=args.serial or "",
         options=_config(args.config).handlers.get(handler.name, {}),
+        filters=tuple(args.filters),
     )
     storage = spec.configured(cfgstring).cfgstring
     if not handler.names_storage(storage):

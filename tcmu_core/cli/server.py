@@ -98,8 +98,6 @@ class Server:
             raise ConfigError(f"{error.strerror}{hint}") from error
 
     def _listen_to_commands(self) -> None:
-        if self.args.shell_command and not self.engine.device.removable:
-            return  # nobody else comes in between
         try:
             self.control = ControlSocket(self.loop, self._directory, self.host)
         except OSError as error:

@@ -37,6 +37,7 @@ class LunConfig:
     size: int | None = None
     block_size: int = 512
     read_only: bool = False
+    filters: tuple[str, ...] = ()  # `name;option=value`, the lowest first
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,17 +167,6 @@ class Spawner:
                 self._zygote.kill()
                 self._zygote.wait()
 
-    def abandon(self) -> None:
-        """Go without a word, as a supervisor does that crashes: hosts serve on."""
-        self._closing = True
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
-        for process in [*self._living.values(), *self._unborn.values()]:
-            self._forget(process)
-        if self._zygote is not None:
-            self._zygote.wait()
-
     def _connect(self, process: Process, sock: socket.socket) -> None:
         process.channel = Channel(self._loop, sock, lambda message, _fds: process.on_message(message), _nothing)
 

@@ -172,6 +172,7 @@ def _disk(config: Config, target: TargetConfig, lun: LunConfig) -> DiskSpec:
         size=lun.size,
         block_size=lun.block_size,
         read_only=lun.read_only,
+        filters=lun.filters,
         options=config.handlers.get(lun.handler, {}),
         place=(target.name, str(lun.lun)),
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import logging
 import os
 import time
@@ -25,11 +26,14 @@ from tcmu_core.errors import (
     TcmuError,
     text_of,
 )
+from tcmu_core.filters.control import command as filter_command
 from tcmu_core.host import transports
 from tcmu_core.host.messages import (
     Ask,
     Changed,
     DiskStatus,
+    FilterAnswer,
+    FilterCommand,
     Missing,
     Ping,
     Pong,
@@ -97,10 +101,10 @@ class Host:
             if self.transport.needs_all:
                 raise
             before = self.missing.get(lun)
-            self.missing[lun] = Missing(lun, spec.title, text_of(error))
+            self.missing[lun] = Missing(lun, spec.title, reason_of(error))
             if before is None or before.reason != self.missing[lun].reason:  # each reason is said once
                 unexpected = not isinstance(error, TcmuError | OSError)
-                log.error("LUN %d can't be opened: %s; it is tried again every %g s", lun, text_of(error),
+                log.error("LUN %d can't be opened: %s; it is tried again every %g s", lun, reason_of(error),
                           RETRY_SECONDS, exc_info=unexpected, extra={"device": spec.title})  # fmt: skip
             return None
         self.missing.pop(lun, None)
@@ -175,6 +179,8 @@ class Host:
                 return self._reconfigure(message)
             case Retry():
                 self.retry()
+            case FilterCommand():
+                return self._filter(message)
         return None
 
     def status(self) -> Status:
@@ -209,11 +215,30 @@ class Host:
         try:
             self.change(message.lun, message.change)
         except Exception as error:
-            code, reason = errno_of(error), text_of(error)
+            code, reason = errno_of(error), reason_of(error)
             if not isinstance(error, TcmuError | OSError | NotImplementedError):
                 log.exception("changing LUN %d failed", message.lun)
         disk = self._disk(message.lun) if message.lun in self.engines else None
         return Changed(message.id, code, reason, disk)
+
+    def _filter(self, message: FilterCommand) -> FilterAnswer:
+        try:
+            engine = self._engine(message.lun)
+            answer = filter_command(engine.disk, json.loads(message.command))
+            engine.refresh()
+        except Exception as error:
+            if not isinstance(error, TcmuError | OSError):
+                log.exception("a command to the filters of LUN %d failed", message.lun)
+            return FilterAnswer(error=text_of(error), mistaken=isinstance(error, ConfigError))
+        return FilterAnswer(json.dumps(answer))
+
+    def _engine(self, lun: int) -> Engine:
+        """Return the engine of a LUN; raises `OSError`."""
+        engine = self.engines.get(lun)
+        if engine is None:
+            missing = self.missing.get(lun)
+            raise OSError(errno.ENODEV, f"LUN {lun} is missing: {missing.reason}" if missing else f"no LUN {lun} here")
+        return engine
 
     def change(self, lun: int, change: Change) -> None:
         """Have the disk of a LUN take a change, of which a cfgstring is whole.
@@ -221,10 +246,7 @@ class Host:
         Raises:
             ConfigError, OSError, NotImplementedError, CommandError: what the handler says.
         """
-        engine = self.engines.get(lun)
-        if engine is None:
-            missing = self.missing.get(lun)
-            raise OSError(errno.ENODEV, f"LUN {lun} is missing: {missing.reason}" if missing else f"no LUN {lun} here")
+        engine = self._engine(lun)
         device = engine.device
         if change.size is not None and change.size != device.size:
             engine.change(change)
@@ -249,6 +271,13 @@ class Host:
                 extra={"device": engine.disk.title},
             )
         self.loop.call_later(patience / 4, self._look_for_slow, engine, patience)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what to tell a person of an exception, without the number that `OSError` puts before it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    return text_of(error)
 
 
 def errno_of(error: BaseException) -> int:

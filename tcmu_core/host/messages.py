@@ -86,6 +86,14 @@ class Retry(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class FilterCommand(Message):
+    """Ask something of the filters of a LUN's disk, as JSON (filters/control.py); the answer is `FilterAnswer`."""
+
+    command: str
+    lun: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Drain(Message):
     """Answer what is in flight, take nothing new, then end, and leave the way in to the next host."""
 
@@ -166,6 +174,15 @@ class Changed(Message):
     errno: int
     reason: str
     disk: DiskStatus | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FilterAnswer(Message):
+    """How a `FilterCommand` ended: JSON, or what to tell the person, and whether it is a mistake of theirs."""
+
+    answer: str = ""
+    error: str = ""
+    mistaken: bool = False
 
 
 # -- to and from the zygote -------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from tcmu_core.channel import Channel, Rendezvous, send
 from tcmu_core.codec import Message
 from tcmu_core.disk.disk import Disk
 from tcmu_core.disk.spec import DiskSpec
-from tcmu_core.errors import TcmuError, text_of
+from tcmu_core.errors import TcmuError
 from tcmu_core.handlers.registry import Registry
-from tcmu_core.host.host import Host, errno_of
+from tcmu_core.host.host import Host, errno_of, reason_of
 from tcmu_core.host.messages import Adopt, Close, Drain, Failed, Job, LogSettings, Opened
 from tcmu_core.log import Level, Log
 from tcmu_core.loop import Loop, spin_time
@@ -55,7 +55,7 @@ class HostProcess:
         except Exception as error:
             if not isinstance(error, TcmuError | OSError):
                 log.exception("%s can't be served", job.key)
-            send(self.control, Failed(errno_of(error), text_of(error)))
+            send(self.control, Failed(errno_of(error), reason_of(error)))
             return 0
         if self.host.ended:
             return 0

@@ -119,8 +119,9 @@ class Session:
         self.tasks: dict[int, Task] = {}  # in the engine's hands, by initiator task tag
         self.transfers: dict[int, Transfer] = {}  # writes whose data has not all come
         self.finished: list[Task] = []  # ended while the pump was at work
-        self.held = Held(self.limits.memory // 8)
-        self.reserved = 0  # bytes of pending commands
+        self.account = inbox.account
+        self.held = Held(self.account, self.limits.memory // 8)
+        self.blocked = False  # whether it waits for pending commands to end before it takes more
         self.framing = p.Framing(self.parameters.header_digest == "CRC32C", self.parameters.data_digest == "CRC32C")
         self._tag = 0
 
@@ -140,10 +141,19 @@ class Session:
         """Whether the session has left its target."""
         return self.state is State.CLOSED
 
-    @property
-    def blocked(self) -> bool:
-        """Whether the session waits for pending commands to end before it takes more."""
-        return self.reserved > self.limits.memory
+    def must_wait(self) -> bool:
+        """Return whether what there is no memory for now can have it later: when something of our own has ended."""
+        self.outbox.close_run()
+        if self.outbox.queue:
+            return True
+        self.blocked = bool(self.tasks)
+        return self.blocked
+
+    def economize(self) -> None:
+        """Need less memory from now on: there was none for a command."""
+        self.inbox.lean = True
+        self.outbox.close_run()
+        self.outbox.shrink()
 
     def end(self, reason: str) -> None:
         """Have the connection closed when all output is sent."""
@@ -158,7 +168,7 @@ class Session:
         self.end("closed")
         self.move(Event.CLOSE)
         for transfer in self.transfers.values():
-            transfer.unpin()
+            transfer.drop()
         self.transfers.clear()
         self.held.clear()
         if self.attachment is not None:

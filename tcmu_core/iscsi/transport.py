@@ -101,12 +101,20 @@ class TargetTransport:
     def start(self) -> None:
         """Listen where the settings say, if they do; raises `OSError`."""
         self.target = Target(self.way.name, self.served.engines)
+        for engine in self.served.engines.values():
+            self._link(engine)
         self.portal.add_target(self.target)
         self.portal.listen()
 
     def add(self, lun: int, engine: Engine) -> None:
         """Serve one more LUN, of which initiators hear."""
+        self._link(engine)
         self.target.add(lun, engine)
+
+    def _link(self, engine: Engine) -> None:
+        """Let the disk break the connections that its commands come by."""
+        name = self.way.name
+        engine.device.dropped = lambda initiator: self.served.loop.post(self.portal.drop, name, initiator)
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -13,9 +13,27 @@ written must be there again at the next call. Each promise is a function of its 
 What can't be checked is left out and listed: the handler lacks it, or claims (`claims=`, see `CLAIMS`) not to do it.
 
 `open_device` alone serves for tests of one's own: it gives a device with blocking `read` and `write`.
+
+`Initiator` is a small iSCSI initiator without I/O, `Client` one on a socket. The pytest fixture `tcmu_disk` comes with
+the package: see docs/testing.md.
 """
 
+from tcmu_core.testing.client import Client
 from tcmu_core.testing.harness import Hangs, OpenDevice, PromiseBroken, open_device
+from tcmu_core.testing.initiator import Initiator, InitiatorError, Reply
 from tcmu_core.testing.kit import CLAIMS, PROMISES, Report, check_handler
 
-__all__ = ["CLAIMS", "PROMISES", "Hangs", "OpenDevice", "PromiseBroken", "Report", "check_handler", "open_device"]
+__all__ = [
+    "CLAIMS",
+    "PROMISES",
+    "Client",
+    "Hangs",
+    "Initiator",
+    "InitiatorError",
+    "OpenDevice",
+    "PromiseBroken",
+    "Reply",
+    "Report",
+    "check_handler",
+    "open_device",
+]

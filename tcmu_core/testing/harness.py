@@ -17,6 +17,7 @@ from tcmu_core.disk.disk import Disk
 from tcmu_core.disk.layers import Operations
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.errors import HandlerError
+from tcmu_core.filters.registry import make
 
 TIMEOUT = 60.0  # seconds that a hook, or its Future, may take
 CLOSING = 1.0  # seconds for the close of a device whose hook is known to hang
@@ -114,7 +115,9 @@ class OpenDevice:
         """Return the extents of a range."""
         self.doing = _call("extents", (offset, length))
         found = self.hook("extents")(offset, length)
-        return list(found.result(TIMEOUT) if isinstance(found, Future) else found)
+        if isinstance(found, Future):
+            found = found.result(TIMEOUT)
+        return list(found if found is not None else [Extent(offset, length, mapped=True)])
 
     def reconfigure(
         self, *, size: int | None = None, cfgstring: str | None = None, write_cache: bool | None = None
@@ -138,8 +141,9 @@ class OpenDevice:
 
 def make_disk(plugin: object, spec: DiskSpec, **attributes: Any) -> Disk:
     """Return a disk, still to be opened; `attributes` are fields of `DiskSpec`, or of `Device`."""
+    filters = attributes.get("filters", ())
     of_spec = {field.name for field in fields(DiskSpec)} & attributes.keys()
-    disk = Disk(replace(spec, **{name: attributes.pop(name) for name in of_spec}), plugin)
+    disk = Disk(replace(spec, **{name: attributes.pop(name) for name in of_spec}), plugin, make(filters))
     for name, value in attributes.items():
         setattr(disk.device, name, value)
     return disk
@@ -162,7 +166,7 @@ def open_device(
 ) -> Iterator[OpenDevice]:
     """Open a device with `handler`, a class or a module, and close it at the end.
 
-    `attributes` are fields of `DiskSpec` and `Device` that the runner would set, such as `block_size` or `options`.
+    `attributes` are fields of `DiskSpec` and `Device` that the runner would set, such as `block_size` or `filters`.
     Raises what the handler's open raises.
     """
     plugin = handler() if isinstance(handler, type) else handler

@@ -117,7 +117,7 @@ def test_the_shipped_file_shows_the_defaults() -> None:
     assert dataclasses.replace(portal, targets=plain.portal.targets) == plain.portal
     assert [user.name for user in config.portal.access.users] == ["alice"]
     assert config.targets[0].luns == (
-        LunConfig(0, "file", "/var/lib/tcmu/disk1.img", "disk1-0", 10 << 30, 512, read_only=False),
+        LunConfig(0, "file", "/var/lib/tcmu/disk1.img", "disk1-0", 10 << 30, 512, False, ("rate;iops=500", "log")),
     )
 
 

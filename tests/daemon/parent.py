@@ -62,7 +62,13 @@ class Parent:
 
     def crash(self) -> None:
         """Go without a word, and come as the next one."""
-        self.spawner.abandon()
+        spawner = self.spawner
+        assert spawner._channel is not None
+        assert spawner._zygote is not None
+        spawner._channel.close()
+        for process in [*spawner._living.values(), *spawner._unborn.values()]:
+            spawner._forget(process)
+        spawner._zygote.wait(PATIENCE)
         self.loop.close()
         self.crashes += 1
         self._begin()

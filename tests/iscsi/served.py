@@ -78,7 +78,7 @@ class Served:
 
     def _pass_on(self, _target: str, fd: int, heard: bytes, told: int) -> bool:
         if not self.away:
-            self.loop.post(self.portal.take, socket.socket(fileno=os.dup(fd)), heard, told)
+            self.loop.post(self.portal.take, os.dup(fd), heard, told)
         return not self.away
 
     def _unit(self, number: int, disk: MemoryDisk, threads: int) -> Engine:

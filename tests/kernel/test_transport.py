@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,83 +10,20 @@ from typing import Any
 
 import pytest
 
-from tcmu_core.codec import Message
 from tcmu_core.disk.device import Change
-from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.errors import ConfigError
 from tcmu_core.handlers import Registry
 from tcmu_core.host.host import Host
 from tcmu_core.host.messages import Changed, Ping, Pong, Reconfigure
-from tcmu_core.kernel import release, transport
+from tcmu_core.kernel import release
 from tcmu_core.kernel.configfs import Backstore, ConfigfsError
 from tcmu_core.kernel.transport import KernelDevice, Record
-from tcmu_core.loop import Loop
-from tests.kernel.fake_kernel import FakeKernel
-
-SIZE = 1 << 20
-ATTRIBUTES = {
-    "attrib/dev_size": SIZE, "attrib/hw_block_size": 512, "attrib/hw_max_sectors": 128, "attrib/max_data_area_mb": 1024,
-    "attrib/cmd_time_out": 30, "attrib/dev_config": "ram/", "attrib/emulate_write_cache": 0, "action/block_dev": 0,
-    "action/reset_ring": 0, "wwn/vpd_unit_serial": "T10 VPD Unit Serial Number: ",
-}  # fmt: skip
-INQUIRY_SERIAL = bytes([0x12, 1, 0x80, 0, 255, 0])
-
-
-class Bench:
-    """A device of the kernel, and the host that serves it. `said` is what was written to configfs."""
-
-    def __init__(self, directory: Path, patch: pytest.MonkeyPatch) -> None:
-        self.kernel = FakeKernel()
-        self.loop = Loop()
-        self.fd = os.eventfd(0, os.EFD_NONBLOCK)
-        self.store = Backstore(1, "d", directory)
-        for attribute, value in ATTRIBUTES.items():
-            path = self.store.path / attribute
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{value}\n")
-        uio = SimpleNamespace(
-            fd=self.fd, memory=self.kernel.memory, ring_doorbell=self.kernel.bell, acknowledge=lambda: None
-        )
-        patch.setattr(transport, "UioDevice", lambda _minor: uio)
-        patch.setattr(transport, "Backstore", functools.partial(Backstore, core=directory))
-        self.host = Host(self.loop, lambda spec: Registry().get(spec.handler).open(spec), KernelDevice(0, 1, "d"))
-
-    def open(self, *, takes_over: bool = False, **spec: Any) -> Bench:
-        self.host.open({0: DiskSpec("ram", name="d", place=("kernel", "1", "d"), **spec)}, takes_over=takes_over)
-        return self
-
-    def set(self, attribute: str, value: object) -> None:
-        (self.store.path / attribute).write_text(f"{value}\n")
-
-    def ask(self, cdb: bytes, room: int = 256) -> bytes:
-        """Have an initiator send a command; returns the data of its answer."""
-        number = self.kernel.command(cdb, room=room)
-        assert number is not None
-        os.eventfd_write(self.fd, 1)
-        self.turn()
-        return self.kernel.answer_of(number).data
-
-    def turn(self) -> None:
-        self.loop.call_later(0.02, self.loop.stop)
-        self.loop.run()
-
-    def tell(self, message: Message) -> Message | None:
-        return self.host.answer(message)
-
-    @property
-    def serial(self) -> str:
-        data = self.ask(INQUIRY_SERIAL)
-        return data[4 : 4 + data[3]].decode().strip()
-
-    def close(self) -> None:
-        self.host.close()
-        self.loop.close()
-        os.close(self.fd)
+from tests.kernel.device import SIZE, FakeDevice
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    made = Bench(tmp_path, monkeypatch)
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDevice]:
+    made = FakeDevice(tmp_path, monkeypatch)
     yield made
     made.close()
 
@@ -95,13 +31,13 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
 # -- who it is --------------------------------------------------------------------------------------------------------
 
 
-def test_a_serial_that_is_given_after_the_device_was_made_is_the_one_that_initiators_see(bench: Bench) -> None:
+def test_a_serial_that_is_given_after_the_device_was_made_is_the_one_that_initiators_see(bench: FakeDevice) -> None:
     bench.open()
     bench.set("wwn/vpd_unit_serial", "T10 VPD Unit Serial Number: 0c5b")
     assert bench.serial == "0c5b"
 
 
-def test_the_identity_stays_once_an_initiator_has_asked(bench: Bench) -> None:
+def test_the_identity_stays_once_an_initiator_has_asked(bench: FakeDevice) -> None:
     bench.set("wwn/vpd_unit_serial", "T10 VPD Unit Serial Number: 0c5b")
     bench.open()
     assert bench.serial == "0c5b"
@@ -113,13 +49,13 @@ def test_the_identity_stays_once_an_initiator_has_asked(bench: Bench) -> None:
     assert bench.serial == "0c5b"
 
 
-def test_a_device_whose_serial_can_not_be_read_is_not_served_under_another_one(bench: Bench) -> None:
+def test_a_device_whose_serial_can_not_be_read_is_not_served_under_another_one(bench: FakeDevice) -> None:
     (bench.store.path / "wwn/vpd_unit_serial").unlink()
     with pytest.raises(ConfigfsError):
         bench.open(takes_over=True)
 
 
-def test_a_serial_that_nobody_gave_is_kept_in_configfs_for_the_next_boot(bench: Bench) -> None:
+def test_a_serial_that_nobody_gave_is_kept_in_configfs_for_the_next_boot(bench: FakeDevice) -> None:
     bench.open(cfgstring="size")
     kept = bench.store.serial
     assert len(kept) == 32
@@ -134,7 +70,7 @@ def test_a_serial_that_nobody_gave_is_kept_in_configfs_for_the_next_boot(bench: 
     [(128, 1024, 16 << 20), (128, 1, 1 << 20), (256, 1024, 128 << 10), (65535, 8, 8 << 20), (65535, 64, 65535 * 512)],
 )
 def test_no_command_may_move_more_than_the_smallest_of_all_limits(
-    bench: Bench, sectors: int, area: int, most: int
+    bench: FakeDevice, sectors: int, area: int, most: int
 ) -> None:
     bench.set("attrib/hw_max_sectors", sectors)
     bench.set("attrib/max_data_area_mb", area)
@@ -144,20 +80,20 @@ def test_no_command_may_move_more_than_the_smallest_of_all_limits(
     assert told == most
 
 
-def test_commands_wait_longer_for_a_worker_than_the_kernel_has_them_wait(bench: Bench) -> None:
+def test_commands_wait_longer_for_a_worker_than_the_kernel_has_them_wait(bench: FakeDevice) -> None:
     bench.open()
     assert bench.store.read("attrib/cmd_time_out") == "300"
 
 
 @pytest.mark.parametrize("chosen", ["0", "29", "31", "900"])
-def test_an_administrators_time_out_stays(bench: Bench, chosen: str) -> None:
+def test_an_administrators_time_out_stays(bench: FakeDevice, chosen: str) -> None:
     bench.set("attrib/cmd_time_out", chosen)
     bench.open()
     assert bench.store.read("attrib/cmd_time_out") == chosen
 
 
 @pytest.mark.parametrize("size", [18446744073709551104, 100])
-def test_a_size_that_no_disk_has_is_refused_before_the_handler_sees_it(bench: Bench, size: int) -> None:
+def test_a_size_that_no_disk_has_is_refused_before_the_handler_sees_it(bench: FakeDevice, size: int) -> None:
     bench.set("attrib/dev_size", size)
     with pytest.raises(ConfigError, match=f"size {size} is "):
         bench.open()
@@ -166,14 +102,14 @@ def test_a_size_that_no_disk_has_is_refused_before_the_handler_sees_it(bench: Be
 # -- its life ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_the_handler_made_of_a_new_device_is_shown_in_configfs(bench: Bench) -> None:
+def test_what_the_handler_made_of_a_new_device_is_shown_in_configfs(bench: FakeDevice) -> None:
     bench.open()
     assert bench.store.read("attrib/emulate_write_cache") == str(int(bench.host.engines[0].device.write_cache))
     assert bench.store.read("action/block_dev") == "0"
 
 
 def test_a_device_that_is_taken_over_is_blocked_until_it_is_served(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: FakeDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[tuple[str, str]] = []
     write = Backstore.write
@@ -188,14 +124,14 @@ def test_a_device_that_is_taken_over_is_blocked_until_it_is_served(
     assert actions == [("action/block_dev", "1"), ("action/reset_ring", "1"), ("action/block_dev", "0")]
 
 
-def test_it_is_pinged_and_counts(bench: Bench) -> None:
+def test_it_is_pinged_and_counts(bench: FakeDevice) -> None:
     bench.open()
     assert bench.tell(Ping()) == Pong(0, 0)
     bench.ask(bytes(6))
     assert bench.tell(Ping()) == Pong(1, 0)
 
 
-def test_an_entry_whose_event_was_missed_is_taken_at_the_next_ping(bench: Bench) -> None:
+def test_an_entry_whose_event_was_missed_is_taken_at_the_next_ping(bench: FakeDevice) -> None:
     bench.open()
     bench.turn()
     number = bench.kernel.command(bytes(6))
@@ -204,7 +140,7 @@ def test_an_entry_whose_event_was_missed_is_taken_at_the_next_ping(bench: Bench)
     assert bench.kernel.answer_of(number).status == 0
 
 
-def test_a_change_of_size_is_answered_and_told(bench: Bench) -> None:
+def test_a_change_of_size_is_answered_and_told(bench: FakeDevice) -> None:
     bench.open()
     answer = bench.tell(Reconfigure(Change(size=2 * SIZE), 0, 5))
     assert isinstance(answer, Changed)
@@ -213,7 +149,7 @@ def test_a_change_of_size_is_answered_and_told(bench: Bench) -> None:
     assert bench.store.size == 2 * SIZE
 
 
-def test_a_drain_takes_what_is_in_the_ring_and_leaves_the_device_blocked(bench: Bench) -> None:
+def test_a_drain_takes_what_is_in_the_ring_and_leaves_the_device_blocked(bench: FakeDevice) -> None:
     bench.open()
     bench.turn()
     numbers = [bench.kernel.command(bytes(6)) for _ in range(20)]
@@ -230,7 +166,7 @@ def test_a_drain_takes_what_is_in_the_ring_and_leaves_the_device_blocked(bench: 
     assert all(number is not None and bench.kernel.answer_of(number).status == 0 for number in numbers)
 
 
-def test_a_parked_device_is_left_blocked_with_an_empty_ring(bench: Bench) -> None:
+def test_a_parked_device_is_left_blocked_with_an_empty_ring(bench: FakeDevice) -> None:
     host = Host(bench.loop, lambda spec: Registry().get(spec.handler).open(spec), KernelDevice(0, 1, "d", park=True))
     host.open({}, takes_over=True)
     assert host.ended
@@ -241,7 +177,7 @@ def test_a_parked_device_is_left_blocked_with_an_empty_ring(bench: Bench) -> Non
 # -- when nobody comes back -------------------------------------------------------------------------------------------
 
 
-def test_a_released_device_has_a_ring_that_the_kernel_takes_for_broken(bench: Bench) -> None:
+def test_a_released_device_has_a_ring_that_the_kernel_takes_for_broken(bench: FakeDevice) -> None:
     memory = bench.kernel.memory
     uio: Any = SimpleNamespace(memory=memory, ring_doorbell=lambda: None)
     release.release(uio, bench.store)

@@ -153,6 +153,16 @@ def test_a_handler_can_notify_from_any_thread(rig: Rig) -> None:
     assert rig.send("0 0 0 0 0 0").error == (6, 0x28, 0)
 
 
+def test_a_handler_can_notice_that_its_storage_has_another_size(rig: Rig) -> None:
+    rig.nexus()
+    rig.unit.device.size = 1 << 19
+    rig.unit.device.notify(0x2A, 9)
+    rig.turn()
+    assert rig.send("0 0 0 0 0 0").error == (6, 0x2A, 9)
+    assert rig.good("25 0 0 0 0 0 0 0 0 0", room=8)[:4] == (1023).to_bytes(4, "big")
+    assert rig.send(cdb10(0x28, 1024, 1), room=BLOCK).error == (5, 0x21, 0)
+
+
 # -- starting, stopping, diagnostics, logs -----------------------------------------------------------------------------
 
 
