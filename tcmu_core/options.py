@@ -38,7 +38,8 @@ class Option:
 
     `kind` converts its value: `str`, `int`, `size`, `boolean`, `path`, or a function of one's own that raises
     `ConfigError`. `least` and `most` bound a number, `choices` are all the texts that there are; `default` is the
-    value (of the converted type) when nobody gives one. `names_storage`: it says which storage is meant, as a body does.
+    value (of the converted type) when nobody gives one. `names_storage`: it says which storage is meant, as a body
+    does.
     """
 
     name: str

@@ -11,7 +11,7 @@ from typing import Any
 from tcmu_core import Change, CommandError, ConfigError, Device, Extent, hookimpl
 from tcmu_nbd.client import Client
 from tcmu_nbd.codec import Export
-from tcmu_nbd.config import parse
+from tcmu_nbd.config import OPTIONS, parse
 from tcmu_nbd.constants import MAX_LENGTH, STATE_HOLE, STATE_ZERO, Cmd, CmdFlag, ExportFlag
 from tcmu_nbd.request import FUA, Request
 from tcmu_nbd.session import State
