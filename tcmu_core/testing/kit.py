@@ -70,6 +70,7 @@ CLAIMS = {
     "own block size": ("check_block_size",),
     "fixed size": ("check_resizing",),
     "not crash-safe": ("check_crash",),
+    "not forked": ("check_crash",),
     "not told of errors": ("check_write_errors", "check_read_errors", "check_flush_errors"),
 }
 LIMIT = 20  # times as long as one call may take, all the calls of one promise may
