@@ -12,14 +12,13 @@ from tcmu_core.disk.device import Change
 from tcmu_core.errors import ConfigError
 from tcmu_core.host import control
 from tcmu_core.host.control import ControlError
-from tcmu_core.host.messages import Changed, Reconfigure
 from tcmu_core.kernel import configfs
 from tcmu_core.kernel.configfs import Backstore, ConfigfsError
 from tcmu_core.state import default_directory
 
 EJECT_DESCRIPTION = """\
-Take the disc out of a drive that `tcmu serve` serves, or of one of the kernel's
-devices, behind which tcmu-runner is.
+Take the disc out of a drive that `tcmu serve` or tcmu-runner serves, to clients
+of the portal or as a device of the kernel.
 
   tcmu serve fbo ro//srv/one.iso --name cd &
   tcmu eject cd
@@ -38,13 +37,13 @@ CFGSTRING is the handler's own: `tcmu handlers` tells what it takes.
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="the drive's name, as `tcmu serve --name` or targetcli gave it")
+    parser.add_argument("name", metavar="NAME", help="its name, as `tcmu serve --name`, tcmu.conf or targetcli gave it")
     parser.add_argument(
         "--state-dir",
         metavar="DIR",
         type=Path,
         default=default_directory(),
-        help="where `tcmu serve` keeps its state (%(default)s)",
+        help="where its process keeps its state (%(default)s)",
     )
 
 
@@ -77,27 +76,18 @@ def insert_run(args: argparse.Namespace) -> int:
 
 def change(directory: Path, name: str, cfgstring: str) -> None:
     """Give the drive called `name` another disc, or none for an empty cfgstring; raises what its host says."""
-    served = [(path, disk) for path, status in control.hosts(directory) for disk in status.disks if disk.removable]
-    found = [(path, disk) for path, disk in served if disk.name == name]
-    if len(found) > 1:
-        raise ControlError(f"{len(found)} processes serve a drive called {name!r}: give each its own --name")
-    if not found:
-        store = _kernel_device(name)
-        if store is None:
-            names = ", ".join(sorted({disk.name for _, disk in served}))
-            hint = f"served here: {names}" if names else f"no `tcmu serve` of yours has a drive (looked in {directory})"
-            raise ControlError(f"there is no drive {name!r}: {hint}")
-        _change_kernel_device(store, cfgstring)
+    drives = [(path, disk) for path, disk in control.disks(directory) if disk.removable]
+    found = control.the_one(name, drives)
+    if found is not None:
+        path, disk = found
+        control.change(path, disk, Change(cfgstring=absolute(disk.handler, cfgstring)))
         return
-    ((path, disk),) = found
-    change = Change(cfgstring=absolute(disk.handler, cfgstring))
-    answer = control.ask(path, Reconfigure(change, disk.lun))
-    if not isinstance(answer, Changed):
-        raise ControlError(f"{name}: the process that serves it is of another version")
-    if answer.errno == errno.EINVAL:
-        raise ConfigError(answer.reason)
-    if answer.errno:
-        raise ControlError(f"{name}: {answer.reason}")
+    store = _kernel_device(name)
+    if store is None:
+        names = ", ".join(sorted({disk.name for _, disk in drives}))
+        hint = f"served here: {names}" if names else f"no process of yours has a drive (looked in {directory})"
+        raise ControlError(f"there is no drive {name!r}: {hint}")
+    _change_kernel_device(store, cfgstring)
 
 
 def _kernel_device(name: str) -> Backstore | None:

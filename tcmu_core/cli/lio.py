@@ -20,10 +20,12 @@ from tcmu_core.cli.arguments import Parser
 from tcmu_core.cli.arguments import size as size_argument
 from tcmu_core.cli.handlers import absolute, kernel_config
 from tcmu_core.cli.output import Exit, Output, human
+from tcmu_core.disk.device import Change
 from tcmu_core.errors import ConfigError, HandlerError, TcmuError, text_of
 from tcmu_core.handlers import Registry
+from tcmu_core.host import control
 from tcmu_core.kernel import uio
-from tcmu_core.state import Places
+from tcmu_core.state import Places, default_directory
 
 DISK_SECONDS = 20.0  # for a local disk to appear after its export
 PORT = 3260  # RFC 7143 4.1
@@ -58,9 +60,16 @@ def add_commands(subparsers: Any) -> None:
     delete.add_argument("name", metavar="NAME", help="the device's name, as `tcmu devices` lists it")
     delete.add_argument("--force", action="store_true", help="even if it is exported")
 
-    resize = _command(subparsers, "resize", _resize, "give a kernel device a new size while it is in use")
-    resize.add_argument("name", metavar="NAME", help="the device's name, as `tcmu devices` lists it")
+    resize = _command(subparsers, "resize", _resize, "give a disk a new size while it is in use")
+    resize.add_argument("name", metavar="NAME", help="the disk's name, as `tcmu serve`, tcmu.conf or targetcli gave it")
     resize.add_argument("size", metavar="SIZE", type=size_argument, help="4096, 64M, 1.5G …")
+    resize.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        type=Path,
+        default=default_directory(),
+        help="where its process keeps its state (%(default)s)",
+    )
 
     export = _command(subparsers, "export", _export, "show a kernel device to this host (loopback) or by iSCSI")
     export.add_argument("name", metavar="NAME", help="the device's name, as `tcmu devices` lists it")
@@ -126,6 +135,11 @@ def _delete(args: argparse.Namespace) -> int:
 
 
 def _resize(args: argparse.Namespace) -> int:
+    found = control.the_one(args.name, control.disks(args.state_dir))
+    if found is not None:
+        disk = control.change(*found, Change(size=args.size))
+        Output().line(f"{args.name}: {human(disk.size)}")
+        return Exit.OK
     lio = _rtslib()
     store = _find(lio, args.name)
     with _explained(lio, f"resizing {args.name}"):

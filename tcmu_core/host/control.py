@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import socket
@@ -11,14 +13,17 @@ from pathlib import Path
 from tcmu_core import channel
 from tcmu_core.channel import Channel, Rendezvous
 from tcmu_core.codec import CodecError, Message
-from tcmu_core.errors import TcmuError
+from tcmu_core.disk.device import Change
+from tcmu_core.errors import ConfigError, TcmuError
 from tcmu_core.host.host import Host
-from tcmu_core.host.messages import Ask, DiskStatus, Status
+from tcmu_core.host.messages import Ask, Changed, DiskStatus, Reconfigure, Status
 from tcmu_core.loop import Loop
+from tcmu_core.state import Places, default_directory
 
 log = logging.getLogger("tcmu.control")
 
-PATIENCE = 30.0  # seconds that a host may take to answer
+PATIENCE = 60.0  # seconds that a host may take to carry a change out
+FIND_SECONDS = 3.0  # ... and to say what it serves
 
 
 class ControlError(TcmuError):
@@ -36,6 +41,7 @@ class ControlSocket:
         self._loop = loop
         self._host = host
         self._channels: set[Channel] = set()
+        self._directory = None if directory.exists() else directory  # that we make, and leave to nobody
         self._rendezvous = Rendezvous(loop, directory / f"serve-{os.getpid()}.sock", self._accept)
 
     def _accept(self, sock: socket.socket) -> None:
@@ -57,28 +63,62 @@ class ControlSocket:
         for one in self._channels:
             one.close()
         self._channels.clear()
+        if self._directory is not None:
+            with contextlib.suppress(OSError):  # somebody else keeps something there by now
+                self._directory.rmdir()
 
 
-def ask(path: Path, message: Message) -> Message:
+def ask(path: Path, message: Message, seconds: float = PATIENCE) -> Message:
     """Send one message to the host that is found at `path` and return its answer; raises `OSError`, `CodecError`."""
-    return channel.ask(path, message, PATIENCE)
+    return channel.ask(path, message, seconds)
 
 
-def hosts(*directories: Path) -> Iterator[tuple[Path, Status]]:
-    """Yield the hosts that can be found in these directories, and what each serves."""
-    for directory in directories:
-        for path in sorted(directory.glob("*.sock")):
-            try:
-                status = ask(path, Ask())
-            except ConnectionRefusedError:
-                path.unlink(missing_ok=True)  # its process has gone without a word
-            except (OSError, CodecError) as error:
-                log.info("%s: %s", path, error)
-            else:
-                if isinstance(status, Status):
-                    yield path, status
+def hosts(directory: Path) -> Iterator[tuple[Path, Status]]:
+    """Yield the hosts of this user that can be found, and what each serves.
+
+    `directory` is where state is kept: of each `tcmu serve`, and of a tcmu-runner that was told to.
+    """
+    runner = Places.of(None if directory == default_directory() else directory).hosts
+    for path in sorted([*directory.glob("serve-*.sock"), *runner.glob("*.sock")]):
+        try:
+            status = ask(path, Ask(), FIND_SECONDS)
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)  # its process has gone without a word
+        except (OSError, CodecError) as error:
+            log.info("%s: %s", path, error)
+        else:
+            if isinstance(status, Status):
+                yield path, status
 
 
-def find(name: str, *directories: Path) -> list[tuple[Path, DiskStatus]]:
-    """Return where a disk of this name is served."""
-    return [(path, disk) for path, status in hosts(*directories) for disk in status.disks if disk.name == name]
+def disks(directory: Path) -> list[tuple[Path, DiskStatus]]:
+    """Return the disks behind a portal, each with the place of its host. Kernel devices are the kernel's to ask."""
+    found = []
+    for path, status in hosts(directory):
+        if not any(address.startswith("/dev/") for address in status.addresses):
+            found += [(path, disk) for disk in status.disks]
+    return found
+
+
+def the_one(name: str, found: list[tuple[Path, DiskStatus]]) -> tuple[Path, DiskStatus] | None:
+    """Return the disk of this name, None where there is none; raises `ControlError` where there are several."""
+    same = [(path, disk) for path, disk in found if disk.name == name]
+    if len(same) > 1:
+        raise ControlError(f"{len(same)} processes serve a disk called {name!r}: give each a name of its own")
+    return same[0] if same else None
+
+
+def change(path: Path, disk: DiskStatus, wanted: Change) -> DiskStatus:
+    """Have the host at `path` change a disk; returns what that is now.
+
+    Raises:
+        ConfigError: the handler takes no such value; ControlError: the change failed.
+    """
+    answer = ask(path, Reconfigure(wanted, disk.lun))
+    if not isinstance(answer, Changed):
+        raise ControlError(f"{disk.name}: the process that serves it is of another version")
+    if answer.errno == errno.EINVAL:
+        raise ConfigError(answer.reason)
+    if answer.errno or answer.disk is None:
+        raise ControlError(f"{disk.name}: {answer.reason}")
+    return answer.disk
