@@ -2,9 +2,9 @@
 
     python -m benchmarks.nbd [--rounds 3] [--write]
 
-The client is `qemu-img bench`: over iSCSI on loopback to us, who go on to the server on a Unix socket, and straight to that socket
-with QEMU's own NBD client. Two servers take part, qemu-nbd on a raw file and nbdkit on memory; all stand for the
-whole run, and each case runs on each way in turn, round by round.
+The client is `qemu-img bench`: over iSCSI on loopback to us, who go on to the server on a Unix socket, and straight to
+that socket with QEMU's own NBD client. Two servers take part, qemu-nbd on a raw file and nbdkit on memory; both stand
+for the whole run, and each case takes each way in turn, round by round.
 """
 
 from __future__ import annotations

@@ -11,12 +11,13 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import tcmu_core
-from tcmu_core import sdnotify
+from tcmu_core import sdnotify, stdout
 from tcmu_core.bus import BusService
+from tcmu_core.config.check import problems
 from tcmu_core.config.configuration import DEFAULT_PATH, Config
 from tcmu_core.config.watcher import Watcher
 from tcmu_core.daemon.supervisor import Supervisor
@@ -29,6 +30,7 @@ from tcmu_core.state import Places
 log = logging.getLogger("tcmu.runner")
 
 MIN_FILES, MAX_FILES = 65536, 1048576
+JUDGE_SECONDS = 5.0  # for the handlers to look at new settings
 
 
 def parser() -> argparse.ArgumentParser:
@@ -84,7 +86,10 @@ class Daemon:
         self.options = options
         self.loop = Loop()
         self.places = Places.of(options.state_dir)
-        self.watcher = Watcher(options.config or DEFAULT_PATH, self._configure, must_exist=options.config is not None)
+        self.watcher = Watcher(
+            options.config or DEFAULT_PATH, self._configure, judge=self._judge, must_exist=options.config is not None
+        )
+        self.registry: Registry | None = None
         self.logs = Log(self._level(self.watcher.config), stderr=True)
         self.supervisor: Supervisor | None = None
         self.bus: BusService | None = None
@@ -96,7 +101,7 @@ class Daemon:
         self._apply(self.watcher.config)
         for warning in self.watcher.config.warnings:
             log.warning("%s", warning)
-        with held(self.places.lock):
+        with stdout.taken(), held(self.places.lock):
             return self._run()
 
     def _run(self) -> int:
@@ -104,7 +109,7 @@ class Daemon:
         _raise_file_limit(options.nofile)
         for path in options.handler_path:
             log.debug("handler path: %s", path)
-        registry = Registry(options.handler_path)
+        registry = self.registry = Registry(options.handler_path)
         good = [handler for handler in registry if not handler.error]
         for handler in registry:
             if handler.error:
@@ -190,6 +195,18 @@ class Daemon:
         sdnotify.ready(self._shown)
 
     # -- settings ---------------------------------------------------------------------------------------------------
+
+    def _judge(self, config: Config, verdict: Callable[[list[str]], None]) -> None:
+        """Have the handlers look at new settings, off the loop: whatever their code does must not hold it up."""
+        assert self.registry is not None
+        registry = self.registry
+
+        def look() -> None:
+            self.loop.post(verdict, problems(config, registry))
+
+        threading.Thread(target=look, name="tcmu-judge", daemon=True).start()
+        late = f"{self.watcher.path}: the handlers have not looked at it within {JUDGE_SECONDS:g} s"
+        self.loop.call_later(JUDGE_SECONDS, verdict, [late])
 
     def _configure(self, config: Config) -> None:
         self._apply(config)

@@ -53,6 +53,7 @@ class Server:
         self.host = Host(loop, handler.open, TargetWay(target, self._settings(), directory))
         self.host.set_traced(lambda _title: args.debug)
         self._directory = directory
+        self._made = False  # whether the socket needed the directory to be made
 
     def _settings(self) -> PortalSettings:
         access = Access(
@@ -98,6 +99,7 @@ class Server:
             raise ConfigError(f"{error.strerror}{hint}") from error
 
     def _listen_to_commands(self) -> None:
+        self._made = not self._directory.exists()
         try:
             self.control = ControlSocket(self.loop, self._directory, self.host)
         except OSError as error:
@@ -156,6 +158,8 @@ class Server:
         if self.control is not None:
             with contextlib.suppress(OSError):
                 self.control.close()
+                if self._made:
+                    self._directory.rmdir()  # unless something is kept in it
         self.host.close()
         if self.signals is not None:
             self.signals.close()

@@ -38,6 +38,7 @@ class LunConfig:
     block_size: int = 512
     read_only: bool = False
     filters: tuple[str, ...] = ()  # `name;option=value`, the lowest first
+    place: str = field(default="", compare=False)  # file and line, for what is said of it
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,19 @@ from tcmu_core.codec import Message
 from tcmu_core.daemon.spawner import Process
 from tcmu_core.daemon.watchdog import Watchdog
 from tcmu_core.disk.device import Change
-from tcmu_core.host.messages import Changed, Close, Drain, Failed, Job, Opened, Pong, Reconfigure, Retry, Status
+from tcmu_core.host.messages import (
+    Changed,
+    Close,
+    Drain,
+    Failed,
+    Job,
+    Opened,
+    Pong,
+    Reassign,
+    Reconfigure,
+    Retry,
+    Status,
+)
 from tcmu_core.loop import Loop, Timer
 
 log = logging.getLogger("tcmu.runner")
@@ -141,10 +153,7 @@ class ManagedProcess:
         """Start a process; with `adopt` take the one that an earlier supervisor left, if it does what is wanted."""
         self.state = State.STARTING
         self._failure = None
-        job = dataclasses.replace(
-            self.source.job(self), takes_over=self.exists, delay=delay, rendezvous=str(self.parent.rendezvous(self.key))
-        )
-        self._job = job
+        self._job = job = dataclasses.replace(self._now(), takes_over=self.exists, delay=delay)
         self._adopting = False
         if adopt:
             process = self._follow(lambda heard, died: self.parent.adopt(self.parent.rendezvous(self.key), heard, died))
@@ -154,6 +163,9 @@ class ManagedProcess:
                 return
         self._spawn(job)
         self._set_timer(OPEN_SECONDS + delay, self._open_is_late)
+
+    def _now(self) -> Job:
+        return dataclasses.replace(self.source.job(self), rendezvous=str(self.parent.rendezvous(self.key)))
 
     def _spawn(self, job: Job) -> None:
         self._follow(lambda heard, died: self.parent.spawn(job, heard, died))
@@ -207,19 +219,27 @@ class ManagedProcess:
                 self.status = message
 
     def _opened(self, process: Process, message: Opened) -> None:
+        if self.state is State.SERVING:  # it does another job now
+            self.status = message.status
+            self.source.opened(self, adopted=False)
+            return
         if self.state is not State.STARTING:
             return
         self._cancel_timer()
         adopted, self._adopting = self._adopting, False
-        if adopted and not _same(message.job, self._job):
-            log.info("%s is to be served anew: what was asked for has changed", self.title, extra=self.extra)
+        differs = adopted and not _same(message.job, self._job)
+        if differs and self._job is not None and message.job.version != self._job.version:
+            log.info("%s is to be served anew: its worker is of version %s", self.title, message.job.version,
+                     extra=self.extra)  # fmt: skip
             self.state = State.SERVING
-            self.replace("what was asked for has changed")
+            self.replace("it is of another version")
             return
         self.status = message.status
         self.state, self.reason, self._since = State.SERVING, "", self.parent.loop.clock()
         log.info("%s is %s process %d", self.title, "served on by" if adopted else "served by", process.pid,
                  extra=self.extra)  # fmt: skip
+        if differs and self._job is not None:
+            self.send(Reassign(self._job))
         self.source.opened(self, adopted=adopted)
         self.tenacious = self.exists = True
         self._watchdog.begin(process)
@@ -245,6 +265,16 @@ class ManagedProcess:
             self._replaced = reason
             self.send(Drain())
             self._set_timer(CLOSE_SECONDS, self._kill)
+
+    def reassign(self) -> None:
+        """Have the process do its job as it is now, without ending what does not change."""
+        self._job = job = self._now()
+        if self.serving:
+            self.send(Reassign(job))
+        elif self.state is State.STARTING and not self._adopting:
+            self.send(Reassign(job))  # it hears of it when it has opened
+        elif self.state is State.QUARANTINED:
+            self.retry()
 
     def _died(self, process: Process | None, reason: str) -> None:
         if process is None or process is not self.process:

@@ -12,7 +12,7 @@ from tcmu_core import channel
 from tcmu_core.config.configuration import Config, LunConfig, TargetConfig
 from tcmu_core.daemon.managed import ManagedProcess, Parent, State
 from tcmu_core.disk.spec import DiskSpec
-from tcmu_core.host.messages import Job, LogSettings
+from tcmu_core.host.messages import Job, LogSettings, Retry
 from tcmu_core.iscsi.transport import Feed, Link, RedirectorWay, TargetWay
 
 log = logging.getLogger("tcmu.runner")
@@ -51,7 +51,11 @@ class Targets:
         before, self._jobs = self._jobs, jobs(config, self.state)
         self._limits = memory_limits(config)
         for name, process in list(self.processes.items()):
-            if self._jobs.get(name) != before.get(name) and process.state is not State.ENDING:
+            if process.state is State.ENDING or self._jobs.get(name) == before.get(name):
+                continue
+            if name in self._jobs:
+                process.reassign()
+            else:
                 process.drain(STOP_SECONDS, self._start_missing)
         self._start_missing()
 
@@ -106,6 +110,10 @@ class Targets:
         else:
             luns = ", ".join(str(disk.lun) for disk in status.disks) or "none"
             log.info("%s is served, LUN %s", process.title, luns)
+        for one in self.processes.values():
+            # A disk may have moved from one target to another: now there may be nobody any more who has it.
+            if one is not process and one.serving and one.status is not None and one.status.missing:
+                one.send(Retry())
         for name, one in self.processes.items():
             if redirector is None or one is redirector or process not in (redirector, one):
                 continue

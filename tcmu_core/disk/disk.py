@@ -115,6 +115,7 @@ class Disk:
             self._opened = True
             self._finish("open", result)
             self._check()
+            self._bound()
             self._open_all()
         except BaseException:
             self._close_quietly()
@@ -145,6 +146,12 @@ class Disk:
                 f"failed to open: {text_of(error)}"
             )
         return HandlerError(f"handler {self.spec.handler!r} broke while it opened the device: {text_of(error)}")
+
+    def _bound(self) -> None:
+        """Hold the handler to the limit of a transfer that the way in has: the smallest of all counts."""
+        device, most = self.device, self.spec.max_transfer
+        if most:
+            device.max_transfer_length = min(device.max_transfer_length or most, most)
 
     def _check(self) -> None:
         """Look at what `open` has left: what is wrong now would be wrong in every command."""

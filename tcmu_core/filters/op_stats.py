@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -21,13 +22,22 @@ class Counter:
         self.count = self.bytes = self.errors = self.in_flight = 0
         self.seconds = 0.0
         self.latency = [0] * BUCKETS
+        self._lock = threading.Lock()  # a handler's operations may end on its threads
+
+    def began(self, length: int) -> None:
+        """Count one that begins, of so many bytes."""
+        with self._lock:
+            self.count += 1
+            self.bytes += length
+            self.in_flight += 1
 
     def ended(self, seconds: float, *, failed: bool) -> None:
         """Count one that has ended."""
-        self.in_flight -= 1
-        self.errors += failed
-        self.seconds += seconds
-        self.latency[min(BUCKETS - 1, int(seconds * 1e6).bit_length())] += 1
+        with self._lock:
+            self.in_flight -= 1
+            self.errors += failed
+            self.seconds += seconds
+            self.latency[min(BUCKETS - 1, int(seconds * 1e6).bit_length())] += 1
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -67,9 +77,7 @@ class Statistics(Filter):
         return told
 
     def _counted(self, counter: Counter, length: int, fn: Callable[..., Any], *args: Any) -> Any:
-        counter.count += 1
-        counter.bytes += length
-        counter.in_flight += 1
+        counter.began(length)
         began = self._now()
         try:
             pending = fn(*args)

@@ -61,9 +61,12 @@ class Host:
         self.missing: dict[int, Missing] = {}
         self.transport = transports.make(way, self)
         self.traced: Callable[[str], bool] = lambda _title: False
+        self.left: Callable[[], object] = _nothing  # called when a disk that is not served any more was closed
         self.ended = False
         self._open_disk = open_disk
-        self._prepared: Mapping[int, DiskSpec] = {}
+        self._prepared: dict[int, DiskSpec] = {}
+        self._assigned: Mapping[int, DiskSpec] = {}  # as the job has them: what a person changed since then stays
+        self._leaving: dict[int, Engine] = {}  # disks that are not served any more, and have commands in flight
         self._retry_timer: Timer | None = None
 
     # -- its life -----------------------------------------------------------------------------------------------------
@@ -76,8 +79,8 @@ class Host:
         Raises:
             OSError, TcmuError: there is nothing to serve; what was opened is closed again.
         """
-        self.specs = dict(disks)
-        self._prepared = self.transport.prepare(disks, takes_over=takes_over)
+        self.specs, self._assigned = dict(disks), disks
+        self._prepared = dict(self.transport.prepare(disks, takes_over=takes_over))
         time.sleep(delay)
         try:
             for lun, spec in self._prepared.items():
@@ -114,6 +117,74 @@ class Host:
             self._look_for_slow(engine, spec.patience)
         return engine
 
+    # -- another job ------------------------------------------------------------------------------------------------
+
+    def reassign(self, disks: Mapping[int, DiskSpec], way: WayIn) -> None:
+        """Serve this from now on. A disk that is as it was does not notice, nor do its initiators.
+
+        Raises:
+            OSError: the way in can't be as it is asked for; it stays as it was, and the disks are changed all the same.
+        """
+        before, self._assigned = self._assigned, disks
+        for lun in before.keys() - disks.keys():
+            self._leave(lun)
+        for lun, spec in disks.items():
+            old = before.get(lun)
+            if old == spec:
+                continue
+            only_size = old is not None and dataclasses.replace(old, size=spec.size) == spec
+            if only_size and lun in self.engines:
+                self._grow(lun, spec)
+            else:
+                self._leave(lun)
+                self.specs[lun] = self._prepared[lun] = spec
+                if lun not in self._leaving:
+                    self._join(lun)
+        self.transport.reassign(way)
+        self._retry_later()
+
+    def _grow(self, lun: int, spec: DiskSpec) -> None:
+        """Give a disk its new size while it is served."""
+        self.specs[lun] = self._prepared[lun] = spec
+        engine = self.engines[lun]
+        if spec.size is None or spec.size == engine.device.size:
+            return
+        try:
+            self.change(lun, Change(size=spec.size))
+        except Exception as error:
+            log.error("LUN %d keeps its size of %d bytes: %s", lun, engine.device.size, text_of(error),
+                      extra={"device": engine.disk.title})  # fmt: skip
+        else:
+            log.info("LUN %d has %d bytes now", lun, spec.size, extra={"device": engine.disk.title})
+
+    def _leave(self, lun: int) -> None:
+        """Serve a disk no more, and close it when its last command has ended."""
+        self.specs.pop(lun, None)
+        self._prepared.pop(lun, None)
+        self.missing.pop(lun, None)
+        engine = self.engines.pop(lun, None)
+        if engine is not None:
+            log.info("LUN %d goes", lun, extra={"device": engine.disk.title})
+            self._leaving[lun] = engine
+            self.transport.remove(lun, lambda: self.loop.post(self._left, lun, engine))
+
+    def _left(self, lun: int, engine: Engine) -> None:
+        engine.close()
+        if self._leaving.get(lun) is engine:
+            del self._leaving[lun]
+            if lun in self._prepared:
+                self._join(lun)
+        self.left()
+
+    def _join(self, lun: int) -> None:
+        """Serve a disk that came, or came back as another one."""
+        engine = self._open(lun, self._prepared[lun])
+        if engine is not None:
+            log.info("LUN %d is there", lun, extra={"device": engine.disk.title})
+            self.transport.add(lun, engine)
+        else:
+            self._retry_later()
+
     def _retry_later(self) -> None:
         if self.missing and self._retry_timer is None:
             self._retry_timer = self.loop.call_later(RETRY_SECONDS, self.retry)
@@ -124,10 +195,7 @@ class Host:
             self._retry_timer.cancel()
             self._retry_timer = None
         for lun in list(self.missing):
-            engine = self._open(lun, self._prepared[lun])
-            if engine is not None:
-                log.info("LUN %d is there", lun, extra={"device": engine.disk.title})
-                self.transport.add(lun, engine)
+            self._join(lun)
         self._retry_later()
 
     def set_traced(self, traced: Callable[[str], bool]) -> None:
@@ -156,9 +224,10 @@ class Host:
         if self._retry_timer is not None:
             self._retry_timer.cancel()
         self.transport.close()
-        for engine in self.engines.values():
+        for engine in (*self.engines.values(), *self._leaving.values()):
             engine.close()
         self.engines.clear()
+        self._leaving.clear()
 
     def stop(self) -> None:
         """End: the way in is gone."""
@@ -278,6 +347,10 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     return text_of(error)
+
+
+def _nothing() -> None:
+    pass
 
 
 def errno_of(error: BaseException) -> int:

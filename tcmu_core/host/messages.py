@@ -62,6 +62,13 @@ class Adopt(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Reassign(Message):
+    """Do this job from now on, in place of the one before; only what differs is touched. The answer is `Opened`."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
 class Ping(Message):
     """Answer with `Pong`."""
 

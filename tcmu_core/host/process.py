@@ -16,7 +16,7 @@ from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.errors import TcmuError
 from tcmu_core.handlers.registry import Registry
 from tcmu_core.host.host import Host, errno_of, reason_of
-from tcmu_core.host.messages import Adopt, Close, Drain, Failed, Job, LogSettings, Opened
+from tcmu_core.host.messages import Adopt, Close, Drain, Failed, Job, LogSettings, Opened, Reassign
 from tcmu_core.log import Level, Log
 from tcmu_core.loop import Loop, spin_time
 
@@ -51,6 +51,7 @@ class HostProcess:
         try:
             self.host = Host(self.loop, self._open_disk, job.way)
             self.host.set_traced(self._is_traced)
+            self.host.left = self._tell
             self.host.open(job.disks, takes_over=job.takes_over, delay=job.delay)
         except Exception as error:
             if not isinstance(error, TcmuError | OSError):
@@ -75,6 +76,11 @@ class HostProcess:
 
     def _opened(self) -> Opened:
         return Opened(dataclasses.replace(self.job, disks=dict(self.host.specs)), self.host.status())
+
+    def _tell(self) -> None:
+        """Tell the supervisor what is served by now."""
+        if self._supervisor is not None:
+            self._supervisor.send(self._opened())
 
     # -- who speaks to it ---------------------------------------------------------------------------------------------
 
@@ -106,6 +112,9 @@ class HostProcess:
                 self._guests.discard(channel)
                 self._supervisor = channel
                 channel.send(self._opened())
+            case Reassign():
+                self._reassign(message.job)
+                channel.send(self._opened())
             case Drain():
                 self._drain()
             case Close():
@@ -120,6 +129,18 @@ class HostProcess:
                     channel.send(answer)
         for fd in fds:
             os.close(fd)
+
+    def _reassign(self, job: Job) -> None:
+        """Do another job from now on; what of it can't be is said in the log, and stays as it was."""
+        before = self.job
+        self.job = dataclasses.replace(
+            job, takes_over=before.takes_over, delay=before.delay, rendezvous=before.rendezvous
+        )
+        try:
+            self.host.reassign(job.disks, job.way)
+        except OSError as error:
+            self.job = dataclasses.replace(self.job, way=before.way)
+            log.error("%s: %s; it stays as it was", job.key, reason_of(error))
 
     def _set_log(self, told: LogSettings) -> None:
         self.log.set_directory(told.directory)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tcmu_core.codec import Message
 from tcmu_core.disk.spec import DiskSpec
+from tcmu_core.host.messages import WayIn
 from tcmu_core.loop import Loop
 from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.reservations import StateStore
@@ -46,6 +47,12 @@ class Transport(Protocol):
 
     def add(self, lun: int, engine: Engine) -> None:
         """Serve one more unit."""
+
+    def remove(self, lun: int, then: Callable[[], object]) -> None:
+        """Serve a unit no more; `then()` when none of its commands is in flight."""
+
+    def reassign(self, way: WayIn) -> None:
+        """Take new settings; who is here already goes on. Raises `OSError` when they can't be had."""
 
     @property
     def addresses(self) -> tuple[str, ...]:

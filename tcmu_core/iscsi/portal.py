@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from tcmu_core.iscsi.admission import Full, Rank, Standing, enter, log_in
@@ -244,6 +245,33 @@ class Portal:
             self._stop_listening()
             raise
         return self.addresses
+
+    def configure(self, settings: PortalSettings) -> None:
+        """Take new settings: sessions that there are keep what they have agreed on, and follow the times alone.
+
+        Raises:
+            OSError: an address can't be had; then it listens where it did.
+        """
+        before, self.settings = self.settings, settings
+        for session in self.sessions():
+            session.keep_time(settings.limits)
+        if settings.addresses == before.addresses:
+            return
+        old, self._listeners = self._listeners, []
+        kept = {text: sock for text, sock in zip(before.addresses, old, strict=True) if text in settings.addresses}
+        self.settings = replace(settings, addresses=tuple(text for text in settings.addresses if text not in kept))
+        try:
+            self.listen()
+        except OSError:
+            self._listeners, self.settings = old, replace(settings, addresses=before.addresses)
+            raise
+        new = dict(zip(self.settings.addresses, self._listeners, strict=True))
+        self.settings = settings
+        self._listeners = [kept.get(text) or new[text] for text in settings.addresses]
+        for sock in old:
+            if sock not in self._listeners:
+                self.loop.unregister(sock.fileno())
+                sock.close()
 
     @property
     def addresses(self) -> list[str]:

@@ -17,7 +17,7 @@ from tcmu_core.iscsi.constants import BHS, SERIAL, AsyncEvent, RejectReason
 from tcmu_core.iscsi.held import Held
 from tcmu_core.iscsi.login import Outcome
 from tcmu_core.iscsi.pending import Task
-from tcmu_core.iscsi.settings import PortalSettings
+from tcmu_core.iscsi.settings import Limits, PortalSettings
 from tcmu_core.iscsi.transfer import Transfer
 from tcmu_core.scsi.target import ITNexus, Target
 
@@ -182,6 +182,10 @@ class Session:
     def busy(self) -> int:
         """How many commands are in flight."""
         return len(self.tasks) + len(self.transfers)
+
+    def keep_time(self, limits: Limits) -> None:
+        """Take the times of new limits; what was agreed on with the initiator stays."""
+        self.limits = replace(self.limits, nop_interval=limits.nop_interval, nop_timeout=limits.nop_timeout)
 
     def max_cmd_sn(self) -> int:
         """Return MaxCmdSN: what is in flight narrows the window, so that it never moves back (4.2.2.1)."""

@@ -111,6 +111,16 @@ class TargetTransport:
         self._link(engine)
         self.target.add(lun, engine)
 
+    def remove(self, lun: int, then: Callable[[], object]) -> None:
+        """Take a LUN away, of which initiators hear; those of other LUNs go on."""
+        self.target.remove(lun, then)
+
+    def reassign(self, way: WayIn) -> None:
+        """Take new settings: limits in time for the sessions that there are, all else for the next login."""
+        assert isinstance(way, TargetWay)
+        self.way = way
+        self.portal.configure(way.settings)
+
     def _link(self, engine: Engine) -> None:
         """Let the disk break the connections that its commands come by."""
         name = self.way.name
@@ -192,6 +202,18 @@ class RedirectorTransport:
     def add(self, lun: int, engine: Engine) -> None:
         """Refuse: there are no disks."""
         raise NotImplementedError
+
+    def remove(self, lun: int, then: Callable[[], object]) -> None:
+        """Refuse: there are no disks."""
+        raise NotImplementedError
+
+    def reassign(self, way: WayIn) -> None:
+        """Listen for other targets, or elsewhere; raises `OSError` when an address can't be had."""
+        assert isinstance(way, RedirectorWay)
+        self.portal.expect(way.targets)
+        for name in self._links.keys() - set(way.targets):
+            self._links.pop(name).close()
+        self.portal.configure(way.settings)
 
     @property
     def addresses(self) -> tuple[str, ...]:

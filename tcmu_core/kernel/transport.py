@@ -27,7 +27,7 @@ from tcmu_core.kernel.uio import UioDevice, holders
 from tcmu_core.loop import READ, Pace, spin_time
 from tcmu_core.scsi.command import Initiator
 from tcmu_core.scsi.engine import Engine
-from tcmu_core.scsi.limits import DEFAULT_MAX_TRANSFER
+from tcmu_core.scsi.limits import MAX_TRANSFER
 
 if TYPE_CHECKING:
     from tcmu_core.disk.disk import Disk
@@ -104,7 +104,7 @@ class KernelTransport:
             size=store.size or None,
             block_size=store.block_size,
             serial=store.serial,
-            max_transfer=min(store.max_transfer or DEFAULT_MAX_TRANSFER, store.data_area),
+            max_transfer=min(store.max_transfer or MAX_TRANSFER, store.data_area),
         )
         log.debug("Got block_size %d, size in bytes %d", completed.block_size, completed.size or 0, extra=self._extra)
         return MappingProxyType({lun: completed})
@@ -184,6 +184,13 @@ class KernelTransport:
         return spec.cfgstring
 
     # -- serving ------------------------------------------------------------------------------------------------------
+
+    def remove(self, lun: int, then: Callable[[], object]) -> None:
+        """Refuse: a kernel device has one disk, and goes with it."""
+        raise NotImplementedError
+
+    def reassign(self, way: WayIn) -> None:
+        """Do nothing: a kernel device's way in is its minor number, which stays."""
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,17 @@ def test_a_wrong_filter_is_a_wrong_configuration(call: Call, tmp_path: Path) -> 
     said = call("serve", "ram", "--size", "8M", "--filter", "delay;raed=5ms", "--state-dir", tmp_path)
     assert (said.status, "did you mean 'read'" in said.err) == (4, True)
     assert call("serve", "ram", "--size", "8M", "--filter", "dely", "--state-dir", tmp_path).status == 3
+
+
+def test_the_command_that_a_disk_is_served_for_can_let_it_fail(command: Start, tmp_path: Path) -> None:
+    tcmu = f"{sys.executable} -m tcmu_core.cli.tcmu"
+    script = (
+        f"{tcmu} fault d add 'write -> write-error' --state-dir {tmp_path}/state; qemu-io -c 'write 0 512' -f raw $uri"
+    )
+    process = command("serve", "ram", "--size", "8M", "--name", "d", "--run", script)
+    out, err = process.communicate()
+    assert "write -> write-error" in out
+    assert "Input/output error" in out + err
 
 
 def test_a_cfgstring_with_a_filter_is_checked_with_it(call: Call) -> None:

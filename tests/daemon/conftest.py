@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,8 @@ from tcmu_core.daemon.targets import REDIRECTOR, Targets
 from tcmu_core.kernel.abi import Netlink
 from tcmu_core.kernel.netlink import Request
 from tcmu_core.kernel.uio import UioName
-from tests.daemon.parent import ScriptedParent, ScriptedProcess
+from tests.daemon.parent import Parent, ScriptedParent, ScriptedProcess
+from tests.daemon.running import stop
 
 NAME = UioName(1, "d", "ram/x")
 
@@ -161,3 +164,22 @@ def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cas
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> DeviceCase:
     return DeviceCase(monkeypatch)
+
+
+# -- real processes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Iterator[Parent]:
+    made = Parent(tmp_path / "run")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def targets(parent: Parent, tmp_path: Path) -> Iterator[Targets]:
+    made = Targets(parent, tmp_path / "state")
+    number = parent.crashes
+    yield made
+    if parent.crashes == number:
+        stop(parent, made)

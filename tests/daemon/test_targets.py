@@ -4,134 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import select
 import signal
 import socket
 import subprocess
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tcmu_core.config.configuration import Config, LunConfig, TargetConfig
+from tcmu_core.config.configuration import LunConfig
 from tcmu_core.daemon.targets import REDIRECTOR, Targets, memory_limits
 from tcmu_core.disk.device import Change
+from tcmu_core.host import control
+from tcmu_core.host.messages import FilterAnswer, FilterCommand
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.constants import LoginStatus
-from tcmu_core.iscsi.settings import Access, ChapUser, PortalSettings
+from tcmu_core.iscsi.settings import Access, ChapUser
 from tests.daemon.parent import Parent
+from tests.daemon.running import (
+    IQN,
+    OTHER,
+    PATIENCE,
+    RAM,
+    client,
+    config,
+    kill,
+    listing,
+    pid,
+    serve,
+    stop,
+    undisturbed,
+)
 from tests.iscsi.initiator import OPERATIONAL, Initiator
 from tests.iscsi.served import Client
-
-IQN = "iqn.2026-01.org.example:disk"
-OTHER = "iqn.2026-01.org.example:other"
-PATIENCE = 30.0
-RAM = LunConfig(0, "ram", size=1 << 20)
-
-
-@pytest.fixture
-def parent(tmp_path: Path) -> Iterator[Parent]:
-    made = Parent(tmp_path / "run")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def targets(parent: Parent, tmp_path: Path) -> Iterator[Targets]:
-    made = Targets(parent, tmp_path / "state")
-    number = parent.crashes
-    yield made
-    if parent.crashes == number:
-        stop(parent, made)
-
-
-def stop(parent: Parent, targets: Targets) -> None:
-    ended: list[bool] = []
-    targets.stop(lambda: ended.append(True))
-    parent.until(lambda: ended)
-
-
-def config(*luns: LunConfig, others: tuple[LunConfig, ...] = (), **settings: Any) -> Config:
-    """Return a configuration of up to two targets."""
-    targets = [TargetConfig(name, own) for name, own in ((IQN, luns), (OTHER, others)) if own]
-    limits = settings.pop("memory_limits", {})
-    portal = PortalSettings(**{"addresses": ("127.0.0.1:0",), **settings})
-    return Config(portal=portal, targets=tuple(targets), memory_limits=limits)
-
-
-def serve(parent: Parent, targets: Targets, wanted: Config) -> None:
-    """Have the targets serve what is wanted, and wait until all of it is."""
-    targets.configure(wanted)
-    names = {REDIRECTOR, *(target.name for target in wanted.targets)} if wanted.targets else set()
-    parent.until(lambda: set(targets.processes) == names and all(one.serving for one in targets.processes.values()))
-
-
-def pid(targets: Targets, key: str) -> int:
-    process = targets.processes[key].process
-    assert process is not None
-    return process.pid
-
-
-def kill(parent: Parent, targets: Targets, key: str) -> None:
-    """Kill a process of the portal and wait for the next one to be ready."""
-    before = pid(targets, key)
-    os.kill(before, signal.SIGKILL)
-    parent.until(lambda: targets.processes[key].serving and pid(targets, key) != before)
-
-
-def listing(targets: Targets) -> str:
-    command = ["iscsi-ls", "-s", f"iscsi://{targets.addresses[0]}"]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
-
-
-def client(targets: Targets, target: str) -> Client:
-    return Client(targets.addresses[0], Initiator(target=target))
-
-
-class Reader:
-    """One session that reads all the time, and does not connect again."""
-
-    def __init__(self, one: Client) -> None:
-        self.client = one.login()
-        self.reads = 0
-        self.error: BaseException | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            while not self._stop.is_set():
-                assert self.client.read(0, 8) == bytes(4096)
-                self.reads += 1
-        except BaseException as error:
-            self.error = error
-
-    def end(self) -> None:
-        """Read once more, then leave."""
-        self._stop.set()
-        self._thread.join(PATIENCE)
-        try:
-            assert self.error is None, self.error
-            assert self.client.read(0, 8) == bytes(4096)
-        finally:
-            self.client.sock.close()
-
-
-@contextlib.contextmanager
-def undisturbed(targets: Targets, target: str) -> Iterator[None]:
-    """Hold that a session of the target goes on during the context."""
-    reader = Reader(client(targets, target))
-    try:
-        yield
-    finally:
-        reader.end()
-    assert reader.reads
-
 
 # -- one worker for each target ---------------------------------------------------------------------------------------
 
@@ -545,3 +453,25 @@ def test_what_is_logged_says_who_serves_what(
     assert f"the portal listens at {targets.addresses[0]}" in caplog.messages
     assert f"{IQN} is served, LUN none" in caplog.messages
     assert f"{OTHER} is served, LUN 0, 1" in caplog.messages
+
+
+# -- filters ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_filters_of_a_lun_stand_upon_it_and_its_process_answers_for_them(
+    parent: Parent, targets: Targets, tmp_path: Path
+) -> None:
+    lun = LunConfig(0, "ram", size=8 << 20, name="d", filters=("truncate;size=1M", "stats"))
+    serve(parent, targets, config(lun))
+    directories = {path.parent for path in tmp_path.rglob("*.sock")}
+    ((path, disk),) = control.find("d", *directories)
+    assert disk.size == 1 << 20
+    message = {"do": "tell", "name": "fault", "push": True, "message": {"action": "add", "rules": "read -> busy"}}
+    answer = control.ask(path, FilterCommand(json.dumps(message), disk.lun))
+    assert isinstance(answer, FilterAnswer)
+    assert json.loads(answer.answer)["filters"] == ["truncate", "stats", "fault"]
+    wrong = control.ask(path, FilterCommand(json.dumps({"do": "pop", "name": "truncate"})))
+    assert wrong == FilterAnswer(error="the filter 'truncate' can't be taken off a disk that is in use", mistaken=True)
+    missing = control.ask(path, FilterCommand(json.dumps({"do": "list"}), lun=7))
+    assert isinstance(missing, FilterAnswer)
+    assert "no LUN 7 here" in missing.error

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.servers import tgt
 from tcmu_core.errors import ConfigError
 from tcmu_core.filters.fault import Fault
 from tcmu_core.filters.record import Record as Recorder
@@ -123,3 +124,23 @@ def test_fua_is_sent_again_and_the_flush_it_implies_is_not(tcmu_disk: Callable[.
     with Client(disk.uri) as client:
         assert list(replay(entries, IscsiGoal(client))) == [None]
     assert disk.stats["flush"]["count"] == 1
+
+
+def test_it_is_done_to_a_target_of_somebody_else_too(tmp_path: Path) -> None:
+    """What every disk can do, on tgt: reads, writes, FUA, flushes; then with an image that holds something else."""
+    chance = random.Random(3)
+    with upon(given(Recorder(), file=tmp_path / "file", data="all")) as disk:
+        for _ in range(30):
+            lba, blocks = chance.randrange(1000), chance.randint(1, 200)
+            disk.write(lba * 512, chance.randbytes(blocks * 512))
+            disk.read(chance.choice([lba, chance.randrange(1000)]) * 512, blocks * 512)
+            disk.flush()
+    recording = Recording(tmp_path / "file")
+    image = tmp_path / "image"
+    for content, same in ((bytes(SIZE), True), (b"\xff" * SIZE, False)):
+        image.write_bytes(content)
+        with tgt(image, tmp_path, {}) as server, Client(server.uri) as client:
+            found = list(replay(recording, IscsiGoal(client)))
+        assert len(found) == 90
+        assert (found == [None] * 90) is same
+        assert all(each is None or each.data for each in found)

@@ -131,7 +131,6 @@ UNDONE = [
     (not_fenced, "engine", "ghost"),
     (not_fenced, "session", "ghost"),
     (answered_before_its_hook_has_returned, "engine", "unfinished or late"),
-    (answered_before_its_hook_has_returned, "session", "unfinished or late"),
     (asks_twice, "engine", "hung"),
     (asks_twice, "session", "hung"),
     (copies_past_the_task_set, "engine", "atomic"),

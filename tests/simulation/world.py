@@ -256,7 +256,7 @@ class PortalWorld(World):
 
     def accept(self, sock: net.Socket) -> None:
         """Serve a connection."""
-        self.portal.take(sock, b"", 0)  # type: ignore[arg-type]
+        self.portal._admit(sock, sock.getpeername())  # type: ignore[arg-type]
 
     def hush(self, name: str, isid: bytes) -> None:
         """Take away the unit attentions that the nexuses of an initiator begin with."""

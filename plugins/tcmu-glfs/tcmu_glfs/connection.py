@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import threading
 from dataclasses import dataclass
 
@@ -42,6 +43,16 @@ class Connection:
 
 _guard = threading.Lock()
 _open: dict[tuple[str, str], Connection] = {}
+
+
+def _forked() -> None:
+    """Forget the connections of the process that this one is a child of: their threads are not here."""
+    global _guard  # noqa: PLW0603  # somebody may have held it
+    _guard = threading.Lock()
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def acquire(config: Config) -> Connection:

@@ -14,6 +14,7 @@ from tcmu_rbd import owner
 from tcmu_rbd.binding import Binding
 from tcmu_rbd.config import Config
 
+ATTEMPTS = 3
 CONNECT = 30  # seconds that the monitors may take to answer, unless ceph.conf has another limit than Ceph's own
 CEPH_CONNECT = 300  # that one (client_mount_timeout)
 SLACK = 5  # seconds beyond the time in which a cluster notices that an OSD is gone
@@ -57,21 +58,26 @@ class Link:
         Raises:
             ConfigError: what is wrong, in words; LockedElsewhere when somebody else has the lock.
         """
-        link = cls(binding, config, read_only=read_only or bool(config.snapshot))
-        try:
-            link._connect()
-            if lost:
-                link._fence(lost)
-            link._open()
-            if not link.read_only:
-                link._lock(lost, take=take)
-        except (binding.rados.Error, binding.rbd.Error) as error:
-            link.close()
-            raise link._explain(error) from error
-        except BaseException:
-            link.close()
-            raise
-        return link
+        attempts = ATTEMPTS
+        while True:
+            attempts -= 1
+            link = cls(binding, config, read_only=read_only or bool(config.snapshot))
+            try:
+                link._connect()
+                if lost:
+                    link._fence(lost)
+                link._open()
+                if not link.read_only:
+                    link._lock(lost, take=take)
+            except (binding.rados.Error, binding.rbd.Error) as error:
+                link.close()
+                if getattr(error, "errno", 0) == errno.ESHUTDOWN and attempts:
+                    continue  # what tells this connection from others was drawn before, and is on the blocklist
+                raise link._explain(error) from error
+            except BaseException:
+                link.close()
+                raise
+            return link
 
     def _connect(self) -> None:
         config = self.config
