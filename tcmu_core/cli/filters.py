@@ -84,8 +84,8 @@ def ask(args: argparse.Namespace, message: Message) -> dict[str, Any]:
     served = [(path, disk) for path, status in control.hosts(args.state_dir) for disk in status.disks]
     found = control.the_one(args.disk, served)
     if found is None:
-        names = ", ".join(sorted({disk.name for _, disk in served}))
-        hint = f"served here: {names}" if names else "no process of yours serves any"
+        names = sorted({disk.name for _, disk in served})
+        hint = f"served here: {', '.join(names)}" if names else "no process of yours serves any"
         raise ControlError(f"there is no disk {args.disk!r}: {hint}")
     path, disk = found
     answer = control.ask(path, FilterCommand(json.dumps(message), disk.lun))
