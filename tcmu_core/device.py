@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+from tcmu_core.posix.engines import Reactor
 from tcmu_core.scsi.command import Nexus
 from tcmu_core.scsi.opcodes import Opcode
 
@@ -76,6 +77,9 @@ class Device:
     serial: str = ""  # unit serial number; derived from the name when empty
     opcodes: tuple[Opcode, ...] = ()  # commands that handle_cmd serves beyond the engine's
 
+    reactor: Reactor | None = (
+        None  # the loop that the data hooks are called on, for `posix.engine`; None: there is none
+    )
     options: Mapping[str, str] = field(default_factory=dict)  # the handler's section of tcmu.conf
     state: Any = None
 

@@ -148,7 +148,7 @@ class Loop:
             os.eventfd_read(self._wake)
 
     def call_soon(self, fn: Callable[[], object]) -> None:
-        """Call `fn()` once all that is there now has been worked off, before the loop waits again; on its thread only."""
+        """Call `fn()` once all that is there now has been worked off, before the loop waits; on its thread only."""
         self._soon.append(fn)
 
     def watch_elsewhere(self, count: Callable[[], int]) -> None:

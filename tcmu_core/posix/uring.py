@@ -1,6 +1,6 @@
 """io_uring(7) in plain Python: the two rings mapped into memory, two system calls, no package.
 
-Sans policy: `engine.py` decides what is sent and what to do with what comes back. One thread alone uses a ring.
+Sans policy: `engines.py` decides what is sent and what to do with what comes back. One thread alone uses a ring.
 """
 
 from __future__ import annotations
@@ -32,16 +32,13 @@ class Op(IntEnum):
 class Setup(IntFlag):
     """IORING_SETUP_*."""
 
-    CQSIZE = 1 << 3
     COOP_TASKRUN = 1 << 8  # 5.19: completions don't interrupt the thread
-    SINGLE_ISSUER = 1 << 12  # 6.0: one thread alone submits
-    DEFER_TASKRUN = 1 << 13  # 6.1: completions are worked off when that thread asks for them
 
 
 FSYNC_DATASYNC = 1
 _GETEVENTS = 1  # IORING_ENTER_GETEVENTS
 _SINGLE_MMAP, _NODROP = 1 << 0, 1 << 1  # IORING_FEAT_*: both rings in one mapping; no completion is ever dropped
-_SQ_CQ_OVERFLOW, _SQ_TASKRUN = 1 << 1, 1 << 2  # sq.flags: the kernel holds completions back, to be asked for
+_SQ_CQ_OVERFLOW = 1 << 1  # IORING_SQ_CQ_OVERFLOW: the kernel holds completions back, to be asked for
 _OFFSET_SQES = 0x10000000  # IORING_OFF_SQES
 
 # struct io_uring_params, 120 bytes: entries, flags, features, and where in the mapping the rings keep their words
@@ -59,8 +56,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 
-# From the best to what 5.6 has: a kernel that does not know a flag says EINVAL.
-FLAGS = (Setup.SINGLE_ISSUER | Setup.DEFER_TASKRUN, Setup.COOP_TASKRUN, Setup(0))
+# A kernel that does not know a flag says EINVAL. SINGLE_ISSUER and DEFER_TASKRUN gain nothing in an epoll, as measured.
+FLAGS = (Setup.COOP_TASKRUN, Setup(0))
 
 
 class Ring:
@@ -70,9 +67,9 @@ class Ring:
         OSError: the kernel has no io_uring (ENOSYS), or does not let this process use it (EPERM, ENOMEM).
     """
 
-    def __init__(self, entries: int, flags: Setup | None = None) -> None:
+    def __init__(self, entries: int) -> None:
         params = ctypes.create_string_buffer(_PARAMS_SIZE)
-        self.fd = _setup(entries, params, FLAGS if flags is None else (flags,))
+        self.fd = _setup(entries, params)
         try:
             self._map(params)
         except BaseException:
@@ -82,7 +79,6 @@ class Ring:
     def _map(self, params: ctypes.Array[ctypes.c_char]) -> None:
         sq_entries, cq_entries = _ENTRIES.unpack_from(params)
         (features,) = struct.unpack_from("=I", params, _FEATURES_AT)
-        (self.flags,) = struct.unpack_from("=I", params, _FLAGS_AT)
         if not features & _SINGLE_MMAP or not features & _NODROP:
             raise OSError(errno.ENOSYS, "io_uring is too old here")
         head, tail, mask, _, flags, _, array = _SQ_OFFSETS.unpack_from(params, _SQ_AT)
@@ -101,12 +97,11 @@ class Ring:
             self._words[array // 4 + index] = index
         self._tail = self._words[self._sq_tail]
         self.unsubmitted = 0
-        self._deferred = bool(self.flags & Setup.DEFER_TASKRUN)
 
     @property
     def full(self) -> bool:
         """Whether the submission queue has no room until `submit`."""
-        return self.unsubmitted >= self.entries
+        return bool(self.unsubmitted >= self.entries)
 
     def push(self, op: int, fd: int, offset: int, address: int, length: int, flags: int, user_data: int) -> None:
         """Put an operation into the submission queue, which is not full; `submit` sends it."""
@@ -135,7 +130,7 @@ class Ring:
     def completions(self) -> list[tuple[int, int]]:
         """Return (user_data, result) of what has ended; a negative result is an errno."""
         words = self._words
-        if self._deferred or words[self._sq_flags] & (_SQ_CQ_OVERFLOW | _SQ_TASKRUN):
+        if words[self._sq_flags] & _SQ_CQ_OVERFLOW:
             _syscall(_ENTER, self.fd, 0, 0, _GETEVENTS, None, 0)
         head, tail = words[self._cq_head], words[self._cq_tail]
         found = []
@@ -148,7 +143,7 @@ class Ring:
         return found
 
     def close(self) -> None:
-        """Give the ring back; what is still in flight is the kernel's to end, so there must be nothing. Twice is once."""
+        """Give the ring back; nothing may be in flight any more. Twice is once."""
         if self.fd >= 0:
             self._words.release()
             self._rings.close()
@@ -157,9 +152,9 @@ class Ring:
             self.fd = -1
 
 
-def _setup(entries: int, params: ctypes.Array[ctypes.c_char], choices: tuple[Setup, ...]) -> int:
+def _setup(entries: int, params: ctypes.Array[ctypes.c_char]) -> int:
     code = 0
-    for flags in choices:
+    for flags in FLAGS:
         ctypes.memset(params, 0, _PARAMS_SIZE)
         struct.pack_into("=I", params, _FLAGS_AT, flags)
         fd: int = _syscall(_SETUP, entries, params)

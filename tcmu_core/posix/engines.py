@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from tcmu_core.posix import syscalls
 from tcmu_core.posix.buffers import fill_zero, gather, scatter, skip, total
+from tcmu_core.posix.completion import Completion
 from tcmu_core.posix.stable import Log, log
 from tcmu_core.posix.syscalls import address
 from tcmu_core.posix.transfer import BUFFERED, IOV_MAX, Alignment, aligned, read_full, write_full
@@ -37,6 +38,9 @@ class Reactor(Protocol):
 
     def call_soon(self, fn: Callable[[], object]) -> None:
         """Call `fn()` once, when all that is there now has been worked off, before the loop waits."""
+
+    def post(self, fn: Callable[..., object], *args: Any) -> None:
+        """Call `fn(*args)` on the loop's thread, soon; the one thing that any thread may do."""
 
     def watch_elsewhere(self, count: Callable[[], int]) -> None:
         """Have `count()` say how much is in flight, for a loop that would spin."""
@@ -68,10 +72,13 @@ class Engine(Protocol):
         """Have the kernel read a range into the page cache, without waiting for it."""
 
     def cancel(self, future: Future[None]) -> None:
-        """Ask for an operation to end early. Its Future ends when it really has: with ECANCELED, or as it would have."""
+        """Ask for an operation to end early. Its Future ends when it has: with ECANCELED, or as it would have."""
+
+    def home(self, fn: Callable[[], object]) -> None:
+        """Call `fn()` where operations may be started; safe from any thread."""
 
     def close(self) -> None:
-        """Wait for all that is in flight, and let go of the kernel's resources. Twice is once."""
+        """Wait for all that is in flight, and let go of what the kernel gave. Twice is once."""
 
 
 def engine(reactor: Reactor | None, submit: Submit, log: Log = log) -> Engine:
@@ -119,6 +126,10 @@ class ThreadEngine:
         """See `Engine.cancel`: a call that has begun can't be ended, one that has not is never made."""
         future.cancel()
 
+    def home(self, fn: Callable[[], object]) -> None:
+        """See `Engine.home`: that is anywhere."""
+        fn()
+
     def close(self) -> None:
         """See `Engine.close`: the threads belong to whoever gave them."""
 
@@ -131,8 +142,7 @@ class _Operation:
     )  # fmt: skip
 
     def __init__(self, op: Op, fd: int, offset: int, length: int, flags: int) -> None:
-        self.future: Future[None] = Future()
-        self.future.set_running_or_notify_cancel()  # nobody ends it but the kernel
+        self.future = Completion()
         self.op = op
         self.fd = fd
         self.offset = offset
@@ -228,6 +238,10 @@ class RingEngine:
             if operation.future is future:
                 self._start(_Operation(Op.ASYNC_CANCEL, -1, 0, 0, 0), target=number)
                 return
+
+    def home(self, fn: Callable[[], object]) -> None:
+        """See `Engine.home`."""
+        self._reactor.post(fn)
 
     # -- submission -------------------------------------------------------------------------------------------------
 
@@ -328,7 +342,7 @@ class RingEngine:
         """Do by a call that waits what the ring does not wait for."""
         again = self._threads.read if operation.op is Op.READ else self._threads.write
 
-        def ended(done: Future[None]) -> None:
+        def ended() -> None:
             error = done.exception()
             if error is None and operation.bounce is not None:
                 scatter(operation.bounce, operation.buffers)
@@ -338,7 +352,8 @@ class RingEngine:
             else:
                 operation.future.set_exception(error)
 
-        again(operation.fd, operation.offset, operation.left, operation.alignment).add_done_callback(ended)
+        done = again(operation.fd, operation.offset, operation.left, operation.alignment)
+        done.add_done_callback(lambda _done: self.home(ended))
 
     def _fail(self, operation: _Operation, code: int) -> None:
         self._release(operation)
