@@ -3,13 +3,14 @@
 This is all that a handler imports.
 """
 
-from tcmu_core.config.cfgstring import CfgString, boolean, parse_cfgstring, size
-from tcmu_core.device import Change, Device, Extent
+from tcmu_core.cfgstring import CfgString, boolean, parse_cfgstring, size
+from tcmu_core.disk.device import Change, Device, Extent
 from tcmu_core.errors import (
     AbortedCommand,
     BecomingReady,
     Busy,
     CommandError,
+    CommunicationFailure,
     ConfigError,
     DataProtect,
     FormatCorrupted,
@@ -40,6 +41,7 @@ from tcmu_core.errors import (
     WriteProtected,
 )
 from tcmu_core.hookspecs import hookimpl
+from tcmu_core.options import Body, Option, Options, path
 from tcmu_core.scsi.command import Command, Nexus, Status
 from tcmu_core.scsi.opcodes import Access, Opcode
 
@@ -49,11 +51,13 @@ __all__ = [
     "AbortedCommand",
     "Access",
     "BecomingReady",
+    "Body",
     "Busy",
     "CfgString",
     "Change",
     "Command",
     "CommandError",
+    "CommunicationFailure",
     "ConfigError",
     "DataProtect",
     "Device",
@@ -76,6 +80,8 @@ __all__ = [
     "NotReady",
     "NotReadyStopped",
     "Opcode",
+    "Option",
+    "Options",
     "ParameterListLengthError",
     "ReadError",
     "SavingNotSupported",
@@ -90,5 +96,6 @@ __all__ = [
     "boolean",
     "hookimpl",
     "parse_cfgstring",
+    "path",
     "size",
 ]

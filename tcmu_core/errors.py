@@ -11,7 +11,16 @@ class TcmuError(Exception):
 
 
 class ConfigError(TcmuError):
-    """A cfgstring, option or configuration file is wrong; the message says what to write instead."""
+    """A cfgstring, option or configuration file is wrong; the message says what to write instead.
+
+    Where the fault has a place in a text that a person wrote, `text` is that and `span` its first character and the
+    one behind its last.
+    """
+
+    def __init__(self, *args: object, text: str = "", span: tuple[int, int] = (0, 0)) -> None:
+        super().__init__(*args)
+        self.text = text
+        self.span = span
 
 
 class HandlerError(TcmuError):
@@ -20,6 +29,18 @@ class HandlerError(TcmuError):
 
 class NotHandled(TcmuError):
     """Returned or raised by `handle_cmd` to pass the command on to the engine."""
+
+
+def text_of(error: BaseException) -> str:
+    """Return what an exception says, or its type where it says nothing; never raises, whatever its `__str__` does."""
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except Exception:
+        return f"{name} (which can't be printed)"
+    if isinstance(error, TcmuError | OSError):
+        return text or name
+    return f"{name}: {text}" if text else name
 
 
 class CommandError(TcmuError):
@@ -33,6 +54,7 @@ class CommandError(TcmuError):
     """
 
     status: ClassVar[int] = 0x02
+    of_storage: ClassVar[bool] = False  # something is wrong with the storage, which its owner wants to read in the log
     sense_key: int = 0x4
     asc: int = 0x44
     ascq: int = 0x00
@@ -86,6 +108,7 @@ class TaskAborted(CommandError):
 class NotReady(CommandError):
     """The logical unit is not ready."""
 
+    of_storage = True
     sense_key, asc, ascq = 0x2, 0x04, 0x00
 
 
@@ -98,24 +121,28 @@ class BecomingReady(NotReady):
 class NotReadyStopped(NotReady):
     """The logical unit was stopped; START STOP UNIT starts it."""
 
+    of_storage = False
     ascq = 0x02
 
 
 class FormatInProgress(NotReady):
     """A format is in progress."""
 
+    of_storage = False
     ascq = 0x04
 
 
 class SanitizeInProgress(NotReady):
     """A sanitize operation is in progress."""
 
+    of_storage = False
     ascq = 0x1B
 
 
 class MediumNotPresent(NotReady):
     """There is no medium."""
 
+    of_storage = False
     asc, ascq = 0x3A, 0x00
 
 
@@ -125,6 +152,7 @@ class MediumNotPresent(NotReady):
 class MediumError(CommandError):
     """The medium can't be read or written."""
 
+    of_storage = True
     sense_key, asc, ascq = 0x3, 0x11, 0x00
 
 
@@ -150,6 +178,7 @@ class FormatCorrupted(MediumError):
 class HardwareError(CommandError):
     """Internal target failure."""
 
+    of_storage = True
     sense_key = 0x4
 
 
@@ -157,6 +186,12 @@ class StorageTimeout(HardwareError):
     """The storage behind the device did not answer in time."""
 
     asc, ascq = 0x3E, 0x02
+
+
+class CommunicationFailure(HardwareError):
+    """The storage behind the device can't be reached."""
+
+    asc, ascq = 0x08, 0x00
 
 
 # -- ILLEGAL REQUEST -----------------------------------------------------------------------------------------------
@@ -264,14 +299,41 @@ class Miscompare(CommandError):
     sense_key, asc, ascq = 0xE, 0x1D, 0x00
 
 
-# One table: what the storage says (errno) becomes what the initiator hears. The write side differs where it must.
+# One table: what the storage says (errno) becomes what the initiator hears. What is not in it is our own failure, or
+# the handler's: an initiator that is told of a medium error would take the data for lost.
 _ERRNO: dict[int, type[CommandError]] = {
+    errno.EIO: MediumError,
+    errno.EREMOTEIO: MediumError,
+    errno.ENODATA: MediumError,
+    errno.EBADMSG: MediumError,
+    errno.EUCLEAN: MediumError,
+    errno.ENOENT: MediumError,  # a part of what was stored is gone
     errno.EAGAIN: Busy,
     errno.EBUSY: Busy,
     errno.EINTR: Busy,
+    errno.ETXTBSY: Busy,
+    errno.EMFILE: Busy,
+    errno.ENFILE: Busy,
     errno.ENOMEM: TaskSetFull,
     errno.ENOBUFS: TaskSetFull,
     errno.ETIMEDOUT: StorageTimeout,
+    errno.ETIME: StorageTimeout,
+    errno.ECONNREFUSED: CommunicationFailure,
+    errno.ECONNRESET: CommunicationFailure,
+    errno.ECONNABORTED: CommunicationFailure,
+    errno.EPIPE: CommunicationFailure,
+    errno.EHOSTUNREACH: CommunicationFailure,
+    errno.EHOSTDOWN: CommunicationFailure,
+    errno.ENETUNREACH: CommunicationFailure,
+    errno.ENETDOWN: CommunicationFailure,
+    errno.ENETRESET: CommunicationFailure,
+    errno.EADDRNOTAVAIL: CommunicationFailure,
+    errno.ENOLINK: CommunicationFailure,
+    errno.ECOMM: CommunicationFailure,
+    errno.EPROTO: CommunicationFailure,
+    errno.ENODEV: CommunicationFailure,
+    errno.ENXIO: CommunicationFailure,
+    errno.ESTALE: CommunicationFailure,
     errno.EROFS: WriteProtected,
     errno.EPERM: WriteProtected,
     errno.EACCES: WriteProtected,
@@ -279,17 +341,43 @@ _ERRNO: dict[int, type[CommandError]] = {
     errno.EDQUOT: SpaceAllocationFailed,
     errno.EFBIG: SpaceAllocationFailed,
     errno.ENOMEDIUM: MediumNotPresent,
+    errno.EREMCHG: MediumNotPresent,
     errno.ENOTCONN: NotReady,
     errno.ESHUTDOWN: NotReady,
     errno.EOPNOTSUPP: InvalidOpcode,
     errno.EILSEQ: Miscompare,
-    errno.EREMCHG: MediumNotPresent,
+    errno.ECANCELED: AbortedCommand,
 }
+# What Python raises without a number says it by its type.
+_TYPES: tuple[tuple[type[OSError], type[CommandError]], ...] = (
+    (TimeoutError, StorageTimeout),
+    (BlockingIOError, Busy),
+    (InterruptedError, Busy),
+    (ConnectionError, CommunicationFailure),
+    (PermissionError, WriteProtected),
+)
 
 
 def from_oserror(error: OSError, *, writing: bool) -> CommandError:
     """Return the command error that `error` means; `writing` tells a write error from a read error."""
-    kind = _ERRNO.get(error.errno or 0)
-    if kind is None:
+    kind = _meaning(error)
+    if kind is MediumError:
         kind = WriteError if writing else ReadError
-    return kind(str(error))
+    return kind(text_of(error))
+
+
+def _meaning(error: OSError) -> type[CommandError]:
+    if any(kind.__module__ == "ssl" for kind in type(error).__mro__):  # its numbers are OpenSSL's
+        return CommunicationFailure
+    if error.errno is None:
+        for kind, meaning in _TYPES:
+            if isinstance(error, kind):
+                return meaning
+        # One that wraps another has nothing of its own to say: urllib's has it as its argument.
+        for inner in (error.__cause__, *error.args):
+            if isinstance(inner, OSError) and inner is not error:
+                return _meaning(inner)
+        return MediumError
+    if error.errno < 0:  # socket.gaierror: a name that can't be resolved (getaddrinfo(3))
+        return CommunicationFailure
+    return _ERRNO.get(error.errno, HardwareError)

@@ -8,14 +8,16 @@ They raise a `CommandError`, or any `OSError`, to fail a command.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pluggy
 
 if TYPE_CHECKING:
-    from tcmu_core.device import Change, Device, Extent
+    from tcmu_core.disk.device import Change, Device, Extent
     from tcmu_core.scsi.command import Command
 
 PROJECT = "tcmu"
@@ -71,12 +73,38 @@ class HandlerHooks:
         """Make `length` bytes at `offset` read as zeros, keeping them allocated where the storage can."""
 
     @hookspec(firstresult=True)
-    def extents(self, device: Device, offset: int, length: int) -> Iterable[Extent] | None:
-        """Say what is allocated in the range, in order and without gaps. For GET LBA STATUS."""
+    def extents(self, device: Device, offset: int, length: int) -> Iterable[Extent] | Future[Iterable[Extent]] | None:
+        """Say what is allocated in the range, in order and without gaps; None: all of it. For GET LBA STATUS."""
 
     @hookspec(firstresult=True)
     def reconfigure(self, device: Device, change: Change) -> None:
         """Take a new size, cfgstring or write-cache mode while the device is open; raise what prevents it."""
 
 
-DATA_HOOKS = ("read", "write", "flush", "discard", "write_zeroes")
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """One hook: its name and arguments (beside the device), and what it is to the others.
+
+    `data` hooks move or free data: they may return a Future, and run on the device's threads if it has any.
+    `operation`: the engine calls it for a command. `capability`: having it or not is worth being told to a person.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    data: bool
+    operation: bool
+    capability: bool
+
+
+def _hooks() -> Mapping[str, Hook]:
+    data = {"read", "write", "flush", "discard", "write_zeroes"}
+    found = {}
+    for name, function in vars(HandlerHooks).items():
+        if not name.startswith("_"):
+            arguments = tuple(name for name in inspect.signature(function).parameters if name not in ("self", "device"))
+            operation = name in data | {"extents", "handle_cmd"}
+            found[name] = Hook(name, arguments, name in data, operation, name not in ("open", "close", "read"))
+    return found
+
+
+HOOKS = _hooks()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcmu_core import CfgString, ConfigError, boolean, parse_cfgstring, size
-from tcmu_core.config.cfgstring import split_runner_options
+from tcmu_core.cfgstring import Default, configfs_problem, split_runner_options
 
 KNOWN = {"count": int, "direct": boolean, "name": str, "size": size}
 
@@ -89,6 +89,65 @@ def test_a_mistake_is_named(text, message):
         parse_cfgstring(text, KNOWN)
 
 
+def test_defaults_fill_in_what_the_cfgstring_does_not_say():
+    defaults = {"direct": "yes", "size": "3M"}
+    parsed = parse_cfgstring("/disk;direct=no;count=2", KNOWN, defaults)
+    assert parsed == CfgString("/disk", {"direct": False, "size": 3 << 20, "count": 2})
+    assert parsed.given == {"direct", "count"}
+
+
+BAD_DEFAULTS = {
+    "unknown": ({"dirct": "1"}, "unknown option 'dirct': did you mean 'direct'?"),
+    "bad value": ({"size": "big"}, "option 'size': 'big' is no size"),
+    "even if it is overruled": ({"direct": "perhaps"}, "option 'direct': 'perhaps' is neither yes nor no"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_DEFAULTS)
+def test_a_mistake_in_a_default_says_where_it_stands(what):
+    defaults, message = BAD_DEFAULTS[what]
+    with pytest.raises(ConfigError, match=re.escape(f"the handler's defaults in tcmu.conf: {message}")):
+        parse_cfgstring("/disk;direct=1", KNOWN, defaults)
+    placed = {name: Default(value, "/etc/tcmu/tcmu.conf:7") for name, value in defaults.items()}
+    with pytest.raises(ConfigError, match=re.escape(f"/etc/tcmu/tcmu.conf:7: {message}")):
+        parse_cfgstring("/disk;direct=1", KNOWN, placed)
+
+
+def test_a_default_is_a_semicolons_business_of_its_own():
+    assert parse_cfgstring("", KNOWN, {"name": "a;b=c"}).options == {"name": "a;b=c"}
+
+
+def test_a_runner_option_in_the_wrong_place_is_told_where_it_belongs():
+    with pytest.raises(ConfigError, match=re.escape("the runner's own stand in front: ;tcmur_cmd_time_out=…;")):
+        parse_cfgstring("/disk;tcmur_cmd_time_out=3", KNOWN)
+
+
+# -- what configfs can hold -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ("file//srv/a:b", "a colon"),
+        ("file//srv/a,b", "a comma"),
+        ("file//srv/a b", "a space"),
+        ("file//srv/a\nb", "a newline"),
+        ("file//srv/a\tb", r"'\t'"),
+        ("file//srv/a\x7fb", r"'\x7f'"),
+        ("file//srv/a\u3000b", r"'\u3000'"),
+        ("file/" + "a" * 251, "longer than the 255 bytes"),
+        ("file/" + "ä" * 126, "longer than the 255 bytes"),
+    ],
+)
+def test_what_configfs_can_not_hold_is_said(config, why):
+    assert why in configfs_problem(config)
+
+
+@pytest.mark.parametrize("config", ["ram/", "file//srv/ä.img;direct=1", "file/" + "a" * 250, "file//\udcff"])
+def test_what_configfs_can_hold_has_no_problem(config):
+    assert configfs_problem(config) == ""
+
+
 def test_where_no_option_is_known_that_is_said():
     with pytest.raises(ConfigError, match="known are none"):
         parse_cfgstring("/disk;a=1", {})
@@ -114,7 +173,10 @@ def test_the_runners_own_options_are_taken_off_the_front(text, value):
     [
         (";tcmur_cmd_time_out=30", "the runner option 'tcmur_cmd_time_out=30' must end with ';'"),
         (";tcmur_cmd_timeout=30;/disk", "unknown option 'tcmur_cmd_timeout': did you mean 'tcmur_cmd_time_out'?"),
-        (";tcmur_cmd_time_out=soon;/disk", "'soon' is not valid"),
+        (";tcmu_cmd_time_out=30;/disk", "unknown option 'tcmu_cmd_time_out': did you mean 'tcmur_cmd_time_out'?"),
+        (";tcmur_cmd_time_out=soon;/disk", "'soon' is no number of seconds"),
+        (";tcmur_cmd_time_out=-1;/disk", "'-1' is no number of seconds"),
+        (";tcmur_cmd_time_out=1;;tcmur_cmd_time_out=2;/disk", "option 'tcmur_cmd_time_out' is given twice"),
     ],
 )
 def test_a_wrong_runner_option_is_named(text, message):

@@ -1,5 +1,8 @@
 import errno
 import inspect
+import socket
+import ssl
+import urllib.error
 
 import pytest
 
@@ -12,11 +15,32 @@ BUSY, FULL = (0x08,), (0x28,)
 PROTECTED, NO_SPACE = (7, 0x27, 0x00), (7, 0x27, 0x07)
 READ, WRITE = (3, 0x11, 0x00), (3, 0x0C, 0x00)
 NO_MEDIUM, NOT_READY = (2, 0x3A, 0x00), (2, 0x04, 0x00)
+INTERNAL, UNREACHABLE, LATE = (4, 0x44, 0x00), (4, 0x08, 0x00), (4, 0x3E, 0x02)
 MEANING = {
-    errno.EIO: (READ, WRITE),
-    errno.EINVAL: (READ, WRITE),
-    errno.EBADF: (READ, WRITE),
+    **dict.fromkeys((errno.EIO, errno.EREMOTEIO, errno.ENODATA, errno.EBADMSG, errno.EUCLEAN), (READ, WRITE)),
     errno.ENOENT: (READ, WRITE),
+    **dict.fromkeys((errno.EINVAL, errno.EBADF, errno.EFAULT, errno.ENOSYS, errno.EISDIR), (INTERNAL, INTERNAL)),
+    **dict.fromkeys(
+        (
+            errno.ECONNREFUSED,
+            errno.ECONNRESET,
+            errno.ECONNABORTED,
+            errno.EPIPE,
+            errno.EHOSTUNREACH,
+            errno.EHOSTDOWN,
+            errno.ENETUNREACH,
+            errno.ENETDOWN,
+            errno.ENODEV,
+            errno.ENXIO,
+            errno.ESTALE,
+        ),
+        (UNREACHABLE, UNREACHABLE),
+    ),
+    errno.EMFILE: (BUSY, BUSY),
+    errno.ETIME: (LATE, LATE),
+    errno.EPERM: (PROTECTED, PROTECTED),
+    errno.EACCES: (PROTECTED, PROTECTED),
+    errno.ECANCELED: ((0xB, 0x00, 0x00), (0xB, 0x00, 0x00)),
     errno.EAGAIN: (BUSY, BUSY),
     errno.EBUSY: (BUSY, BUSY),
     errno.ENOMEM: (FULL, FULL),
@@ -52,9 +76,39 @@ def test_every_errno_gives_some_command_error_that_says_what_happened():
         assert "the cable is out" in str(error)
 
 
-def test_an_oserror_without_a_number_is_a_medium_error():
-    assert meaning(errors.from_oserror(OSError("the cable is out"), writing=False)) == READ
-    assert meaning(errors.from_oserror(TimeoutError(errno.ETIMEDOUT, "x"), writing=False)) == (4, 0x3E, 0x02)
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+# What Python's libraries raise, mostly without a number.
+WITHOUT_A_NUMBER = {
+    "plain": (OSError("the cable is out"), READ),
+    "a number as text": (OSError(errno.ETIMEDOUT), READ),
+    "timeout": (TimeoutError(), LATE),
+    "timeout with a number": (TimeoutError(errno.ETIMEDOUT, "x"), LATE),
+    "connection": (ConnectionError("lost"), UNREACHABLE),
+    "refused": (ConnectionRefusedError(), UNREACHABLE),
+    "reset": (ConnectionResetError("by peer"), UNREACHABLE),
+    "broken pipe": (BrokenPipeError(), UNREACHABLE),
+    "would block": (BlockingIOError(), BUSY),
+    "interrupted": (InterruptedError(), BUSY),
+    "permission": (PermissionError(), PROTECTED),
+    "no such host": (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), UNREACHABLE),
+    "TLS": (ssl.SSLError(1, "bad certificate"), UNREACHABLE),
+    "TLS's timeout": (ssl.SSLZeroReturnError(), UNREACHABLE),
+    "HTTP": (urllib.error.URLError(ConnectionRefusedError(errno.ECONNREFUSED, "x")), UNREACHABLE),
+    "with a cause": (caused(OSError("reading failed"), TimeoutError()), LATE),
+    "with a cause that is none of the system's": (caused(OSError("reading failed"), ValueError()), READ),
+}
+
+
+@pytest.mark.parametrize("what", WITHOUT_A_NUMBER)
+def test_an_oserror_without_an_errno_means_what_its_type_says_and_has_a_text(what):
+    error, expected = WITHOUT_A_NUMBER[what]
+    found = errors.from_oserror(error, writing=False)
+    assert meaning(found) == expected
+    assert str(found).strip(), "nothing stands behind 'failed: '"
 
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from tcmu_core.config.cfgstring import MAX_LENGTH, split_runner_options
+from tcmu_core.cfgstring import configfs_problem, split_runner_options
 from tcmu_core.errors import ConfigError
 from tcmu_core.handlers.registry import Handler
 
@@ -20,11 +19,6 @@ MAX_PENDING_CHECKS = 4  # threads that one handler's checks may occupy
 
 Verdict = tuple[bool, str]
 VALID: Verdict = (True, "success")
-
-# What can't come back from configfs whole: target_core_user ends a value at a comma or line end, and rtslib reads
-# `Config:` back up to the next space or colon, so that a restored device would stand on other storage.
-_UNSAFE = re.compile(r"[,:\s\x00-\x1f\x7f]")
-
 
 T = TypeVar("T")
 
@@ -47,11 +41,9 @@ def split_config(subtype: str, config: str) -> str:
     prefix = f"{subtype}/"
     if not config.startswith(prefix):
         raise ConfigError(f"{config!r} does not begin with {prefix!r}")
-    if len(config.encode(errors="replace")) > MAX_LENGTH:
-        raise ConfigError(f"the configuration is longer than the {MAX_LENGTH} bytes that the kernel keeps")
-    unsafe = _UNSAFE.search(config)
-    if unsafe is not None:
-        raise ConfigError(f"{unsafe[0]!r} can't be part of a configuration: configfs or rtslib would cut it there")
+    problem = configfs_problem(config)
+    if problem:
+        raise ConfigError(f"this can't be the configuration of a kernel device: {problem}")
     cfgstring = config.removeprefix(prefix)
     split_runner_options(cfgstring)
     return cfgstring

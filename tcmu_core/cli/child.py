@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 
+from tcmu_core import stdout
 from tcmu_core.cli.output import Exit
 from tcmu_core.loop import READ, Loop
 
@@ -28,6 +29,7 @@ class Child:
             command,
             shell=True,
             env={**os.environ, **environment},
+            stdout=stdout.descriptor(),
             process_group=0 if self.grouped else None,
         )
         self.fd = os.pidfd_open(self.process.pid)

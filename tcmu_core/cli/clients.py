@@ -63,12 +63,23 @@ class Reach:
         """Return what makes the disk a /dev/sdX with open-iscsi, and what takes it away again."""
         portal, target = shlex.quote(self.portal), shlex.quote(self.target)
         node = f"iscsiadm -m node -T {target} -p {portal}"
-        lines = [f"iscsiadm -m discovery -t sendtargets -p {portal}"]
-        if self.user:
-            auth = f"{node} -o update -n node.session.auth"
-            lines += [
-                f"{auth}.authmethod -v CHAP",
-                f"{auth}.username -v {shlex.quote(self.user)}",
-                f"{auth}.password -v {self._secret()}",
-            ]
-        return [*lines, f"{node} --login", f"{node} --logout"]
+        if not self.user:
+            return [f"iscsiadm -m discovery -t sendtargets -p {portal}", f"{node} --login", f"{node} --logout"]
+        # Discovery asks for the login too, so its record has to be there, with the password, before it is done.
+        discovery = f"iscsiadm -m discoverydb -t sendtargets -p {portal}"
+        return [
+            f"{discovery} -o new",
+            *self._login(f"{discovery} -o update -n discovery.sendtargets.auth"),
+            f"{discovery} --discover",
+            *self._login(f"{node} -o update -n node.session.auth"),
+            f"{node} --login",
+            f"{node} --logout",
+        ]
+
+    def _login(self, auth: str) -> list[str]:
+        """Return what writes user and password into a record of open-iscsi."""
+        return [
+            f"{auth}.authmethod -v CHAP",
+            f"{auth}.username -v {shlex.quote(self.user)}",
+            f"{auth}.password -v {self._secret()}",
+        ]

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tcmu_core.channel import Channel, Message, receive, send
 from tcmu_core.errors import TcmuError
 from tcmu_core.loop import READ, Loop
-from tcmu_core.runner.channel import Channel, Message, receive, send
 
 log = logging.getLogger("tcmu.control")
 

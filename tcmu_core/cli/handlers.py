@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
+from tcmu_core.cfgstring import configfs_problem, split_runner_options
 from tcmu_core.cli.output import Exit, Output
-from tcmu_core.config.cfgstring import MAX_LENGTH, split_runner_options
-from tcmu_core.errors import ConfigError
+from tcmu_core.errors import ConfigError, HandlerError
 from tcmu_core.handlers import Handler, Registry
+from tcmu_core.options import Options, shown
 
 LIST_DESCRIPTION = """\
 List the handlers: those of installed distributions (entry points in the group
 tcmu.handlers), and with --handler-path also what is in a directory. A broken
 one is listed with the reason, and does no harm to the others.
+
+  tcmu handlers file                           all about one of them
 """
 CHECK_DESCRIPTION = """\
 Ask a handler whether a cfgstring can be right, without opening anything.
@@ -24,7 +26,6 @@ Ask a handler whether a cfgstring can be right, without opening anything.
 
 Exit status 0 when it can, 4 when not.
 """
-PATH_HANDLERS = frozenset({"file", "qcow", "fbo"})  # theirs begin with a path; from a shell it may be relative
 
 
 def path_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +42,7 @@ def path_arguments(parser: argparse.ArgumentParser) -> None:
 
 def list_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `tcmu handlers`."""
+    parser.add_argument("name", metavar="HANDLER", nargs="?", help="show this one in full")
     path_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
@@ -56,7 +58,10 @@ def check_arguments(parser: argparse.ArgumentParser) -> None:
 def list_run(args: argparse.Namespace) -> int:
     """Run `tcmu handlers`."""
     out = Output()
-    found = list(Registry(args.handler_path))
+    registry = Registry(args.handler_path)
+    if args.name is not None:
+        return _show(out, registry.get(args.name), json=args.json)
+    found = list(registry)
     if args.json:
         out.json([as_json(handler) for handler in found])
         return Exit.OK
@@ -79,6 +84,37 @@ def list_run(args: argparse.Namespace) -> int:
     return Exit.OK
 
 
+def _show(out: Output, handler: Handler, *, json: bool) -> int:
+    """Print one handler in full."""
+    if json:
+        out.json(as_json(handler))
+        return Exit.OK
+    out.line(f"{out.style(handler.name, 'bold')}  {out.style(handler.source, 'dim')}")
+    if handler.directory:
+        out.line(out.style(f"  {handler.directory}", "dim"))
+    options = handler.options
+    if options is None:
+        out.paragraph(handler.config_desc or "It says nothing of its cfgstring.")
+    else:
+        if options.summary:
+            out.paragraph(options.summary)
+        out.line()
+        out.line(f"  cfgstring: {options.syntax or 'none'}")
+        if options.body is not None:
+            rows = [[options.body.placeholder, options.body.help, "" if options.body.required else "may be left out"]]
+        else:
+            rows = []
+        rows += [[f"{one.name}={one.placeholder}", one.help, one.bounds] for one in options.options.values()]
+        if rows:
+            out.line()
+            out.table(["  CFGSTRING", "MEANING", ""], [[f"  {name}", *more] for name, *more in rows])
+            out.line()
+            out.line(f"  The options' defaults can be set in tcmu.conf: [handlers] [[{handler.name}]]")
+    out.line()
+    out.line(out.style(f"  can: {', '.join(('read', *handler.capabilities))}", "cyan"))
+    return Exit.OK
+
+
 def as_json(handler: Handler) -> dict[str, Any]:
     """Return a handler as `tcmu handlers --json` prints it."""
     return {
@@ -89,6 +125,24 @@ def as_json(handler: Handler) -> dict[str, Any]:
         "version": handler.version or None,
         "capabilities": list(handler.capabilities),
         "config_help": handler.config_desc,
+        "options": _options_json(handler.options),
+    }
+
+
+def _options_json(options: Options | None) -> dict[str, Any] | None:
+    """Return the declared options of a handler, None when it declares none."""
+    if options is None:
+        return None
+    body = options.body
+    return {
+        "syntax": options.syntax,
+        "body": {"placeholder": body.placeholder, "help": body.help, "required": body.required, "path": body.is_path}
+        if body is not None
+        else None,
+        "options": [
+            {"name": one.name, "value": one.placeholder, "help": one.help, "default": shown(one.default)}
+            for one in options.options.values()
+        ],
     }
 
 
@@ -96,27 +150,27 @@ def check_run(args: argparse.Namespace) -> int:
     """Run `tcmu check`."""
     out = Output()
     handler = Registry(args.handler_path).get(args.handler)
-    cfgstring = absolute(args.handler, args.cfgstring)
-    problem = ""
+    cfgstring, problem = args.cfgstring, None
     try:
+        cfgstring = handler.absolute(args.cfgstring, Path.cwd())
         check(handler, cfgstring)
     except ConfigError as error:
-        problem = str(error)
-    limits = kernel_limits(f"{args.handler}/{cfgstring}")
+        problem = error
+    limits = configfs_problem(f"{args.handler}/{cfgstring}")
     if args.json:
         out.json(
             {
                 "handler": args.handler,
                 "cfgstring": cfgstring,
-                "valid": not problem,
-                "error": problem or None,
+                "valid": problem is None,
+                "error": str(problem) if problem else None,
                 "kernel": not limits,
                 "kernel_error": limits or None,
             }
         )
         return Exit.BAD_CONFIG if problem else Exit.OK
     if problem:
-        raise ConfigError(problem)
+        raise problem
     out.line(f"{out.style('valid', 'green')}: {args.handler}/{cfgstring}")
     if limits:
         out.line(f"  but not for a device of the kernel: {limits}")
@@ -129,21 +183,20 @@ def check(handler: Handler, cfgstring: str) -> None:
     handler.check_config(body)
 
 
-def kernel_limits(config: str) -> str:
-    """Return why `subtype/cfgstring` can't be a kernel device's (DESIGN 7), empty when it can."""
-    if len(config.encode()) > MAX_LENGTH:
-        return f"it is longer than {MAX_LENGTH} bytes"
-    held = [name for char, name in ((":", "a colon"), (",", "a comma"), ("\n", "a newline")) if char in config]
-    return f"it holds {' and '.join(held)}" if held else ""
+def absolute(name: str, cfgstring: str) -> str:
+    """Return a cfgstring with its paths, relative to where we are, made absolute as the handler called `name` says."""
+    if not cfgstring:
+        return cfgstring
+    try:
+        return Registry().get(name).absolute(cfgstring, Path.cwd())
+    except HandlerError:
+        return cfgstring  # the process that serves it may look for handlers in more places than we do
 
 
-def absolute(handler: str, cfgstring: str) -> str:
-    """Return the cfgstring with the path that it begins with made absolute, for handlers where it is one."""
-    if handler not in PATH_HANDLERS:
-        return cfgstring
-    options, body = split_runner_options(cfgstring)
-    runner = cfgstring[: len(cfgstring) - len(body)] if options else ""
-    path, sep, rest = body.partition(";")
-    if not path or (handler == "fbo" and "//" in path):  # `ro//image`: an option, and a path that is absolute
-        return cfgstring
-    return f"{runner}{os.path.abspath(Path(path).expanduser())}{sep}{rest}"
+def kernel_config(name: str, cfgstring: str) -> str:
+    """Return `name/cfgstring`, what a kernel device is configured with; raises `ConfigError` where it can't be."""
+    config = f"{name}/{cfgstring}"
+    problem = configfs_problem(config)
+    if problem:
+        raise ConfigError(f"{config!r} can't be the configuration of a kernel device: {problem}")
+    return config

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tcmu_core.cli.handlers import absolute
-from tcmu_core.cli.options import Parser
-from tcmu_core.cli.options import size as size_argument
+from tcmu_core.cfgstring import split_runner_options
+from tcmu_core.cli.arguments import Parser
+from tcmu_core.cli.arguments import size as size_argument
+from tcmu_core.cli.handlers import absolute, kernel_config
 from tcmu_core.cli.output import Exit, Output, human
-from tcmu_core.config.cfgstring import MAX_LENGTH, split_runner_options
 from tcmu_core.errors import ConfigError, HandlerError, TcmuError
 from tcmu_core.handlers import Registry
 from tcmu_core.kernel import uio
@@ -89,9 +89,7 @@ def _command(
 
 
 def _create(args: argparse.Namespace) -> int:
-    cfgstring = absolute(args.handler, args.cfgstring)
-    config = f"{args.handler}/{cfgstring}"
-    _check(args.handler, cfgstring, config)
+    config = _checked(args.handler, args.cfgstring)
     lio = _rtslib()
     _need_runner()
     if any(one.name == args.name for one in lio.RTSRoot().storage_objects):
@@ -247,19 +245,21 @@ def _find(lio: Any, name: str) -> Any:
     raise TcmuError(f"there is no device {name!r}; there are: {', '.join(sorted(names)) or 'none'}")
 
 
-def _check(handler: str, cfgstring: str, config: str) -> None:
-    """Find out what is wrong before the kernel is asked; raises `ConfigError` or `HandlerError`."""
-    for char in ",:\n ":
-        if char in config:
-            raise ConfigError(f"a kernel device's cfgstring can't hold {char!r}: configfs or rtslib would cut it there")
-    if len(config.encode()) > MAX_LENGTH:
-        raise ConfigError(f"the configuration is longer than the {MAX_LENGTH} bytes that the kernel keeps")
+def _checked(name: str, cfgstring: str) -> str:
+    """Return the configuration for the kernel, after finding out what is wrong with it before that is asked.
+
+    Raises:
+        ConfigError: the cfgstring can't be right, or is none that the kernel could keep.
+    """
+    cfgstring = absolute(name, cfgstring)
+    config = kernel_config(name, cfgstring)
     _, body = split_runner_options(cfgstring)
     try:
-        found = Registry().get(handler)
+        handler = Registry().get(name)
     except HandlerError:
-        return  # tcmu-runner may look in more places than we do: it will say
-    found.check_config(body)
+        return config  # tcmu-runner may look in more places than we do: it will say
+    handler.check_config(body)
+    return config
 
 
 def _need_runner() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Any, TextIO
 
+from tcmu_core import stdout
 from tcmu_core.errors import ConfigError, HandlerError
 from tcmu_core.log import wants_colour
 
@@ -33,7 +34,7 @@ class Output:
     """Prints to one stream."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream or sys.stdout
+        self.stream = stream or stdout.stream()
         self.colour = wants_colour(self.stream)
         self.width = shutil.get_terminal_size().columns if self.stream.isatty() else 100
 
@@ -80,7 +81,7 @@ def error(problem: BaseException, *, debug: bool = False) -> Exit:
         out.stream.write("".join(traceback.format_exception(problem)))
     lines = list(explain(problem))
     out.line(f"{out.style('tcmu:', 'red')} {lines[0]}")
-    for line in lines[1:]:
+    for line in (*lines[1:], *pointed(problem)):
         out.line(f"  {line}")
     return exit_status(problem)
 
@@ -108,6 +109,14 @@ def explain(problem: BaseException) -> Iterator[str]:
             yield from more
             said += text
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+
+
+def pointed(problem: BaseException) -> list[str]:
+    """Return the text that a person wrote, and below it a mark at the place of the fault, where there is one."""
+    if not isinstance(problem, ConfigError) or not problem.text.isprintable() or problem.span[0] >= problem.span[1]:
+        return []
+    start, end = problem.span
+    return [problem.text, " " * start + "^" * (end - start)]
 
 
 def sentence(problem: BaseException) -> str:

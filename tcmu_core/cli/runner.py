@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import tcmu_core
 from tcmu_core import sdnotify
 from tcmu_core.bus import BusService
-from tcmu_core.config.settings import DEFAULT_PATH, Config
-from tcmu_core.config.watch import Watcher
+from tcmu_core.config.configuration import DEFAULT_PATH, Config
+from tcmu_core.config.watcher import Watcher
 from tcmu_core.errors import TcmuError
 from tcmu_core.handlers.registry import Registry
 from tcmu_core.kernel.configfs import load_module
@@ -27,7 +27,7 @@ from tcmu_core.log import Level, Log
 from tcmu_core.loop import Loop
 
 if TYPE_CHECKING:
-    from tcmu_core.runner.supervisor import Supervisor
+    from tcmu_core.daemon.supervisor import Supervisor
 
 log = logging.getLogger("tcmu.runner")
 
@@ -190,7 +190,7 @@ class Daemon:
 
 def _supervisor_class() -> type[Supervisor]:
     try:
-        from tcmu_core.runner.supervisor import Supervisor
+        from tcmu_core.daemon.supervisor import Supervisor
     except ImportError as error:
         raise TcmuError(f"kernel devices need {error.name}: {_KERNEL_EXTRA}") from error
     return Supervisor

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
+import dataclasses
 import logging
 import os
 import re
 from pathlib import Path
 
-from tcmu_core.backend import Backend
-from tcmu_core.cli import options
-from tcmu_core.cli.handlers import absolute, path_arguments
-from tcmu_core.config.cfgstring import split_runner_options
+from tcmu_core.cli import arguments as convert
+from tcmu_core.cli.handlers import path_arguments
+from tcmu_core.config.configuration import DEFAULT_PATH, Config
 from tcmu_core.config.file import iscsi_name, load
-from tcmu_core.config.settings import DEFAULT_PATH, Config
-from tcmu_core.device import Device
-from tcmu_core.errors import HandlerError, TcmuError
+from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.handlers import Handler, Registry
-from tcmu_core.iscsi.settings import PORT
+from tcmu_core.iscsi.settings import MIN_SECRET, PORT
 from tcmu_core.loop import Loop, spin_time
 from tcmu_core.state import default_directory
 
 log = logging.getLogger("tcmu.serve")
 
+DEFAULT_BLOCK = 512  # bytes
 DESCRIPTION = """\
 Serve a disk over iSCSI until Ctrl-C. It needs no kernel module and no root.
 
@@ -49,12 +47,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     disk = parser.add_argument_group("the disk")
     path_arguments(disk)  # type: ignore[arg-type]  # a group adds arguments as a parser does
-    disk.add_argument("--size", metavar="SIZE", type=options.size, help="its size: 64M, 1.5G; for what is made anew")
-    disk.add_argument("--block-size", metavar="N", type=options.block_size, help="bytes of a block: 512 … 65536")
+    disk.add_argument("--size", metavar="SIZE", type=convert.size, help="its size: 64M, 1.5G; for what is made anew")
+    disk.add_argument("--block-size", metavar="N", type=convert.block_size, help="bytes of a block: 512 … 65536")
     disk.add_argument("--read-only", action="store_true", help="refuse every write")
     disk.add_argument("--name", metavar="NAME", default="disk", help="its name, in logs and identifiers (disk)")
     disk.add_argument(
-        "--serial", metavar="TEXT", help="unit serial number; made from host, name and CFGSTRING if not given"
+        "--serial",
+        metavar="TEXT",
+        help="unit serial number; made of host, target and CFGSTRING if not given, where that names a storage",
     )
     disk.add_argument(
         "--config",
@@ -70,12 +70,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     net.add_argument(
         "--portal",
         metavar="HOST:PORT",
-        type=options.address,
-        help=f"listen there (127.0.0.1:{PORT}; with --run a free port of 127.0.0.1); port 0 is a free one",
+        type=convert.address,
+        action="append",
+        default=[],
+        help=f"listen there (127.0.0.1:{PORT}; with --run a free port of 127.0.0.1); port 0 is a free one; "
+        "may be given again",
     )
     chap = net.add_mutually_exclusive_group()
     chap.add_argument(
-        "--chap", metavar="USER:PASSWORD", type=options.credentials, help="ask for this login; `ps` shows it to all"
+        "--chap", metavar="USER:PASSWORD", type=convert.credentials, help="ask for this login; `ps` shows it to all"
     )
     chap.add_argument(
         "--chap-file", metavar="FILE", type=Path, help="ask for a login; a USER:PASSWORD a line, in a file of mode 600"
@@ -107,10 +110,10 @@ def run(args: argparse.Namespace) -> int:
     handler = Registry(args.handler_path).get(args.handler)
     users = _users(args)
     target = iscsi_name(args.target or IQN_PREFIX + _NOT_IN_IQN.sub("-", args.name.lower()))
-    device = make_device(args, handler, target)
+    spec = make_spec(args, handler, target)
     with contextlib.closing(Loop(spin_time())) as loop:
-        backend = open_device(handler, device)
-        server = Server(args, loop, backend, target, users)
+        disk = handler.open(spec, loop)
+        server = Server(args, loop, disk, target, users)
         try:
             server.start(handler)
             loop.run()
@@ -119,42 +122,26 @@ def run(args: argparse.Namespace) -> int:
         return server.status
 
 
-def open_device(handler: Handler, device: Device) -> Backend:
-    """Open the device; raises `HandlerError` for an exception that a handler should not raise."""
-    try:
-        return handler.open(device)
-    except (TcmuError, OSError):
-        raise
-    except Exception as error:
-        raise HandlerError(f"handler {handler.name!r} of {handler.source} broke while it opened the device") from error
-
-
-def make_device(args: argparse.Namespace, handler: Handler, target: str) -> Device:
-    """Return the device that the arguments describe, still to be opened.
+def make_spec(args: argparse.Namespace, handler: Handler, target: str) -> DiskSpec:
+    """Return the disk that the arguments describe, still to be opened.
 
     Raises:
         ConfigError: the runner's part of the cfgstring, or tcmu.conf, is wrong.
     """
-    ignored, cfgstring = split_runner_options(absolute(handler.name, args.cfgstring))
-    for name in ignored:
-        log.warning("%s means nothing here: it is for devices of the kernel", name)
-    device = Device(
+    spec = DiskSpec(
+        handler.name,
         name=args.name,
-        handler=handler.name,
-        cfgstring=cfgstring,
         size=args.size,
+        block_size=args.block_size or DEFAULT_BLOCK,
         read_only=args.read_only,
+        serial=args.serial or "",
         options=_config(args.config).handlers.get(handler.name, {}),
-        serial=args.serial or _serial(handler.name, cfgstring, target),
-    )
-    if args.block_size:
-        device.block_size = args.block_size
-    return device
-
-
-def _serial(*identity: str) -> str:
-    """Return a serial number that stays, and that no other host or disk has: by it initiators tell disks apart."""
-    return hashlib.sha256("\0".join((os.uname().nodename, *identity)).encode()).hexdigest()[:32]
+    ).configured(handler.absolute(args.cfgstring, Path.cwd()))
+    if not handler.names_storage(spec.cfgstring):
+        return spec  # it is another disk each time, though its target may be called as another process's
+    # The storage tells it from what other processes serve, by the same target's name perhaps; so a drive keeps its
+    # identity when its disc is changed, and has another one when it is served anew with another disc.
+    return dataclasses.replace(spec, place=(target, spec.cfgstring.partition(";")[0]))
 
 
 def _config(path: Path | None) -> Config:
@@ -164,6 +151,10 @@ def _config(path: Path | None) -> Config:
 
 
 def _users(args: argparse.Namespace) -> dict[str, str]:
+    users = dict([args.chap]) if args.chap else {}
     if args.chap_file:
-        return options.credentials_file(args.chap_file)
-    return dict([args.chap]) if args.chap else {}
+        users = convert.credentials_file(args.chap_file)
+    for user, password in users.items():
+        if len(password.encode()) < MIN_SECRET:
+            log.warning("the password of %s is shorter than %d characters: it can be guessed", user, MIN_SECRET)
+    return users

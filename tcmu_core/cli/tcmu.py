@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import tcmu_core
-from tcmu_core.cli import handlers, medium, new, serve
-from tcmu_core.cli.options import Parser
+from tcmu_core import stdout
+from tcmu_core.cli import drive, handlers, new, serve
+from tcmu_core.cli.arguments import Parser
 from tcmu_core.cli.output import Exit, error
 from tcmu_core.errors import TcmuError
 from tcmu_core.log import Level, Log
@@ -63,16 +63,16 @@ SUBCOMMANDS = (
     Subcommand(
         "eject",
         "take the disc out of a drive that is served",
-        medium.EJECT_DESCRIPTION,
-        medium.eject_arguments,
-        medium.eject_run,
+        drive.EJECT_DESCRIPTION,
+        drive.eject_arguments,
+        drive.eject_run,
     ),
     Subcommand(
         "insert",
         "put a disc into a drive that is served",
-        medium.INSERT_DESCRIPTION,
-        medium.insert_arguments,
-        medium.insert_run,
+        drive.INSERT_DESCRIPTION,
+        drive.insert_arguments,
+        drive.insert_run,
     ),
     Subcommand("new", "write a tested handler distribution to start from", new.DESCRIPTION, new.arguments, new.run),
 )
@@ -118,11 +118,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = getattr(args, "debug", False)
     level = Level.DEBUG_SCSI_CMD if debug else Level(min(Level.DEBUG, Level.WARN + getattr(args, "verbose", 0)))
     try:
-        with Log(level):
+        with stdout.taken(restore=argv is not None), Log(level):
             return int(args.func(args))
     except (TcmuError, OSError) as problem:
         if isinstance(problem, BrokenPipeError):  # the reader of our output (head, less) has gone
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return Exit.FAILED
         return error(problem, debug=debug)
     except KeyboardInterrupt:

@@ -17,9 +17,9 @@ from typing import Any
 from configobj import ConfigObj, ConfigObjError, flatten_errors, get_extra_values
 from configobj.validate import ValidateError, Validator, VdtTypeError
 
-from tcmu_core.config import cfgstring
+from tcmu_core import cfgstring
+from tcmu_core.config.configuration import Config, ForeignDevices, LunConfig, TargetConfig
 from tcmu_core.config.lines import Place, places, plain
-from tcmu_core.config.settings import Config, ForeignDevices, LunConfig, TargetConfig
 from tcmu_core.errors import ConfigError
 from tcmu_core.iscsi.settings import DIGESTS, Access, ChapUser, Limits, PortalSettings, parse_address
 from tcmu_core.log import Level
@@ -94,7 +94,10 @@ class _Reader:
         self._validate()
         self._raise()
         values = self.values
-        handlers = {name: dict(own) for name, own in values["handlers"].items()}
+        handlers = {
+            name: {key: self._default(name, key, value) for key, value in own.items()}
+            for name, own in values["handlers"].items()
+        }
         limits = {name: own.pop("memory_limit") for name, own in handlers.items()}  # ours, not the handler's
         config = Config(
             log_level=self._level(),
@@ -110,6 +113,11 @@ class _Reader:
         )
         self._raise()
         return dataclasses.replace(config, warnings=tuple(self.warnings))
+
+    def _default(self, handler: str, key: str, value: Any) -> Any:
+        """Return the value of a handler's option, which can tell where it is from."""
+        place = f"{self.name}:{self._at(('handlers', handler, key))}"
+        return cfgstring.Default(value, place) if isinstance(value, str) else value
 
     # -- problems ---------------------------------------------------------------------------------------------------
 

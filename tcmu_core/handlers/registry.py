@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import importlib_metadata
 
-from tcmu_core.backend import Backend, plugin_manager
-from tcmu_core.backend import check_config as backend_check_config
-from tcmu_core.device import Device
-from tcmu_core.errors import ConfigError, HandlerError
+from tcmu_core.cfgstring import split_runner_options
+from tcmu_core.disk.disk import Disk
+from tcmu_core.disk.disk import check_config as ask_handler
+from tcmu_core.disk.layers import plugin_manager
+from tcmu_core.disk.spec import DiskSpec
+from tcmu_core.errors import ConfigError, HandlerError, text_of
+from tcmu_core.hookspecs import HOOKS
+from tcmu_core.options import Options, declared
+from tcmu_core.posix import Reactor
 
 ENTRY_POINT_GROUP = "tcmu.handlers"
-CAPABILITIES = ("write", "flush", "discard", "write_zeroes", "extents", "handle_cmd", "reconfigure", "check_config")
+OURS = frozenset({"fbo", "file", "glfs", "nbd", "qcow", "ram", "rbd"})  # whose distributions are this project's
+CAPABILITIES = tuple(hook.name for hook in HOOKS.values() if hook.capability)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +36,12 @@ class Handler:
     name: str
     source: str  # the distribution with its version, or the drop-in file
     version: str = ""
+    directory: str = ""  # where the distribution is installed
     factory: object = None  # a class (one instance per device) or a module
     error: str = ""
     config_desc: str = ""
     capabilities: tuple[str, ...] = ()
+    options: Options | None = None  # what its cfgstring may hold, where it declares that
 
     def make(self) -> object:
         """Return the plugin for one device: a new instance of a class, or the module itself."""
@@ -40,19 +49,32 @@ class Handler:
             return self.factory()
         return self.factory
 
-    def open(self, device: Device) -> Backend:
-        """Open `device` with this handler and return its backend; raises as `Backend.open` does."""
+    def open(self, spec: DiskSpec, reactor: Reactor | None = None) -> Disk:
+        """Open a disk with this handler, to be used on the loop `reactor`; raises as `Disk.open` does."""
         try:
             plugin = self.make()
         except Exception as error:
-            raise HandlerError(f"handler {self.name!r} can't be made: {error!r}") from error
-        backend = Backend(plugin, device)
-        backend.open()
-        return backend
+            raise HandlerError(f"handler {self.name!r} can't be made: {text_of(error)}") from error
+        disk = Disk(spec, plugin)
+        disk.device.reactor = reactor
+        disk.open()
+        return disk
 
-    def check_config(self, cfgstring: str) -> None:
-        """Raise `ConfigError` when `cfgstring` can't be right."""
-        backend_check_config(self.make(), self.name, cfgstring)
+    def check_config(self, cfgstring: str, defaults: Mapping[str, str] | None = None) -> None:
+        """Raise `ConfigError` when `cfgstring`, or one of its `defaults` from tcmu.conf, can't be right."""
+        ask_handler(self.make(), self.name, cfgstring, defaults)
+
+    def absolute(self, cfgstring: str, directory: Path) -> str:
+        """Return the cfgstring with the paths in it, which are relative to `directory`, made absolute."""
+        if self.options is None:
+            return cfgstring
+        options, body = split_runner_options(cfgstring)
+        runner = cfgstring[: len(cfgstring) - len(body)] if options else ""
+        return runner + self.options.absolute(body, directory)
+
+    def names_storage(self, cfgstring: str) -> bool:
+        """Whether the handler's own part of a cfgstring says which storage is meant: the same one, the same data."""
+        return self.options is not None and self.options.names_storage(cfgstring)
 
 
 class Registry:
@@ -76,12 +98,11 @@ class Registry:
         handler = self.handlers.get(name)
         if handler is None:
             known = sorted(name for name, found in self.handlers.items() if not found.error)
-            close = difflib.get_close_matches(name, known, 1)
+            close = difflib.get_close_matches(name, [*known, *sorted(OURS - set(known))], 1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            raise HandlerError(
-                f"no handler {name!r}: {hint}installed are {', '.join(known) or 'none'}; "
-                f"`pip install tcmu-{name}` may bring it"
-            )
+            # A name that we don't know may be anybody's: no word that could have a stranger's package installed.
+            bring = f"; `pip install tcmu-{name}` brings it" if name in OURS else ""
+            raise HandlerError(f"no handler {name!r}: {hint}installed are {', '.join(known) or 'none'}{bring}")
         if handler.error:
             raise HandlerError(f"handler {name!r} of {handler.source} is broken: {handler.error}")
         return handler
@@ -110,7 +131,8 @@ class Registry:
                 if entry.group != ENTRY_POINT_GROUP or (project.lower(), entry.name) in seen:
                     continue
                 seen.add((project.lower(), entry.name))
-                self._add(_from_entry_point(entry, project, distribution.version))
+                directory = str(Path(str(distribution.locate_file(""))).resolve())
+                self._add(_from_entry_point(entry, project, distribution.version, directory))
 
     def _add(self, handler: Handler) -> None:
         known = self.handlers.get(handler.name)
@@ -118,12 +140,23 @@ class Registry:
             self.handlers[handler.name] = handler
         elif known.source != handler.source:
             both = f"{known.source} and {handler.source}"
-            error = f"two handlers have this name: {both}; remove one of them"
-            self.handlers[handler.name] = Handler(handler.name, both, error=error)
+            where = f"{_place(known)} and {_place(handler)}"
+            error = f"two handlers have this name: {where}; remove one of them"
+            self.handlers[handler.name] = Handler(handler.name, both, directory=where, error=error)
 
 
-def _from_entry_point(entry: importlib_metadata.EntryPoint, project: str, version: str) -> Handler:
-    source = f"{project} {version}"
+def _place(handler: Handler) -> str:
+    """Return what tells a handler from another of its name: its distribution, version and directory, or its file."""
+    if handler.error and " and " in handler.directory:
+        return handler.directory  # several already
+    return f"{handler.source} in {handler.directory}" if handler.directory else handler.source
+
+
+def _from_entry_point(entry: importlib_metadata.EntryPoint, project: str, version: str, directory: str) -> Handler:
+    return dataclasses.replace(_loaded(entry, f"{project} {version}", version), directory=directory)
+
+
+def _loaded(entry: importlib_metadata.EntryPoint, source: str, version: str) -> Handler:
     try:
         factory = entry.load()
     except BaseException as error:
@@ -179,8 +212,9 @@ def _inspect(name: str, source: str, version: str, factory: object) -> Handler:
     except Exception as error:
         return Handler(name, source, version, error=f"it can't be made: {_reason(error)}")
     able = tuple(hook for hook in CAPABILITIES if getattr(manager.hook, hook).get_hookimpls())
-    desc = getattr(factory, "config_desc", "") or inspect.getdoc(factory) or ""
-    return Handler(name, source, version, factory, config_desc=str(desc), capabilities=able)
+    options = declared(factory)
+    desc = getattr(factory, "config_desc", "") or (options.description if options else inspect.getdoc(factory)) or ""
+    return Handler(name, source, version, factory=factory, config_desc=str(desc), capabilities=able, options=options)
 
 
 def _reason(error: BaseException) -> str:
@@ -190,4 +224,5 @@ def _reason(error: BaseException) -> str:
     while trace is not None:
         where = f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"
         trace = trace.tb_next
-    return f"{type(error).__name__}: {error}{where}"
+    name, text = type(error).__name__, " ".join(text_of(error).split("\n"))
+    return f"{text if text.startswith(name) else f'{name}: {text}'}{where}"

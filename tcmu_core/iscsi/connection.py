@@ -10,15 +10,20 @@ from tcmu_core.iscsi.buffers import Inbox, Outbox
 from tcmu_core.iscsi.constants import BHS, LoginStatus
 from tcmu_core.iscsi.errors import ConnectionEnded, PduError
 from tcmu_core.iscsi.login import Directory, Login, Outcome
-from tcmu_core.iscsi.session import Session
+from tcmu_core.iscsi.pump import Pump
+from tcmu_core.iscsi.session import Life, Session, State
 
 LOGIN_SEGMENT = 8192  # MaxRecvDataSegmentLength while nothing was negotiated (RFC 7143 13.12)
 LOGIN_BUFFER = 65536
+_STALLED, _HEARD = State.STALLED, Life.HEARD
 SEGMENTS = 8  # PDUs of the longest data segment that either buffer holds: a queue of large commands in one piece
 
 
 class Host(Directory, Protocol):
     """What a connection asks of the portal."""
+
+    def serves(self, name: str) -> bool:
+        """Return whether there is a target of this name, here or in another process."""
 
     def open_session(self, connection: Connection, outcome: Outcome) -> Session:
         """Make the session of a login that has succeeded; an older session of the same name gives way to it."""
@@ -52,7 +57,7 @@ class Connection:
     @property
     def stalled(self) -> bool:
         """Whether `pump` has input that waits."""
-        return self.session is not None and self.session.stalled
+        return self.session is not None and self.session.state is _STALLED
 
     @property
     def blocked(self) -> bool:
@@ -63,7 +68,7 @@ class Connection:
         """Take the next `count` bytes, which lie in `room()`."""
         self.inbox.end += count
         if self.session is not None:
-            self.session.heard = True
+            self.session.life = _HEARD
         self.pump()
 
     def close(self) -> None:
@@ -119,5 +124,5 @@ class Connection:
         self.inbox.grow(self._size)
         self.outbox.grow(self._size)
         self.session = self.host.open_session(self, outcome)
-        self.pump = self.session.pump
+        self.pump = Pump(self.session).run
         self.pump()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from tcmu_core.iscsi.chap import Exchange
+from tcmu_core.iscsi.authentication import Exchange
 from tcmu_core.iscsi.constants import CONTINUE, FINAL, SERIAL, LoginStatus, Stage
 from tcmu_core.iscsi.errors import LoginError, TextError
 from tcmu_core.iscsi.negotiation import REJECT, Parameters, When, negotiate

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from tcmu_core.iscsi.constants import TaskFunction, TaskResponse
+from tcmu_core.iscsi.constants import SERIAL, TaskFunction, TaskResponse
 from tcmu_core.iscsi.errors import PduError
 from tcmu_core.iscsi.pdu import TaskManagementRequest, TaskManagementResponse
+from tcmu_core.iscsi.session import Session
+from tcmu_core.iscsi.writes import Writes
 from tcmu_core.scsi.command import Nexus
+from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.lun import parse_lun
-from tcmu_core.scsi.unit import LogicalUnit
-
-if TYPE_CHECKING:
-    from tcmu_core.iscsi.session import Session
 
 
 class TaskManagement:
     """Answers task management requests of one session.
 
     A function that aborts commands is answered when they have ended, so that nothing of them comes after its response.
+    `go_on` takes what waited for the turn of a command that will not come any more.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, writes: Writes, go_on: Callable[[], None]) -> None:
         self._session = session
+        self._writes = writes
+        self._go_on = go_on
         self._functions: dict[int, Callable[[TaskManagementRequest], None]] = {
             TaskFunction.ABORT_TASK: self._abort_task,
             TaskFunction.ABORT_TASK_SET: self._abort_task_set,
@@ -56,21 +57,19 @@ class TaskManagement:
 
         def respond() -> None:
             self._respond(request)
-            if not session.pumping:
-                session.outbox.close_run()
-                session.notify()
+            session.announce()
 
         return respond
 
-    def _find(self, request: TaskManagementRequest) -> tuple[LogicalUnit, Nexus] | None:
+    def _find(self, request: TaskManagementRequest) -> tuple[Engine, Nexus] | None:
         """Return the unit and nexus of the request's LUN; None when it was answered: there is none."""
         attachment = self._session.attachment
         assert attachment is not None
         lun = parse_lun(request.lun)
-        if lun is None or lun not in attachment.it.luns or lun not in attachment.target.units:
+        if lun is None or lun not in attachment.it.luns or lun not in attachment.target.luns:
             self._respond(request, TaskResponse.NO_LUN)
             return None
-        return attachment.target.units[lun], attachment.it.luns[lun][1]
+        return attachment.target.luns[lun], attachment.it.luns[lun][1]
 
     def _abort_task(self, request: TaskManagementRequest) -> None:
         found = self._find(request)
@@ -80,36 +79,46 @@ class TaskManagement:
         task = session.tasks.get(request.referenced_tag)
         if task is not None and parse_lun(task.lun) == parse_lun(request.lun):
             found[0].abort(task.command, self._later(request))
-        elif session.writes.drop(request.lun, request.referenced_tag) or (
-            request.immediate and session.drop_held(request.ref_cmd_sn, request.cmd_sn)
+        elif self._writes.drop(request.lun, request.referenced_tag) or (
+            request.immediate and self._drop_held(request.ref_cmd_sn, request.cmd_sn)
         ):
             self._respond(request)
         else:
             self._respond(request, TaskResponse.NO_TASK)
 
+    def _drop_held(self, cmd_sn: int, before: int) -> bool:
+        """Count a command as received and aborted that did not come yet and has a CmdSN below `before` (11.6.1)."""
+        session = self._session
+        ahead = (cmd_sn - session.exp_cmd_sn) & SERIAL
+        if ahead >= min((before - session.exp_cmd_sn) & SERIAL, session.limits.queue_depth - session.busy):
+            return False
+        session.held.abort(cmd_sn)
+        self._go_on()
+        return True
+
     def _abort_task_set(self, request: TaskManagementRequest) -> None:
         found = self._find(request)
         if found is not None:
-            self._session.writes.drop(request.lun)
+            self._writes.drop(request.lun)
             found[0].abort_task_set(found[1], self._later(request))
 
     def _clear_task_set(self, request: TaskManagementRequest) -> None:
         found = self._find(request)
         if found is not None:
-            self._session.writes.drop(request.lun)
+            self._writes.drop(request.lun)
             found[0].clear_task_set(found[1], self._later(request))
 
     def _unit_reset(self, request: TaskManagementRequest) -> None:
         found = self._find(request)
         if found is not None:
-            self._session.writes.drop(request.lun)
+            self._writes.drop(request.lun)
             found[0].reset(found[1], self._later(request))
 
     def _target_reset(self, request: TaskManagementRequest) -> None:
         session = self._session
         attachment = session.attachment
         assert attachment is not None
-        session.writes.drop()
+        self._writes.drop()
         respond = self._later(request)
         cold = request.function & 0x7F == TaskFunction.TARGET_COLD_RESET
 

@@ -65,6 +65,11 @@ class Peer:
             log.exception("%s: internal error", self)
             self.close(f"internal error: {error!r}")
 
+    def _received(self, count: int) -> None:
+        self.connection.received(count)
+        if self.connection.session is None:
+            self.portal.heard(self)
+
     def _flush_posted(self) -> None:
         self._posted = False
         self._flush()
@@ -84,7 +89,7 @@ class Peer:
                 if not count:
                     self.close("the peer has closed the connection")
                     return
-                self._guarded(connection.received, count)
+                self._guarded(self._received, count)
             elif events & ~(READ | WRITE):
                 self.close("the connection broke")
                 return
@@ -137,7 +142,7 @@ class Peer:
     def resume(self, heard: bytes, told: int) -> None:
         """Go on for another process, which has received `heard` and sent the first `told` bytes of our answer to it."""
         self.connection.room()[: len(heard)] = heard
-        self._guarded(self.connection.received, len(heard))
+        self._guarded(self._received, len(heard))
         self.outbox.sent(min(told, self.outbox.queued))
         self._flush()
 
@@ -161,7 +166,9 @@ class Peer:
     def close(self, reason: str) -> None:
         """Close the socket and leave the target."""
         if not self.closed:
-            log.info("%s: closed: %s", self, reason)
+            # A login that failed is what somebody may be looking for; that a port was only looked at is not.
+            failed = self.connection.login.failed is not None
+            log.log(logging.WARNING if failed else logging.INFO, "%s: closed: %s", self, reason)
             self.release()
 
     def release(self) -> None:
@@ -271,15 +278,22 @@ class Portal:
         """Return the connection of a new peer."""
         return Connection(self, peer.notify)
 
+    def heard(self, peer: Peer) -> None:
+        """A peer that has not logged in yet has said something."""
+
     def _accept_again(self, listener: socket.socket) -> None:
         if listener in self._listeners:
             self.loop.modify(listener.fileno(), READ)
 
     # -- what connections ask (connection.Host) -----------------------------------------------------------------------
 
-    def has_target(self, name: str) -> bool:
-        """Return whether there is a target of this name."""
+    def serves(self, name: str) -> bool:
+        """Return whether there is a target of this name, here or in another process."""
         return name in self.targets
+
+    def has_target(self, name: str) -> bool:
+        """Return whether there is a target of this name to log in to."""
+        return self.serves(name)
 
     def has_session(self, tsih: int) -> bool:
         """Return whether there is a session of this handle."""

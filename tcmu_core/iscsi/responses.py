@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.constants import (
     BHS,
@@ -16,11 +14,9 @@ from tcmu_core.iscsi.constants import (
     UNDERFLOW,
     Opcode,
 )
-from tcmu_core.iscsi.tasks import Task
+from tcmu_core.iscsi.pending import Task
+from tcmu_core.iscsi.session import Session
 from tcmu_core.scsi.command import Status
-
-if TYPE_CHECKING:
-    from tcmu_core.iscsi.session import Session
 
 
 def finish(session: Session, task: Task, *, pending: bool = False) -> None:

@@ -12,6 +12,7 @@ from tcmu_core.iscsi.chap import Algorithm
 
 DIGESTS = ("CRC32C", "None")
 PORT = 3260  # IANA's for iSCSI targets
+MIN_SECRET = 12  # bytes; a CHAP secret of less than 96 bits can be found by trying (RFC 7143 9.2.1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from tcmu_core.errors import AbortedCommand
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.constants import FINAL, RESERVED_TAG, Opcode, RejectReason
 from tcmu_core.iscsi.errors import PduError
+from tcmu_core.iscsi.session import Session
 from tcmu_core.iscsi.transfer import Transfer
-
-if TYPE_CHECKING:
-    from tcmu_core.iscsi.session import Session
 
 
 class UnexpectedData(AbortedCommand):
@@ -34,14 +32,14 @@ class DataCorrupted(AbortedCommand):
 
 
 class Writes:
-    """The transfers of one session, by initiator task tag. A complete one goes to `session.run_write`.
+    """Looks after the transfers of one session. A complete one, or one that has failed, goes to `run`.
 
     Data that was asked for is bounded over all transfers together; those beyond the bound wait for their turn.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, run: Callable[[Transfer], None]) -> None:
         self._session = session
-        self.transfers: dict[int, Transfer] = {}
+        self._run = run
         self._dropped: deque[int] = deque(maxlen=1024)  # tags of aborted transfers, whose data may still come
         self._incoming = 0  # bytes of transfers that may ask for data
         self._waiting: deque[Transfer] = deque()  # those that may not yet
@@ -69,7 +67,7 @@ class Writes:
         Raises:
             PduError: it belongs to no command.
         """
-        transfer = self.transfers.get(pdu.itt)
+        transfer = self._session.transfers.get(pdu.itt)
         if transfer is None:
             if pdu.itt in self._dropped:
                 return
@@ -91,7 +89,7 @@ class Writes:
             return
         pdu = p.LAYOUTS[Opcode.DATA_OUT].decode(header, 0, b"", b"")
         assert isinstance(pdu, p.DataOut)
-        transfer = self.transfers.get(pdu.itt)
+        transfer = self._session.transfers.get(pdu.itt)
         if transfer is not None:
             transfer.failed = transfer.failed or DataCorrupted()
             transfer.swallow(pdu)
@@ -99,7 +97,7 @@ class Writes:
 
     def drop(self, lun: bytes | None = None, itt: int | None = None) -> int:
         """Forget commands whose data has not come yet: of one LUN, one tag, or all. Return how many there were."""
-        found = [t for t in self.transfers.values() if lun in {None, t.lun} and itt in {None, t.itt}]
+        found = [t for t in self._session.transfers.values() if lun in {None, t.lun} and itt in {None, t.itt}]
         for transfer in found:
             transfer.unpin()
             self._dropped.append(transfer.itt)
@@ -111,14 +109,14 @@ class Writes:
         complete = transfer.received == transfer.want or transfer.failed is not None
         if complete and not transfer.bursts:
             self._forget(transfer)
-            self._session.run_write(transfer)
+            self._run(transfer)
             return
-        self.transfers[transfer.itt] = transfer
+        self._session.transfers[transfer.itt] = transfer
         if not complete:
             self._ask(transfer)
 
     def _forget(self, transfer: Transfer) -> None:
-        if self.transfers.pop(transfer.itt, None) is None or not transfer.admitted:
+        if self._session.transfers.pop(transfer.itt, None) is None or not transfer.admitted:
             return
         self._incoming -= transfer.want
         for _ in range(len(self._waiting)):
@@ -127,7 +125,7 @@ class Writes:
     def _ask(self, transfer: Transfer) -> None:
         """Send the R2Ts that a transfer may have outstanding (11.8)."""
         session = self._session
-        if session.closed or self.transfers.get(transfer.itt) is not transfer or transfer.failed is not None:
+        if session.closed or session.transfers.get(transfer.itt) is not transfer or transfer.failed is not None:
             return
         if transfer.bursts and transfer.bursts[0].ttt == RESERVED_TAG:
             return

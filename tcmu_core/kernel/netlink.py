@@ -16,7 +16,7 @@ from typing import Any
 from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, genlmsg
 from pyroute2.netlink.generic import CTRL_CMD_GETFAMILY, GENL_ID_CTRL, ctrlmsg
 
-from tcmu_core.device import Change
+from tcmu_core.disk.device import Change
 from tcmu_core.errors import TcmuError
 from tcmu_core.kernel import abi
 from tcmu_core.kernel.abi import Netlink

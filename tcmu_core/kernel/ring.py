@@ -18,11 +18,11 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from tcmu_core.errors import NotHandled, TcmuError
+from tcmu_core.errors import TcmuError
 from tcmu_core.kernel import abi
 from tcmu_core.kernel.abi import Capability, EntryOp, TmrType, UserFlag
 from tcmu_core.scsi.command import Command, Nexus, Status
-from tcmu_core.scsi.hot import Fast
+from tcmu_core.scsi.hot import PASS, Fast
 
 log = logging.getLogger("tcmu.ring")
 
@@ -43,7 +43,7 @@ class RingError(TcmuError):
 
 
 class Unit(Protocol):
-    """What the ring needs of the logical unit."""
+    """What the ring needs of the engine."""
 
     @property
     def fast(self) -> Mapping[int, Fast]:
@@ -149,12 +149,12 @@ class Ring:
                 else:
                     buffers = []
                     length = 0
-                result: Any = NotHandled
+                result: Any = PASS
                 fast = unit.fast.get(memory[cdb])
                 if fast is not None and not (bidi_cnt or attentions or in_order):
                     try:
                         result = fast(memory, cdb, length, buffers)
-                    except Exception as error:
+                    except BaseException as error:  # whatever a hook raises is this command's alone
                         result = error
                 if result is not None:
                     # The entry does not say how long the CDB is: all that there is of it, padded to a multiple of 8.

@@ -54,7 +54,7 @@ class Nexus:
 
     initiator: Initiator
     attentions: deque[tuple[int, int]] = field(default_factory=deque)  # (asc, ascq), oldest first
-    on_clear: Callable[[], None] | None = None  # a transport drops the commands it has not handed over yet
+    on_clear: Callable[[], None] | None = None  # a transport drops the commands that it has not handed over yet
 
 
 def _ignore(command: Command) -> None:
@@ -67,7 +67,10 @@ class Command:
     `buffers` are writable memoryviews: what the initiator sent, or the room for what it will get; `length` is their
     total in bytes. When the command has ended: `status`, `sense` (empty unless CHECK CONDITION), `transferred`, the
     bytes moved, and `wanted`, the bytes that the CDB asked to move (more than `length` is a residual overflow).
-    `done` is called on the loop's thread for a command that did not end inside `LogicalUnit.execute`.
+    `done` is called on the loop's thread for a command that did not end inside `Engine.execute`.
+
+    The engine decodes the CDB once: `row` is its line in the opcode table, None where there is none, `lba` and `count`
+    the blocks that it names. `aborted`: it is to end as soon as its hook returns; `silent`: then nobody is told.
     """
 
     __slots__ = (
@@ -76,9 +79,12 @@ class Command:
         "buffers",
         "cdb",
         "context",
+        "count",
         "done",
+        "lba",
         "length",
         "nexus",
+        "row",
         "sense",
         "status",
         "tag",
@@ -96,6 +102,7 @@ class Command:
         tag: int = 0,
         attribute: int = 1,
     ) -> None:
+        # Not set here, for a command whose fast path ends it never has them: row, lba, count.
         self.cdb = cdb
         self.buffers = buffers
         self.length = length
@@ -110,6 +117,15 @@ class Command:
         self.aborted = False
         self.context: Any = None  # the transport's own
 
+    row: Any
+    lba: int
+    count: int
+
+    @property
+    def silent(self) -> bool:
+        """Whether it ends without a status: it was aborted, and not by another nexus with TAS set (SAM-5 5.7)."""
+        return self.aborted and self.status != Status.TASK_ABORTED
+
     def put(self, data: bytes | bytearray | memoryview) -> None:
         """Answer with `data`: copy what fits into the buffers and note what was wanted and moved."""
         self.wanted = len(data)
@@ -121,6 +137,15 @@ class Command:
             buffer[: len(part)] = part
             at += len(part)
         self.transferred = at
+
+    def put_at(self, at: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy `data` into the buffers from byte `at` on; there is room for all of it."""
+        for part in slice_buffers(self.buffers, at, len(data)):
+            part[:], data = data[: len(part)], data[len(part) :]
+
+    def bytes_from(self, at: int) -> bytes:
+        """Return what the initiator sent from byte `at` on."""
+        return b"".join(slice_buffers(self.buffers, at, self.length - at))
 
     def take(self, count: int | None = None) -> bytes:
         """Return the first `count` bytes (all of them by default) that the initiator sent; fewer when it sent fewer."""

@@ -1,48 +1,34 @@
-"""Who the device is: standard INQUIRY data and the vital product data pages (SPC-4 6.6, 7.8; SBC-4 6.6)."""
+"""Identity: the serial number of a unit, and the designators that are made of it (SPC-4 7.8.6)."""
 
 from __future__ import annotations
 
 import hashlib
-import string
-from typing import TYPE_CHECKING
-
-from tcmu_core.errors import InvalidFieldInCdb
-from tcmu_core.scsi.command import Command
-from tcmu_core.scsi.hot import DEFAULT_MAX_TRANSFER
-from tcmu_core.scsi.medium import MAX_ATOMIC, MAX_COMPARE_AND_WRITE
-from tcmu_core.scsi.provisioning import MAX_UNMAP_DESCRIPTORS, max_unmap_blocks, max_write_same_blocks
-from tcmu_core.scsi.sense import MAX_SENSE_LENGTH
-
-if TYPE_CHECKING:
-    from tcmu_core.device import Device
-    from tcmu_core.scsi.unit import LogicalUnit
+import re
+from dataclasses import dataclass
 
 NAA_PREFIX = "6001405"  # NAA 6, and LIO's IEEE company identifier, as the kernel and tcmu-runner have it
-_VERSIONS = (0x00A0, 0x0960, 0x0460, 0x04C0, 0x0600)  # SAM-5, iSCSI, SPC-4, SBC-3, SBC-4 (SPC-4 6.6.2)
-_VERSIONS_OTHER = (0x00A0, 0x0960, 0x0460)
+_DIGITS = 25  # hexadecimal ones of the serial number that an NAA designator has room for
+# A long hexadecimal number, such as rtslib's UUIDs, gives the designator that LIO makes of it. Of anything else LIO
+# takes the digits that happen to be hexadecimal, and disk-a would be disk-A1: there a digest tells them apart.
+_NUMBER = re.compile(r"(-?[0-9a-f]){16,}", re.IGNORECASE)
 CODE_SET_BINARY, CODE_SET_ASCII, CODE_SET_UTF8 = 1, 2, 3  # SPC-4 7.8.6.1
 ASSOCIATION_UNIT, ASSOCIATION_PORT, ASSOCIATION_TARGET = 0x00, 0x10, 0x20
 
 
+@dataclass(frozen=True, slots=True)
 class Identity:
-    """The names of one device: the serial number, and designators made of it."""
+    """The unit serial number, and the NAA IEEE Registered Extended designator: 16 bytes (SPC-4 7.8.6.6.5)."""
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
+    serial: str
+    naa: bytes
 
-    @property
-    def serial(self) -> str:
-        """Return the unit serial number: the device's own, or one made of what it is."""
-        device = self._device
-        if device.serial:
-            return device.serial
-        return hashlib.sha256(f"{device.handler}/{device.name}/{device.cfgstring}".encode()).hexdigest()[:32]
-
-    @property
-    def naa(self) -> bytes:
-        """Return the NAA IEEE Registered Extended designator (SPC-4 7.8.6.6.5): 16 bytes of the serial's hex digits."""
-        digits = "".join(digit for digit in self.serial if digit in string.hexdigits)
-        return bytes.fromhex((NAA_PREFIX + digits + "0" * 25)[:32])
+    @classmethod
+    def of(cls, serial: str) -> Identity:
+        """Return the identity of a unit with this serial number."""
+        digits = serial.replace("-", "")
+        if not _NUMBER.fullmatch(serial):
+            digits = hashlib.sha256(serial.encode()).hexdigest()
+        return cls(serial, bytes.fromhex(NAA_PREFIX + digits[:_DIGITS].ljust(_DIGITS, "0")))
 
 
 def designator(code_set: int, kind: int, value: bytes) -> bytes:
@@ -59,134 +45,3 @@ def name_string(text: str) -> bytes:
     """Return a SCSI name string: UTF-8, null-terminated, padded to four bytes (SPC-4 7.8.6.11)."""
     value = text.encode() + b"\0"
     return value + bytes(-len(value) % 4)
-
-
-def inquiry(unit: LogicalUnit, command: Command) -> None:
-    """INQUIRY: SPC-4 6.6."""
-    cdb = command.cdb
-    room = int.from_bytes(cdb[3:5], "big")
-    if cdb[1] & 0x01:
-        make = _VPD.get(cdb[2])
-        if make is None or cdb[2] not in vpd_pages(unit):
-            raise InvalidFieldInCdb("there is no such VPD page", field=(2, 7))
-        body = make(unit)
-        page = bytes([unit.device.device_type, cdb[2]]) + len(body).to_bytes(2, "big") + body
-        command.put(page[:room])
-        return
-    if cdb[2]:
-        raise InvalidFieldInCdb("PAGE CODE without EVPD", field=(2, 7))
-    command.put(standard(unit)[:room])
-
-
-def standard(unit: LogicalUnit) -> bytes:
-    """Return the standard INQUIRY data (SPC-4 6.6.2), with version descriptors: 96 bytes."""
-    device = unit.device
-    data = bytearray(96)
-    data[0] = device.device_type
-    data[1] = 0x80 if device.removable else 0x00
-    data[2] = 0x06  # SPC-4
-    data[3] = 0x12  # HISUP, response data format 2
-    data[4] = len(data) - 5
-    if device.device_type == 0x00:
-        data[5] = 0x08  # 3PC: EXTENDED COPY
-    data[7] = 0x02  # CMDQUE
-    data[8:16] = _ascii(device.vendor, 8)
-    data[16:32] = _ascii(device.product, 16)
-    data[32:36] = _ascii(device.revision, 4)
-    for number, version in enumerate(_VERSIONS if device.device_type == 0x00 else _VERSIONS_OTHER):
-        data[58 + 2 * number : 60 + 2 * number] = version.to_bytes(2, "big")
-    return bytes(data)
-
-
-def _ascii(text: str, length: int) -> bytes:
-    return text.encode("ascii", "replace")[:length].ljust(length)
-
-
-def vpd_pages(unit: LogicalUnit) -> list[int]:
-    """Return the codes of the VPD pages that this unit has."""
-    pages = [0x00, 0x80, 0x83, 0x86]
-    if unit.device.device_type == 0x00:
-        pages += [0xB0, 0xB1]
-        pages += [0xB2]
-    return pages
-
-
-def _supported(unit: LogicalUnit) -> bytes:
-    return bytes(vpd_pages(unit))
-
-
-def _serial(unit: LogicalUnit) -> bytes:
-    return unit.identity.serial.encode("ascii", "replace")
-
-
-def identification(unit: LogicalUnit) -> bytes:
-    """Return the designation descriptors of VPD page 83 (SPC-4 7.8.6)."""
-    identity = unit.identity
-    vendor = _ascii(unit.device.vendor, 8) + _serial(unit)
-    data = designator(CODE_SET_BINARY, 0x03 | ASSOCIATION_UNIT, identity.naa)
-    data += designator(CODE_SET_ASCII, 0x01 | ASSOCIATION_UNIT, vendor)
-    if unit.target is not None:
-        data += unit.target.designators
-    return data
-
-
-def _extended(unit: LogicalUnit) -> bytes:
-    data = bytearray(60)  # page length 3Ch (SPC-4 7.8.7)
-    data[5 - 4] = 0x27  # UASK_SUP, HEADSUP, ORDSUP, SIMPSUP
-    data[6 - 4] = 0x01 if unit.backend.flush is not None else 0x00  # V_SUP: a volatile cache
-    data[7 - 4] = 0x01  # LUICLR
-    data[13 - 4] = MAX_SENSE_LENGTH
-    return bytes(data)
-
-
-def _block_limits(unit: LogicalUnit) -> bytes:
-    device, size = unit.device, unit.block_size
-    most = (device.max_transfer_length or DEFAULT_MAX_TRANSFER) // size
-    optimal = (device.optimal_transfer_length or 0) // size
-    data = bytearray(64)  # numbered as SBC-4 6.6.4 does, the header included
-    data[4] = 0x01  # WSNZ
-    writable = unit.backend.write is not None
-    if writable:
-        data[5] = MAX_COMPARE_AND_WRITE
-    # OPTIMAL TRANSFER LENGTH GRANULARITY: what the storage reads, writes and frees as a whole
-    granularity = max(device.physical_block_size or size, device.discard_granularity) // size
-    data[6:8] = min(granularity, 0xFFFF).to_bytes(2, "big")
-    data[8:12] = min(most, 0xFFFFFFFF).to_bytes(4, "big")
-    data[12:16] = min(optimal, 0xFFFFFFFF).to_bytes(4, "big")
-    if unit.backend.discard is not None:
-        data[20:24] = max_unmap_blocks(unit).to_bytes(4, "big")
-        data[24:28] = MAX_UNMAP_DESCRIPTORS.to_bytes(4, "big")
-        granularity = max(device.discard_granularity // size, 1)
-        data[28:32] = granularity.to_bytes(4, "big")
-        data[32:36] = (0x80000000 | (device.discard_alignment // size % granularity)).to_bytes(4, "big")
-    if writable:
-        data[36:44] = max_write_same_blocks(unit).to_bytes(8, "big")
-        data[44:48] = (min(MAX_ATOMIC // size, most)).to_bytes(4, "big")
-    return bytes(data[4:])
-
-
-def _characteristics(unit: LogicalUnit) -> bytes:
-    data = bytearray(64)  # SBC-4 6.6.2
-    data[4:6] = (1 if unit.device.solid_state else 0).to_bytes(2, "big")
-    data[7] = 0x40  # WABEREQ 01b: what was erased can be read, and reads well
-    data[8] = 0x02  # FUAB
-    return bytes(data[4:])
-
-
-def _provisioning(unit: LogicalUnit) -> bytes:
-    flags = kind = 0
-    if unit.backend.discard is not None:
-        flags = 0xE4  # LBPU, LBPWS, LBPWS10, LBPRZ 001b: an unmapped block reads as zeros (SBC-4 6.6.6)
-        kind = 2 if unit.device.thin else 0
-    return bytes([0, flags, kind, 0])
-
-
-_VPD = {
-    0x00: _supported,
-    0x80: _serial,
-    0x83: identification,
-    0x86: _extended,
-    0xB0: _block_limits,
-    0xB1: _characteristics,
-    0xB2: _provisioning,
-}

@@ -75,15 +75,107 @@ class Access(Enum):
     RESERVE = "a reservation command that checks for itself"
 
 
+class Direction(IntEnum):
+    """Which way a command's data goes; ANY where only the handler knows."""
+
+    ANY = 0
+    IN = 1
+    OUT = 2
+    NONE = 3
+
+
+class Touches(Enum):
+    """What a command must not share with one that needs it for itself."""
+
+    NOTHING = "neither blocks nor state that others wait for"
+    BLOCKS = "the blocks that its CDB names"
+    MEDIUM = "any block"
+    REGISTRATIONS = "the persistent reservations"
+    OWN_WAY = "blocks of several units, which the command itself asks for"
+
+
+Blocks = Callable[[bytes], tuple[int, int]]  # LBA and number of blocks that a CDB names
+Amount = Callable[
+    [bytes, int, int], int
+]  # (CDB, its number of blocks, bytes of a block) -> bytes that it moves at most
+Spared = Callable[[bytes], bool]  # whether a reservation of somebody else lets this CDB pass
+
+
+def never(_cdb: bytes) -> bool:
+    """Return False: what `Opcode.spared` says of most commands."""
+    return False
+
+
+def always(_cdb: bytes) -> bool:
+    """Return True."""
+    return True
+
+
+def _blocks(lba: tuple[int, int], count: tuple[int, int]) -> Blocks:
+    """Return how to read an LBA and a number of blocks, each (first byte, end), from a CDB."""
+    (lba_at, lba_end), (count_at, count_end) = lba, count
+
+    def read(cdb: bytes) -> tuple[int, int]:
+        return int.from_bytes(cdb[lba_at:lba_end], "big"), int.from_bytes(cdb[count_at:count_end], "big")
+
+    return read
+
+
+def blocks_6(cdb: bytes) -> tuple[int, int]:
+    """Read a 6-byte CDB: 21 bits of LBA, and 0 blocks mean 256 (SBC-4 5.9)."""
+    return int.from_bytes(cdb[1:4], "big") & 0x1FFFFF, cdb[4] or 256
+
+
+blocks_10 = _blocks((2, 6), (7, 9))  # SBC-4 5.11
+blocks_12 = _blocks((2, 6), (6, 10))  # SBC-4 5.12
+blocks_16 = _blocks((2, 10), (10, 14))  # SBC-4 5.13
+blocks_compare = _blocks((2, 10), (13, 14))  # SBC-4 5.3
+blocks_atomic = _blocks((2, 10), (12, 14))  # SBC-4 5.47
+
+
+def told_at(at: int, end: int) -> Amount:
+    """Return the amount of a CDB that tells it in bytes: an allocation length, or a parameter list length."""
+    return lambda cdb, _count, _size: int.from_bytes(cdb[at:end], "big")
+
+
+def fixed(amount: int) -> Amount:
+    """Return the amount of a command that always moves so many bytes."""
+    return lambda _cdb, _count, _size: amount
+
+
+def whole(_cdb: bytes, count: int, size: int) -> int:
+    """Return the bytes of all blocks that the CDB names."""
+    return count * size
+
+
+def twice(_cdb: bytes, count: int, size: int) -> int:
+    """Return the bytes of COMPARE AND WRITE: what to compare, and what to write (SBC-4 5.3)."""
+    return 2 * count * size
+
+
+def one_block(_cdb: bytes, _count: int, size: int) -> int:
+    """Return the bytes of WRITE SAME: one block (SBC-4 5.49)."""
+    return size
+
+
+def checked_bytes(cdb: bytes, count: int, size: int) -> int:
+    """Return the bytes of VERIFY by BYTCHK: none, all blocks, or one (SBC-4 5.36)."""
+    return {0: 0, 1: count * size}.get(cdb[1] >> 1 & 3, size)
+
+
 @dataclass(frozen=True, slots=True)
 class Opcode:
-    """One command: its code, CDB usage data, and what serves it.
+    """One command: its code, CDB usage data, what it does to whom, and what serves it.
 
     `usage` is the CDB usage data of SPC-4 6.35.3, one mask byte for each CDB byte, so its length is the CDB's; a bit
-    that is not in the mask is reserved and must be zero. `run(unit, command)` returns None when the command has
-    ended well, a Future, or a generator that yields what the hooks return; None as `run` leaves the command to the
-    handler's `handle_cmd`. `needs` names a capability of the backend without which the command does not exist.
+    that is not in the mask is reserved and must be zero. `run(unit, command)` returns None or a status when the command
+    has ended, or a generator that yields what the hooks return; None as `run` leaves the command to the handler's
+    `handle_cmd`. `needs` names an operation of the disk without which the command does not exist.
+
+    `direction` and `amount` say how the data goes and how much of it there can be. `blocks` reads the LBA and the
+    number of blocks, `touches` says what it shares with others, and `alone` that it must not share that.
     `ready` says that the command needs a unit that is started; `protected` that it writes to the medium.
+    `spared` and `spared_6` say which CDBs pass a persistent reservation, or RESERVE(6), of somebody else.
     """
 
     code: int
@@ -92,9 +184,16 @@ class Opcode:
     run: Callable[[Any, Any], Any] | None = None
     service_action: int | None = None
     access: Access = Access.READ
+    direction: Direction = Direction.ANY
+    amount: Amount | None = None
+    blocks: Blocks | None = None
+    touches: Touches = Touches.NOTHING
+    alone: bool = False
     needs: str = ""
     ready: bool = True
     protected: bool = False
+    spared: Spared = never
+    spared_6: Spared = never
     attention: bool = True  # a pending unit attention is reported instead of running the command (SAM-5 5.14)
     timeout: int = 30  # recommended command timeout in seconds (SPC-4 6.35.4)
     types: tuple[int, ...] = (0x00,)  # peripheral device types that have the command; empty: all
@@ -103,6 +202,32 @@ class Opcode:
     def key(self) -> tuple[int, int | None]:
         """Return what the table is keyed by: the operation code and the service action, if there is one."""
         return self.code, self.service_action
+
+
+Table = dict[tuple[int, int | None], Opcode]
+
+
+def find(table: Table, cdb: bytes) -> Opcode | None:
+    """Return the table's row for a CDB, None where there is none."""
+    return table.get((cdb[0], None)) or table.get((cdb[0], cdb[1] & 0x1F))
+
+
+def describe(cdb: bytes, table: Table) -> str:
+    """Return the CDB as the log prints it: its bytes in hexadecimal, its name, and the blocks that it names."""
+    length = cdb_length(cdb[0]) or len(cdb)
+    row = find(table, cdb)
+    text = " ".join(f"{byte:x}" for byte in cdb[:length]) + " " + (row.name if row is not None else _name(cdb[0]))
+    if row is not None and row.blocks is not None:
+        lba, count = row.blocks(cdb)
+        text += f" lba {lba} blocks {count}"
+    return text
+
+
+def _name(code: int) -> str:
+    try:
+        return Op(code).name.replace("_", " ")
+    except ValueError:
+        return f"opcode {code:02X}h"
 
 
 def cdb_length(code: int) -> int | None:

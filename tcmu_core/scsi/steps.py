@@ -1,4 +1,9 @@
-"""Commands of several steps: generators that yield what hooks return, None or a Future, and go on when it is done."""
+"""Commands of several steps: generators that yield what hooks return, None or a Future, and go on when it is done.
+
+Beside that a command may yield: PAUSE, to let others run; `Ask(future)` for a Future whose result it wants, since a
+data hook's Future must end with None; `Shielded(future)` for one that no abort breaks off; `OnItsOwn(steps)` to start
+what belongs to no initiator any more; `Abort(commands)` to abort others and go on when they have ended.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +11,60 @@ from collections.abc import Generator
 from concurrent.futures import Future
 from typing import Any
 
-from tcmu_core.scsi.command import Status
+from tcmu_core.disk.threads import wrong_result
+from tcmu_core.errors import HandlerError
+from tcmu_core.scsi.command import Command
 
 Steps = Generator[Any, Any, Any]
 
-PAUSE: Future[None] = Future()  # yielded by a long command: let others run, then go on
+PAUSE = object()  # yielded by a long command: let others run, then go on
 
 
-def follow(result: Any) -> Steps:
-    """Run what a command or a hook returned to its end: a generator, a Future, a status, or None."""
-    if isinstance(result, Generator):
-        return (yield from result)
-    if result is None or isinstance(result, Status):
-        return result
-    return (yield result)
+class Ask:
+    """A Future whose result the command wants."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, future: Future[Any]) -> None:
+        self.future = future
+
+
+class Shielded:
+    """A Future, or None, at whose end the command goes on even if it was aborted meanwhile."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, future: Future[Any] | None) -> None:
+        self.future = future
+
+
+class OnItsOwn:
+    """Steps that go on when the command has ended, and that no reset and no lost nexus breaks off."""
+
+    __slots__ = ("steps",)
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+
+
+class Abort:
+    """Commands to abort; the one that yields this goes on when all of them have ended."""
+
+    __slots__ = ("commands",)
+
+    def __init__(self, commands: list[Command]) -> None:
+        self.commands = commands
+
+
+def not_a_result(result: object) -> HandlerError:
+    """Return the exception for what a hook must not return. It names the kind alone: what it read may be secret."""
+    return HandlerError(wrong_result(result))
 
 
 def checked(waiting: object) -> Future[Any]:
-    """Return a yielded Future as it is; for anything else one that failed, since a hook must not return that."""
+    """Return a hook's Future as it is; for anything else one that failed, since a hook must not return that."""
     if isinstance(waiting, Future):
         return waiting
     failed: Future[Any] = Future()
-    failed.set_exception(TypeError(f"a hook returned {waiting!r}: it must return None or a Future"))
+    failed.set_exception(not_a_result(waiting))
     return failed

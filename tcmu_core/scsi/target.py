@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 
 from tcmu_core.errors import CommandError, InvalidFieldInCdb, LogicalUnitNotSupported
 from tcmu_core.scsi import sense
+from tcmu_core.scsi.attention import LUNS_CHANGED
 from tcmu_core.scsi.command import Command, Initiator, Nexus
+from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.identity import (
     ASSOCIATION_PORT,
     ASSOCIATION_TARGET,
@@ -17,26 +19,26 @@ from tcmu_core.scsi.identity import (
 )
 from tcmu_core.scsi.lun import report_luns_data
 from tcmu_core.scsi.opcodes import Op
-from tcmu_core.scsi.tasks import countdown
-from tcmu_core.scsi.unit import LogicalUnit
+from tcmu_core.scsi.taskset import countdown
+from tcmu_core.scsi.unit import Surroundings
 
 RELATIVE_PORT = 1
 _NOT_CAPABLE = 0x7F  # peripheral qualifier 011b, device type 1Fh (SPC-4 6.6.2)
 
 
 class ITNexus:
-    """One initiator's connection to a target: for each LUN the unit's `execute` and the I_T_L nexus."""
+    """One initiator's connection to a target: for each LUN the engine's `execute` and the I_T_L nexus."""
 
     def __init__(self, target: Target, initiator: Initiator) -> None:
         self.initiator = initiator
         self._target = target
         self.luns: dict[int, tuple[Callable[[Command], bool], Nexus]] = {
-            lun: (unit.execute, unit.attach(initiator)) for lun, unit in target.units.items()
+            lun: (engine.execute, engine.attach(initiator)) for lun, engine in target.luns.items()
         }
         self.nowhere = Nexus(initiator)  # stands in where there is no unit
 
     def execute(self, lun: int | None, command: Command) -> bool:
-        """Run a command on a LUN, one that there is or not; as `LogicalUnit.execute`."""
+        """Run a command on a LUN, one that there is or not; as `Engine.execute`."""
         found = self.luns.get(lun) if lun is not None else None
         if found is not None:
             command.nexus = found[1]
@@ -51,36 +53,67 @@ class ITNexus:
 
 
 class Target:
-    """A SCSI target device with one port: the units of one iSCSI target name."""
+    """A SCSI target device with one port: the logical units of one iSCSI target name."""
 
-    def __init__(self, name: str, units: Mapping[int, LogicalUnit]) -> None:
+    def __init__(self, name: str, luns: Mapping[int, Engine]) -> None:
         self.name = name
-        self.units = dict(units)
+        self.luns: dict[int, Engine] = {}
+        self._nexuses: dict[ITNexus, None] = {}
         port = RELATIVE_PORT.to_bytes(4, "big")
-        self.designators = (
+        self._around = Surroundings(
+            {},
             designator(CODE_SET_BINARY, 0x04 | ASSOCIATION_PORT, port)
             + designator(CODE_SET_BINARY, 0x05 | ASSOCIATION_PORT, port)
             + designator(CODE_SET_UTF8, 0x08 | ASSOCIATION_PORT, name_string(f"{name},t,0x{RELATIVE_PORT:04x}"))
-            + designator(CODE_SET_UTF8, 0x08 | ASSOCIATION_TARGET, name_string(name))
+            + designator(CODE_SET_UTF8, 0x08 | ASSOCIATION_TARGET, name_string(name)),
         )
-        for lun, unit in self.units.items():
-            unit.target = self
-            unit.lun = lun
+        for lun, engine in luns.items():
+            self.add(lun, engine)
+
+    def add(self, lun: int, engine: Engine) -> None:
+        """Take one more logical unit; initiators that are here hear of it (REPORTED LUNS DATA HAS CHANGED)."""
+        self._tell_luns_changed()
+        engine.unit.around, engine.unit.lun = self._around, lun
+        self.luns[lun] = engine
+        self._around.units = {**self._around.units, lun: engine.unit}
+        for it in self._nexuses:
+            it.luns[lun] = (engine.execute, engine.attach(it.initiator))
+
+    def remove(self, lun: int, then: Callable[[], object]) -> Engine:
+        """Take a logical unit away; `then()` is called when none of its commands is in flight any more."""
+        engine = self.luns.pop(lun)
+        self._around.units = {other: one.unit for other, one in self.luns.items()}
+        leaving = [it.luns.pop(lun)[1] for it in self._nexuses]
+        self._tell_luns_changed()
+        for nexus in leaving:
+            if nexus.on_clear is not None:
+                nexus.on_clear()
+            engine.detach(nexus)
+        engine.drain(then)
+        return engine
+
+    def _tell_luns_changed(self) -> None:
+        for engine in self.luns.values():
+            engine.unit.attention(*LUNS_CHANGED)
 
     def connect(self, initiator: Initiator) -> ITNexus:
         """Make the I_T nexus of an initiator port."""
-        return ITNexus(self, initiator)
+        it = ITNexus(self, initiator)
+        self._nexuses[it] = None
+        return it
 
-    def disconnect(self, it: ITNexus) -> None:
-        """End an I_T nexus on every unit."""
+    def disconnect(self, it: ITNexus, then: Callable[[], object] | None = None) -> None:
+        """End an I_T nexus on every unit, at once; `then()` when all its commands have ended."""
+        self._nexuses.pop(it, None)
+        one_ended = countdown(len(it.luns), then or _nothing)
         for lun, (_, nexus) in it.luns.items():
-            self.units[lun].detach(nexus)
+            self.luns[lun].detach(nexus, one_ended)
 
     def reset(self, it: ITNexus | None, then: Callable[[], object]) -> None:
         """TARGET RESET: reset every unit; `then()` when all has ended."""
-        one_ended = countdown(len(self.units), then)
-        for lun, unit in self.units.items():
-            unit.reset(it.luns[lun][1] if it is not None else None, one_ended)
+        one_ended = countdown(len(self.luns), then)
+        for lun, engine in self.luns.items():
+            engine.reset(it.luns[lun][1] if it is not None else None, one_ended)
 
     def answer_nowhere(self, command: Command) -> None:
         """Answer a command to a LUN that does not exist (SAM-5 4.8.3, SPC-4 6.6.1)."""
@@ -92,8 +125,12 @@ class Target:
             data[0], data[2], data[3], data[4] = _NOT_CAPABLE, 0x06, 0x02, 31
             command.put(data[: int.from_bytes(cdb[3:5], "big")])
         elif cdb[0] == Op.REPORT_LUNS:
-            command.put(report_luns_data(cdb, sorted(self.units)))
+            command.put(report_luns_data(cdb, sorted(self.luns)))
         elif cdb[0] == Op.REQUEST_SENSE:
             command.put(sense.encode(LogicalUnitNotSupported(), descriptor=bool(cdb[1] & 1))[: cdb[4]])
         else:
             raise LogicalUnitNotSupported
+
+
+def _nothing() -> None:
+    pass

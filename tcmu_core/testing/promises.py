@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from tcmu_core.device import Extent
-from tcmu_core.testing.harness import OpenDevice, split, wait
+from tcmu_core.disk.device import Extent
+from tcmu_core.testing.harness import OpenDevice, split
 
 Maker = Callable[[], AbstractContextManager[OpenDevice]]
 Step = tuple[str, int, int, int]  # what, first block, blocks, a seed for data and buffers
@@ -77,7 +77,7 @@ def check_buffers(make: Maker) -> None:
             assert disk.read(block, length, parts) == data, f"read into buffers of {parts[:4]}… it is something else"
             buffers = split(bytearray(length), parts)
             given = list(buffers)
-            wait(disk.backend.read(block, buffers))
+            disk.wait(disk.operations.read(block, buffers))
             assert len(buffers) == len(given), "the list of buffers is the engine's: it may not be changed"
             assert all(a is b for a, b in zip(buffers, given, strict=True)), "the list of buffers was changed"
 
@@ -85,7 +85,7 @@ def check_buffers(make: Maker) -> None:
 def check_flush(make: Maker) -> None:
     """Flush works on a fresh device, after a write, and twice."""
     with make() as disk:
-        if disk.backend.flush is None:
+        if disk.operations.flush is None:
             return
         disk.flush()
         _write(disk, 0, b"f" * disk.device.block_size)
@@ -98,7 +98,7 @@ def check_zeros(make: Maker) -> None:
     """What was discarded or zeroed reads as zeros, to the byte, and its neighbours are as they were."""
     for name in ("discard", "write_zeroes"):
         with make() as disk:
-            if getattr(disk.backend, name) is None:
+            if getattr(disk.operations, name) is None:
                 continue
             block = disk.device.block_size
             window = _window(disk)
@@ -113,12 +113,12 @@ def check_zeros(make: Maker) -> None:
 def check_extents(make: Maker) -> None:
     """Extents cover the range that was asked for, in order; what is unmapped is zeros, and written data is mapped."""
     with make() as disk:
-        if disk.backend.extents is None:
+        if disk.operations.extents is None:
             return
         block = disk.device.block_size
         window = _window(disk)
         _write(disk, block, b"x" * block)
-        if disk.backend.discard is not None:
+        if disk.operations.discard is not None:
             disk.discard(window // 2, window // 4)
         for start, length in (
             (0, window),
@@ -142,13 +142,13 @@ def check_together(make: Maker) -> None:
         block = disk.device.block_size
         count = min(32, disk.size // block)
         texts = [bytes([number + 1]) * block for number in range(count)]
-        write = disk.backend.write
+        write = disk.operations.write
         assert write is not None, "the checks need a device that can be written to"
         for pending in [write(number * block, split(bytearray(text), ())) for number, text in enumerate(texts)]:
-            wait(pending)
+            disk.wait(pending)
         rooms = [bytearray(block) for _ in texts]
-        for pending in [disk.backend.read(n * block, [memoryview(room)]) for n, room in enumerate(rooms)]:
-            wait(pending)
+        for pending in [disk.operations.read(n * block, [memoryview(room)]) for n, room in enumerate(rooms)]:
+            disk.wait(pending)
         for number, text in enumerate(texts):
             assert rooms[number] == text, f"block {number} was mixed up with another command's"
 
@@ -184,7 +184,7 @@ def check_persistence(make: Maker) -> None:
         _write(disk, disk.size - block, data[:block])
         expected = bytearray(data)
         for at, name in ((2 * block, "discard"), (5 * block, "write_zeroes")):
-            if getattr(disk.backend, name) is not None:
+            if getattr(disk.operations, name) is not None:
                 getattr(disk, name)(at, 2 * block)
                 expected[at : at + 2 * block] = bytes(2 * block)
     with make() as disk:
@@ -250,10 +250,10 @@ def _follow(make: Maker, steps: Sequence[Step]) -> None:
                 data = chance.randbytes(length)
                 _write(disk, start, data, parts)
                 model[start : start + length] = data
-            elif what in CHANGES and getattr(disk.backend, what) is not None:
+            elif what in CHANGES and getattr(disk.operations, what) is not None:
                 getattr(disk, what)(start, length)
                 model[start : start + length] = bytes(length)
-            elif what == "flush" and disk.backend.flush is not None:
+            elif what == "flush" and disk.operations.flush is not None:
                 disk.flush()
             label = f"after {what}({start}, {length})"
             _same(disk.read(start, length, parts), bytes(model[start : start + length]), start, label)
@@ -266,7 +266,7 @@ def _window(disk: OpenDevice) -> int:
 
 def _write(disk: OpenDevice, offset: int, data: bytes, parts: Sequence[int] = ()) -> None:
     kept: Any = bytearray(data)
-    wait(disk.hook("write")(offset, split(kept, parts)))
+    disk.wait(disk.hook("write")(offset, split(kept, parts)))
     assert kept == data, "the buffers of a write are the initiator's data: they may not be changed"
 
 

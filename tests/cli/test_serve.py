@@ -202,8 +202,8 @@ def test_it_stops_while_a_handler_does_not_answer(serve: Serve, tmp_path: Path) 
     disk = serve("stuck", "--handler-path", tmp_path, "--size", "1M")
     client = subprocess.Popen(["qemu-io", "-r", "-f", "raw", "-c", "read 0 4k", disk.uri], stdout=subprocess.DEVNULL)
     with client:
-        assert disk.process.stdout is not None
-        assert disk.process.stdout.readline() == "reading\n"
+        assert disk.process.stderr is not None
+        assert disk.process.stderr.readline() == "reading\n"
         assert disk.stop().status == 0
         client.kill()
 

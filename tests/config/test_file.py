@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tcmu_core.config.configuration import Config, ForeignDevices, LunConfig
 from tcmu_core.config.file import load, parse
-from tcmu_core.config.settings import Config, ForeignDevices, LunConfig
 from tcmu_core.errors import ConfigError
 from tcmu_core.log import Level
 

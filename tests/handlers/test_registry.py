@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tcmu_core import ConfigError, Device, HandlerError
+from tcmu_core import ConfigError, HandlerError
+from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.handlers.registry import Registry
 from tcmu_core.testing import check_handler, open_device
 
@@ -72,10 +73,10 @@ def test_a_drop_in_file_of_twenty_lines_is_a_handler(tmp_path):
 def test_a_drop_in_file_may_be_a_module_of_hooks_whose_state_is_the_devices(tmp_path):
     drop_in(tmp_path, "plain", A_MODULE)
     handler = Registry([tmp_path]).get("plain")
-    one, two = (handler.open(Device(name, "plain")) for name in ("one", "two"))
+    one, two = (handler.open(DiskSpec("plain", name=name)) for name in ("one", "two"))
     one.device.state[0] = 1
     room = memoryview(bytearray(512))
-    two.read(0, [room])
+    two.operations.read(0, [room])
     assert room[0] == 0
     assert one.device.read_only
 
@@ -83,10 +84,10 @@ def test_a_drop_in_file_may_be_a_module_of_hooks_whose_state_is_the_devices(tmp_
 def test_a_class_gives_each_device_an_instance_of_its_own(tmp_path):
     drop_in(tmp_path, "array", TWENTY_LINES)
     handler = Registry([tmp_path]).get("array")
-    one, two = (handler.open(Device(name, "array")) for name in ("one", "two"))
-    one.write(0, [memoryview(b"1" * 512)])
+    one, two = (handler.open(DiskSpec("array", name=name)) for name in ("one", "two"))
+    one.operations.write(0, [memoryview(b"1" * 512)])
     room = memoryview(bytearray(512))
-    two.read(0, [room])
+    two.operations.read(0, [room])
     assert room == bytes(512)
 
 

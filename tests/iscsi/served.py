@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from tcmu_core import hookimpl
-from tcmu_core.backend import Backend
-from tcmu_core.device import Device
+from tcmu_core.disk.device import Device
+from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.iscsi import pdu as p
-from tcmu_core.iscsi.door import Door
 from tcmu_core.iscsi.portal import Portal
+from tcmu_core.iscsi.redirector import Redirector
 from tcmu_core.iscsi.settings import PortalSettings
 from tcmu_core.loop import Loop
+from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.target import Target
-from tcmu_core.scsi.unit import LogicalUnit
+from tcmu_core.testing.harness import make_disk
 from tests.iscsi.initiator import OPERATIONAL, TARGET, Initiator
 
 SECOND = "iqn.2026-01.test:second"
@@ -60,17 +61,17 @@ class MemoryDisk:
 
 
 class Served:
-    """Two targets, the first with two LUNs, behind a portal on a free port; with `door`, that listens in its place."""
+    """Two targets, the first with two LUNs, behind a portal on a free port, or behind a redirector in its place."""
 
-    def __init__(self, settings: PortalSettings, threads: int = 0, *, door: bool = False) -> None:
+    def __init__(self, settings: PortalSettings, threads: int = 0, *, redirector: bool = False) -> None:
         self.loop = Loop()
         self.disks = [MemoryDisk() for _ in range(3)]
         self.units = [self._unit(number, disk, threads) for number, disk in enumerate(self.disks)]
         targets = {TARGET: Target(TARGET, dict(enumerate(self.units[:2]))), SECOND: Target(SECOND, {0: self.units[2]})}
         self.portal = Portal(self.loop, settings, targets)
-        self.away = False  # whether the portal takes nothing from the door
-        self.door = Door(self.loop, settings, targets, self._pass_on) if door else None
-        self.addresses = (self.door or self.portal).listen()
+        self.away = False  # whether the portal takes nothing from the redirector
+        self.redirector = Redirector(self.loop, settings, targets, self._pass_on) if redirector else None
+        self.addresses = (self.redirector or self.portal).listen()
         self.address = self.addresses[0]
         self._thread = threading.Thread(target=self.loop.run, name="portal")
         self._thread.start()
@@ -80,11 +81,10 @@ class Served:
             self.loop.post(self.portal.take, socket.socket(fileno=os.dup(fd)), heard, told)
         return not self.away
 
-    def _unit(self, number: int, disk: MemoryDisk, threads: int) -> LogicalUnit:
-        device = Device(f"disk{number}", "memory", threads=threads)
-        backend = Backend(disk, device)
-        backend.open()
-        return LogicalUnit(backend, post=self.loop.post)
+    def _unit(self, number: int, disk: MemoryDisk, threads: int) -> Engine:
+        opened = make_disk(disk, DiskSpec("memory", name=f"disk{number}"), threads=threads)
+        opened.open()
+        return Engine(opened, post=self.loop.post)
 
     def uri(self, lun: int = 0, *, login: str = "", options: str = "") -> str:
         """Return the libiscsi URL of a LUN of the first target."""
@@ -111,8 +111,8 @@ class Served:
 
     def stop(self) -> None:
         """Close everything."""
-        if self.door is not None:
-            self.call(self.door.close)
+        if self.redirector is not None:
+            self.call(self.redirector.close)
         self.call(self.portal.close)
         self.loop.stop()
         self._thread.join(TIMEOUT)
@@ -123,10 +123,10 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(settings: PortalSettings | None = None, threads: int = 0, *, door: bool = False) -> Iterator[Served]:
+def served(settings: PortalSettings | None = None, threads: int = 0, *, redirector: bool = False) -> Iterator[Served]:
     """Serve while the context lasts."""
     settings = settings or PortalSettings(addresses=("127.0.0.1:0",))
-    running = Served(settings, threads, door=door)
+    running = Served(settings, threads, redirector=redirector)
     try:
         yield running
     finally:

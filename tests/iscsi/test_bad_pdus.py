@@ -8,6 +8,7 @@ import pytest
 
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.constants import RejectReason
+from tcmu_core.iscsi.settings import Limits, PortalSettings
 from tests.iscsi.initiator import Initiator, cdb_10
 from tests.iscsi.wire import logged_in
 
@@ -84,7 +85,9 @@ def test_a_tag_that_is_in_use_is_rejected(write: bool) -> None:
 def test_too_many_immediate_commands_are_rejected() -> None:
     wire = logged_in()
     wire.unit.hold = True
-    answers = wire.send(*[p.ScsiCommand(immediate=True, flags=0x81, itt=n) for n in range(150)])
+    answers = wire.send(
+        *[p.ScsiCommand(immediate=True, flags=0xC1, itt=n, expected_length=512, cdb=READ) for n in range(150)]
+    )
     assert {answer.reason for answer in answers} == {RejectReason.IMMEDIATE_COMMAND_REJECT}  # type: ignore[attr-defined]
     assert wire.connection.ended is None
 
@@ -97,7 +100,10 @@ def test_a_peer_that_runs_over_its_window_is_cut_off() -> None:
 
 
 def test_more_out_of_order_than_memory_allows_ends_the_connection() -> None:
-    wire = logged_in()
+    wire = logged_in(settings=PortalSettings(limits=Limits(memory=1 << 20)))
     wire.initiator.cmd_sn = 2
-    wire.send(*[wire.initiator.write_10(0, bytes(65536)) for _ in range(130)])
-    assert wire.session.ended is None or "out of order" in wire.session.ended
+    wire.send(wire.initiator.write_10(0, bytes(65536)))
+    assert wire.session.ended is None
+    wire.send(*[wire.initiator.write_10(0, bytes(65536)) for _ in range(20)])
+    assert wire.session.ended == "too much that is out of order"
+    assert not wire.unit.commands

@@ -63,6 +63,9 @@ class Pair:
             unit.finish()
         self.victim.collect()
         self.victim.connection.close()
+        while isinstance(answer := self.bystander.send(self.bystander.initiator.command(bytes(6)))[0], p.ScsiResponse):
+            if not answer.status:
+                break  # it has heard of each reset
         (answer,) = self.bystander.send(self.bystander.initiator.read_10(0, 1))
         assert isinstance(answer, p.DataIn)
 

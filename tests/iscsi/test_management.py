@@ -29,7 +29,9 @@ def wire() -> Wire:
 def test_a_pending_command_is_aborted_without_a_response(wire: Wire) -> None:
     wire.unit.hold = True
     wire.send(wire.initiator.read_10(0, 1), wire.initiator.read_10(1, 1))
-    assert response_of(wire.send(request(TaskFunction.ABORT_TASK, referenced_tag=1))) == TaskResponse.COMPLETE
+    assert wire.send(request(TaskFunction.ABORT_TASK, referenced_tag=1)) == []  # its hook has not returned
+    wire.unit.finish()
+    assert response_of(wire.collect()) == TaskResponse.COMPLETE
     wire.unit.finish()
     (answer,) = wire.collect()
     assert answer.itt == 2  # type: ignore[attr-defined]
@@ -79,9 +81,10 @@ def test_a_command_that_was_aborted_before_it_came_is_skipped(wire: Wire) -> Non
 def test_a_set_of_tasks_is_aborted(wire: Wire, function: TaskFunction, call: str) -> None:
     wire.unit.hold = True
     wire.send(wire.initiator.read_10(0, 1), wire.initiator.write_10(0, bytes(1024), 512, final=False))
-    assert response_of(wire.send(request(function))) == TaskResponse.COMPLETE
+    assert wire.send(request(function)) == []
     assert wire.unit.calls == [call]
-    assert not wire.unit.held
+    wire.unit.finish()
+    assert response_of(wire.collect()) == TaskResponse.COMPLETE
     assert wire.send(p.DataOut(itt=2, data=bytes(512), offset=512)) == []
 
 

@@ -145,7 +145,7 @@ def test_a_peer_that_disappears_leaves_the_target(portal: Served) -> None:
         client.login().read(0, 1)
     with portal.client() as client:
         client.login()
-        assert len(portal.call(lambda: portal.portal.targets[TARGET].units[0].nexuses)) == 1
+        assert len(portal.call(lambda: portal.portal.targets[TARGET].luns[0].unit.nexuses)) == 1
 
 
 def test_a_connection_that_is_closed_gives_its_memory_back_at_once(portal: Served) -> None:
@@ -166,7 +166,7 @@ def test_an_internal_error_costs_one_peer_its_connection(portal: Served, caplog:
         def break_it() -> None:
             for session in portal.portal.sessions():
                 if session.outcome.isid != bytes(6):
-                    session.writes = None  # type: ignore[assignment]
+                    session.transfers = None  # type: ignore[assignment]
 
         portal.call(break_it)
         one.send(one.initiator.read_10(0, 1))

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 
+from tcmu_core.errors import ReadError
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.constants import RESERVED_TAG, AsyncEvent, LogoutResponse, RejectReason
 from tcmu_core.iscsi.settings import Limits, PortalSettings
 from tcmu_core.scsi.command import Command, Status
 from tests.iscsi.initiator import Initiator, cdb_10, text_of
-from tests.iscsi.wire import FakeHost, Wire, logged_in
+from tests.iscsi.wire import Answering, FakeHost, Scripted, Wire, logged_in
 
 DIGESTS = {"HeaderDigest": "CRC32C", "DataDigest": "CRC32C"}
 
@@ -100,16 +101,12 @@ def test_a_read_without_room_is_an_overflow(wire: Wire) -> None:
 
 
 def test_a_failed_read_gets_its_sense_and_no_data(wire: Wire) -> None:
-    def answer(command: Command) -> None:
-        command.status = Status.CHECK_CONDITION
-        command.sense = b"\x70sense"
-        command.transferred = command.wanted = command.length
-
-    wire.unit.answer = answer
+    wire.unit.error = ReadError()
     (response,) = wire.send(wire.initiator.read_10(0, 1))
     assert isinstance(response, p.ScsiResponse)
     assert (response.status, response.flags, response.residual) == (2, 0x82, 512)
-    assert response.data == b"\0\6\x70sense"
+    assert int.from_bytes(response.data[:2], "big") == len(response.data) - 2
+    assert bytes(response.data[14:16]) == b"\x11\x00"
 
 
 def test_pending_reads_are_answered_as_they_end(wire: Wire) -> None:
@@ -147,18 +144,18 @@ def test_pending_commands_narrow_the_window_without_moving_it_back(wire: Wire) -
     assert wire.collect()[-1].max_cmd_sn == nop.exp_cmd_sn + 127  # type: ignore[attr-defined]
 
 
-def test_a_command_that_ends_while_another_is_taken_is_answered(wire: Wire) -> None:
-    wire.unit.hold = True
+@pytest.mark.parametrize("agreed", [{}, DIGESTS], ids=["plain", "digests"])
+def test_a_command_that_ends_while_another_is_taken_is_answered(agreed: dict[str, str]) -> None:
+    slow = Scripted()
+
+    def answer(_command: Command) -> Status:
+        slow.finish()
+        return Status.GOOD
+
+    wire = logged_in(agreed, units=[slow, Answering(answer)])
+    slow.hold = True
     wire.send(wire.initiator.read_10(0, 1))
-    wire.unit.hold = False
-    first = wire.unit.held[0]
-
-    def answer(command: Command) -> None:
-        wire.unit.answer = None
-        wire.unit.finish(first)
-
-    wire.unit.answer = answer
-    answers = wire.send(wire.initiator.command(bytes(6)))
+    answers = wire.send(wire.initiator.command(bytes(6), lun=1))
     assert sorted(answer.itt for answer in answers) == [1, 2]  # type: ignore[attr-defined]
     assert [answer.stat_sn for answer in answers] == [1, 2]  # type: ignore[attr-defined]
 
@@ -244,8 +241,8 @@ def test_a_long_cdb_reaches_the_unit_whole(wire: Wire) -> None:
     assert wire.unit.commands[-1].cdb == cdb
 
 
-def test_a_bidirectional_command_reports_that_nothing_was_read(wire: Wire) -> None:
-    wire.unit.answer = lambda command: None
+def test_a_bidirectional_command_reports_that_nothing_was_read() -> None:
+    wire = logged_in(units=[Answering(lambda command: Status.GOOD)])
     (answer,) = wire.send(
         p.ScsiCommand(flags=0xE1, itt=1, expected_length=0, cdb=b"\x53".ljust(16, b"\0"), ahs=p.bidi_read_length(512))
     )

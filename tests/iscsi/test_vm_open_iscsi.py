@@ -115,18 +115,20 @@ def test_a_session_survives_the_death_of_the_portal(vm: Machine) -> None:
         log_out(vm, job)
 
 
-def test_the_lines_that_tcmu_serve_prints_work_when_they_are_pasted(vm: Machine) -> None:
-    job = vm.spawn([*TCMU, "serve", "file", IMAGE, "--size", "16M", "--state-dir", STATE])
+@pytest.mark.parametrize("login", [[], ["--chap", "joe:twelve chars!"]], ids=["open", "CHAP"])
+def test_the_lines_that_tcmu_serve_prints_work_when_they_are_pasted(vm: Machine, login: list[str]) -> None:
+    job = vm.spawn([*TCMU, "serve", "file", IMAGE, "--size", "16M", "--state-dir", STATE, *login])
     try:
         wait(vm, "grep -q ' 0100007F:0CBC 00000000:0000 0A ' /proc/net/tcp")
         printed = [line.strip() for line in job.stdout.splitlines() if line.startswith("  ")]
         pasted = [line for line in printed if line.split()[0] in ("iscsi-ls", "iscsi-inq", "qemu-img", "iscsiadm")]
-        assert [line.split()[0] for line in pasted] == ["iscsi-ls", "iscsi-inq", "qemu-img", *["iscsiadm"] * 3]
-        said = [vm.run(line, timeout=PATIENCE, check=True).stdout for line in pasted]
-        assert "LIO-ORG" in said[1]
-        assert "16 MiB" in said[2]
-        assert "iqn.2025-01.local.tcmu:disk" in said[3]
-        assert "successful" in said[4]
+        exports = [line for line in printed if line.startswith("export ")]
+        said = vm.run("\n".join(["set -e", *exports, *pasted]), timeout=PATIENCE, check=True).stdout
+        assert len(exports) == bool(login)
+        assert [line.split()[0] for line in pasted[:3]] == ["iscsi-ls", "iscsi-inq", "qemu-img"]
+        for word in ("LIO-ORG", "16 MiB", "iqn.2025-01.local.tcmu:disk"):
+            assert word in said
+        assert said.count("successful") == 2, "logged in, and out again"
     finally:
         job.terminate()
         job.wait(timeout=PATIENCE)

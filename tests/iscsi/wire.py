@@ -1,117 +1,166 @@
-"""A connection fed from memory: no socket, scripted units behind it."""
+"""A connection fed from memory: no socket; a real target behind it, whose disks do as they are told."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
+from tcmu_core import hookimpl
+from tcmu_core.disk.device import Device
+from tcmu_core.disk.disk import Disk
+from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.connection import Connection
 from tcmu_core.iscsi.login import Outcome
 from tcmu_core.iscsi.session import Attachment, Session
 from tcmu_core.iscsi.settings import PortalSettings
 from tcmu_core.scsi import command as scsi
+from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.target import ITNexus, Target
+from tcmu_core.testing.harness import make_disk
 from tests.iscsi.initiator import NAME, OPERATIONAL, TARGET, Initiator
 
-BLOCK = 512
+
+@dataclass(eq=False)
+class Pending:
+    """A hook that has not returned yet, and the command that it belongs to."""
+
+    future: Future[None]
+    run: Callable[[], None]
 
 
-class FakeUnit:
-    """A unit that does as it is told: reads and writes 512-byte blocks of `disk`; `hold` keeps commands pending."""
+class Scripted:
+    """A disk in memory behind a real unit; its hooks wait while `hold` is set, and raise `error` if there is one."""
 
     def __init__(self, size: int = 1 << 20) -> None:
         self.disk = bytearray(size)
         self.hold = False
-        self.held: list[scsi.Command] = []
+        self.error: Exception | None = None
+        self.held: list[Pending] = []
         self.commands: list[scsi.Command] = []
-        self.nexuses: list[scsi.Nexus] = []
         self.calls: list[str] = []
-        self.answer: Callable[[scsi.Command], None] | None = None
-        self.target: Any = None
-        self.lun = 0
+        self.posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        opened = make_disk(self, DiskSpec("scripted", size=size))
+        opened.open()
+        self.unit = WatchedEngine(self, opened)
+
+    @hookimpl
+    def open(self, device: Device) -> None:
+        device.size = len(self.disk)
+
+    @hookimpl
+    def read(self, offset: int, buffers: list[memoryview]) -> Future[None] | None:
+        def run() -> None:
+            at = offset
+            for buffer in buffers:
+                buffer[:] = self.disk[at : at + len(buffer)]
+                at += len(buffer)
+
+        return self._now_or_later(run)
+
+    @hookimpl
+    def write(self, offset: int, buffers: list[memoryview]) -> Future[None] | None:
+        def run() -> None:
+            at = offset
+            for buffer in buffers:
+                self.disk[at : at + len(buffer)] = buffer
+                at += len(buffer)
+
+        return self._now_or_later(run)
+
+    @hookimpl
+    def flush(self) -> Future[None] | None:
+        return self._now_or_later(lambda: None)
+
+    def _now_or_later(self, run: Callable[[], None]) -> Future[None] | None:
+        if self.error is not None:
+            raise self.error
+        if not self.hold:
+            run()
+            return None
+        self.held.append(Pending(Future(), run))
+        return self.held[-1].future
+
+    def finish(self, pending: Pending | None = None) -> None:
+        """Let one hook that waits return, the oldest by default."""
+        pending = pending or self.held[0]
+        self.held.remove(pending)
+        pending.run()
+        pending.future.set_result(None)
+        self.turn()
+
+    def post(self, fn: Callable[..., object], *args: Any) -> None:
+        """Take a call for the loop's next turn."""
+        self.posted.append((fn, args))
+
+    def turn(self) -> None:
+        """Make the calls that were posted."""
+        while self.posted:
+            fn, args = self.posted.popleft()
+            fn(*args)
+
+
+class Answering(Scripted):
+    """One whose handler answers each command itself, by calling `answer`, as far as that returns a status."""
+
+    def __init__(self, answer: Callable[[scsi.Command], scsi.Status | None]) -> None:
+        self.answer = answer
+        super().__init__()
+
+    @hookimpl
+    def handle_cmd(self, command: scsi.Command) -> scsi.Status | None:
+        return self.answer(command)
+
+
+class WatchedEngine(Engine):
+    """An engine that notes what it is asked to do; no unit attention stands before a test's first command."""
+
+    def __init__(self, scripted: Scripted, opened: Disk) -> None:
+        self._scripted = scripted
+        super().__init__(opened, post=scripted.post)
 
     def attach(self, initiator: scsi.Initiator) -> scsi.Nexus:
-        nexus = scsi.Nexus(initiator)
-        self.nexuses.append(nexus)
+        nexus = super().attach(initiator)
+        nexus.attentions.clear()
         return nexus
 
-    def detach(self, nexus: scsi.Nexus) -> None:
-        self.nexuses.remove(nexus)
-        self.calls.append("detach")
-
     def execute(self, command: scsi.Command) -> bool:
-        self.commands.append(command)
-        if self.hold:
-            self.held.append(command)
-            return False
-        self._run(command)
-        return True
+        self._scripted.commands.append(command)
+        return super().execute(command)
 
-    def _run(self, command: scsi.Command) -> None:
-        if self.answer is not None:
-            self.answer(command)
-        elif command.cdb[0] in {0x28, 0x2A}:
-            at = int.from_bytes(command.cdb[2:6], "big") * BLOCK
-            command.wanted = int.from_bytes(command.cdb[7:9], "big") * BLOCK
-            command.transferred = min(command.wanted, command.length)
-            for view in scsi.slice_buffers(command.buffers, 0, command.transferred):
-                if command.cdb[0] == 0x28:
-                    view[:] = self.disk[at : at + len(view)]
-                else:
-                    self.disk[at : at + len(view)] = view
-                at += len(view)
-
-    def finish(self, command: scsi.Command | None = None) -> None:
-        """End one held command, the oldest by default."""
-        command = command or self.held[0]
-        self.held.remove(command)
-        if not command.aborted:
-            self._run(command)
-        command.done(command)
-
-    def abort(self, command: scsi.Command, then: Callable[[], object]) -> None:
-        self.calls.append("abort")
-        command.aborted = True
-        if command in self.held:
-            self.finish(command)
-        then()
+    def detach(self, nexus: scsi.Nexus, then: Callable[[], object] | None = None) -> None:
+        self._scripted.calls.append("detach")
+        super().detach(nexus, then)
 
     def abort_task_set(self, nexus: scsi.Nexus, then: Callable[[], object]) -> None:
-        self.calls.append("abort task set")
-        for command in [command for command in self.held if command.nexus is nexus]:
-            command.aborted = True
-            self.finish(command)
-        then()
+        self._scripted.calls.append("abort task set")
+        super().abort_task_set(nexus, then)
 
-    def clear_task_set(self, nexus: scsi.Nexus, then: Callable[[], object]) -> None:
-        self.calls.append("clear task set")
-        self._clear(nexus, then)
+    def clear_task_set(self, nexus: scsi.Nexus | None, then: Callable[[], object]) -> None:
+        self._scripted.calls.append("clear task set")
+        super().clear_task_set(nexus, then)
 
-    def reset(self, nexus: scsi.Nexus, then: Callable[[], object]) -> None:
-        self.calls.append("reset")
-        self._clear(nexus, then)
-
-    def _clear(self, nexus: scsi.Nexus, then: Callable[[], object]) -> None:
-        for other in self.nexuses:
-            if other is not nexus and other.on_clear is not None:
-                other.on_clear()
-        for command in list(self.held):
-            command.aborted = True
-            self.finish(command)
-        then()
+    def reset(self, nexus: scsi.Nexus | None, then: Callable[[], object]) -> None:
+        self._scripted.calls.append("reset")
+        super().reset(nexus, then)
 
 
 class FakeHost:
     """The portal's part for connections without a portal."""
 
-    def __init__(self, settings: PortalSettings | None = None, units: Iterable[FakeUnit] = ()) -> None:
+    def __init__(self, settings: PortalSettings | None = None, units: Iterable[Scripted] = ()) -> None:
         self.settings = settings or PortalSettings()
-        self.units = list(units) or [FakeUnit(), FakeUnit()]
-        self.target = Target(TARGET, dict(enumerate(self.units)))  # type: ignore[arg-type]
+        self.units = list(units) or [Scripted(), Scripted()]
+        self.target = Target(TARGET, {lun: scripted.unit for lun, scripted in enumerate(self.units)})
         self.sessions: list[Session] = []
         self.notified = 0
         self.reset: list[Target] = []
+
+    def serves(self, name: str) -> bool:
+        return name == TARGET
 
     def has_target(self, name: str) -> bool:
         return name == TARGET
@@ -153,7 +202,7 @@ class Wire:
         self.notified += 1
 
     @property
-    def unit(self) -> FakeUnit:
+    def unit(self) -> Scripted:
         return self.host.units[0]
 
     @property
@@ -180,6 +229,8 @@ class Wire:
 
     def collect(self) -> list[p.Pdu]:
         """Return what waits to be sent."""
+        for unit in self.host.units:
+            unit.turn()
         outbox = self.connection.outbox
         data = b"".join(bytes(part) for part in outbox.queue)
         assert len(data) == outbox.queued
@@ -201,11 +252,13 @@ class Wire:
         return answer
 
 
-def logged_in(changes: Mapping[str, str] | None = None, settings: PortalSettings | None = None) -> Wire:
+def logged_in(
+    changes: Mapping[str, str] | None = None, settings: PortalSettings | None = None, units: Iterable[Scripted] = ()
+) -> Wire:
     """Return a wire with a session."""
-    wire = Wire(FakeHost(settings))
+    wire = Wire(FakeHost(settings, units))
     assert wire.login(changes).status == 0
     return wire
 
 
-__all__ = ["NAME", "TARGET", "FakeHost", "FakeUnit", "Wire", "logged_in"]
+__all__ = ["NAME", "TARGET", "Answering", "FakeHost", "Scripted", "Wire", "logged_in"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tcmu_core.runner.managed import CLOSE_SECONDS
+from tcmu_core.daemon.managed import CLOSE_SECONDS
 from tests.kernel.host import CORE, START_SECONDS, Host
 from tests.vm import Job, Result
 

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from tcmu_core.device import Change
+from tcmu_core.disk.device import Change
 from tcmu_core.kernel.abi import Netlink
 from tcmu_core.kernel.netlink import NetlinkError, Request, parse, reply
 from tcmu_core.kernel.uio import UioName

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tcmu_core import NotHandled
 from tcmu_core.kernel.ring import Ring, RingError
 from tcmu_core.scsi.command import Command, Initiator, Nexus
-from tcmu_core.scsi.hot import Fast
+from tcmu_core.scsi.hot import PASS, Fast
 from tests.kernel import fake_kernel as fake
 
 READ, WRITE = b"\x28", b"\x2a"
@@ -42,7 +41,7 @@ class Unit:
         return False
 
     def proceed(self, command: Command, result: Any) -> bool:
-        assert result is NotHandled
+        assert result is PASS
         return self.execute(command)
 
     def abort(self, command: Command, then: Callable[[], object]) -> None:
@@ -323,7 +322,7 @@ def test_a_fast_path_answers_without_a_command() -> None:
     assert bench.kernel.answers[2].data == b"abc" + bytes([fake.FRESH]) * 3
 
 
-@pytest.mark.parametrize("result", [NotHandled, OSError(5, "no"), "a future"])
+@pytest.mark.parametrize("result", [PASS, OSError(5, "no"), "a future"])
 def test_what_a_fast_path_does_not_end_becomes_a_command(result: Any) -> None:
     bench = Bench()
     proceeded = []

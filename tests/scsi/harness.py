@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tcmu_core import Device, Extent, hookimpl
-from tcmu_core.backend import Backend
+from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.scsi.command import Command, Initiator, Status
+from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.target import Target
-from tcmu_core.scsi.unit import LogicalUnit
+from tcmu_core.scsi.unit import Unit
+from tcmu_core.testing.harness import make_disk
 
 BLOCK = 512
 
@@ -169,14 +171,18 @@ class Rig:
     """A target with logical units, and initiators that send to it."""
 
     handlers: list[Any]
-    units: list[LogicalUnit]
+    engines: list[Engine]
     target: Target
     posted: deque[tuple[Any, tuple[Any, ...]]]
     nexuses: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def unit(self) -> LogicalUnit:
-        return self.units[0]
+    def engine(self) -> Engine:
+        return self.engines[0]
+
+    @property
+    def unit(self) -> Unit:
+        return self.engine.unit
 
     @property
     def memory(self) -> Any:
@@ -192,7 +198,7 @@ class Rig:
         """Return the I_T nexus of an initiator, made on first use with its power-on attentions cleared."""
         if who not in self.nexuses:
             self.nexuses[who] = self.target.connect(initiator(who))
-            for lun in self.target.units:
+            for lun in self.target.luns:
                 self.nexuses[who].luns[lun][1].attentions.clear()
         return self.nexuses[who]
 
@@ -239,13 +245,12 @@ def initiator(who: str) -> Initiator:
 def make_rig(*handlers: Any, size: int = 1 << 20, shelf: Shelf | None = None, **attributes: Any) -> Rig:
     """Return a rig with one unit for each handler, Memory by default."""
     posted: deque[tuple[Any, tuple[Any, ...]]] = deque()
-    made, units = list(handlers) or [Memory()], []
+    made, engines = list(handlers) or [Memory()], []
     for number, handler in enumerate(made):
-        device = Device(f"disk{number}", "memory", size=size, **attributes)
-        backend = Backend(handler, device)
-        backend.open()
-        units.append(LogicalUnit(backend, post=lambda fn, *args: posted.append((fn, args)), aptpl=shelf))
-    return Rig(made, units, Target("iqn.2020-01.test:target", dict(enumerate(units))), posted)
+        disk = make_disk(handler, DiskSpec("memory", name=f"disk{number}", size=size), **attributes)
+        disk.open()
+        engines.append(Engine(disk, post=lambda fn, *args: posted.append((fn, args)), store=shelf))
+    return Rig(made, engines, Target("iqn.2020-01.test:target", dict(enumerate(engines))), posted)
 
 
 def cdb10(code: int, lba: int, count: int, flags: int = 0) -> bytes:

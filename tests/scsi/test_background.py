@@ -67,7 +67,7 @@ def test_commands_that_come_in_between_are_refused_and_no_reset_ends_it(full: Ri
     for cdb in (cdb10(0x28, 0, 1), "1b 0 0 0 12 0", "1b 0 0 0 1 0", "0 0 0 0 0 0"):
         assert full.send(cdb, room=BLOCK, who="b").error == (2, 4, 0x1B)
     told: list[str] = []
-    full.unit.reset(None, lambda: told.append("reset"))
+    full.engine.reset(None, lambda: told.append("reset"))
     full.turn()
     assert told == ["reset"]  # without waiting for the end of the sanitize
     full.target.disconnect(full.nexuses.pop("a"))

@@ -20,7 +20,7 @@ def pair() -> Rig:
 def descriptor(rig: Rig, lun: int, **changes: int) -> bytes:
     one = bytearray(32)
     one[0], one[4], one[5], one[7] = 0xE4, 1, 3, 16
-    one[8:24] = rig.units[lun].identity.naa
+    one[8:24] = rig.engines[lun].unit.identity.naa
     one[29:32] = (512).to_bytes(3, "big")
     for name, value in changes.items():
         one[int(name[1:])] = value

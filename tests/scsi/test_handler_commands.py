@@ -147,7 +147,7 @@ def test_a_hook_that_returns_something_else_is_an_error_and_not_a_status(value: 
 
 def test_level_5_logs_every_cdb_by_name(caplog: pytest.LogCaptureFixture) -> None:
     rig = make_rig()
-    rig.unit.trace = True
+    rig.engine.trace = True
     with caplog.at_level(5):
         rig.send(cdb10(0x28, 7, 1), room=BLOCK)
         rig.send("c1 0 0 0 0 0")

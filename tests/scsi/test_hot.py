@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tcmu_core import NotHandled
 from tcmu_core.scsi.command import Command, Status
+from tcmu_core.scsi.hot import PASS
 from tests.scsi.harness import BLOCK, Answer, Rig, answer, cdb10
 
 BLOCKS = (1 << 20) // BLOCK
@@ -21,7 +21,7 @@ def cdb16(code: int, lba: int, count: int, flags: int = 0) -> bytes:
 def take(rig: Rig, cdb: bytes, buffer: bytearray, at: int = 0) -> Any:
     """Hand a CDB to its fast path, out of memory that has something else before and after it."""
     memory = b"\xff" * at + cdb + b"\xff" * 16
-    return rig.unit.fast[cdb[0]](memory, at, len(buffer), [memoryview(buffer)])
+    return rig.engine.fast[cdb[0]](memory, at, len(buffer), [memoryview(buffer)])
 
 
 def proceed(rig: Rig, cdb: bytes, buffer: bytearray, result: Any) -> Answer:
@@ -29,7 +29,7 @@ def proceed(rig: Rig, cdb: bytes, buffer: bytearray, result: Any) -> Answer:
     ended: list[Command] = []
     nexus = rig.nexus().luns[0][1]
     command = Command(cdb, [memoryview(buffer)], len(buffer), nexus, ended.append)
-    if rig.unit.proceed(command, result):
+    if rig.engine.proceed(command, result):
         ended.append(command)
     while rig.memory.held:
         rig.memory.release()
@@ -63,26 +63,26 @@ def test_reads_and_writes_of_10_and_16_bytes(
     ],
 )
 def test_what_is_out_of_the_ordinary_is_left(rig: Rig, cdb: bytes) -> None:
-    assert take(rig, cdb, bytearray(b"x" * BLOCK)) is NotHandled
+    assert take(rig, cdb, bytearray(b"x" * BLOCK)) is PASS
     assert not any(rig.memory.data)
 
 
 def test_a_closed_gate_leaves_no_fast_path(rig: Rig) -> None:
-    rig.unit.trace = True
-    assert not rig.unit.fast
-    rig.unit.trace = False
-    assert set(rig.unit.fast) == {0x28, 0x2A, 0x88, 0x8A}
+    rig.engine.trace = True
+    assert not rig.engine.fast
+    rig.engine.trace = False
+    assert set(rig.engine.fast) == {0x28, 0x2A, 0x88, 0x8A}
 
 
 def test_a_write_protected_unit_has_no_fast_write(rig: Rig) -> None:
     rig.unit.device.read_only = True
-    rig.unit.refresh()
-    assert set(rig.unit.fast) == {0x28, 0x88}
+    rig.engine.refresh()
+    assert set(rig.engine.fast) == {0x28, 0x88}
 
 
 def test_what_was_left_is_executed(rig: Rig) -> None:
     cdb = cdb10(0x2A, 0, 1, flags=0x08)
-    assert proceed(rig, cdb, bytearray(b"x" * BLOCK), NotHandled).status == Status.GOOD
+    assert proceed(rig, cdb, bytearray(b"x" * BLOCK), PASS).status == Status.GOOD
     assert (bytes(rig.memory.data[:2]), rig.memory.flushed) == (b"xx", 1)
 
 
@@ -93,7 +93,7 @@ def test_a_future_is_followed(rig: Rig) -> None:
     got = proceed(rig, cdb, buffer, take(rig, cdb, buffer))
     assert (got.status, got.transferred, got.wanted) == (Status.GOOD, BLOCK, BLOCK)
     assert rig.memory.data[5 * BLOCK : 6 * BLOCK] == buffer
-    assert rig.unit.idle
+    assert rig.engine.idle
 
 
 @pytest.mark.parametrize(

@@ -72,10 +72,35 @@ def test_read_into_too_much_room_leaves_the_rest(rig: Rig) -> None:
     assert (got.status, got.transferred, got.wanted) == (0, BLOCK, BLOCK)
 
 
-def test_write_of_too_little_data_writes_whole_blocks_only(rig: Rig) -> None:
-    got = rig.send(cdb10(0x2A, 0, 2), A + b"x")
-    assert (got.status, got.transferred, got.wanted) == (0, BLOCK, 2 * BLOCK)
-    assert rig.memory.data[: 2 * BLOCK] == A + bytes(BLOCK)
+@pytest.mark.parametrize("sent", [1, 200, BLOCK, BLOCK + 1, 2 * BLOCK - 1])
+@pytest.mark.parametrize("cdb", [cdb10(0x2A, 0, 2), cdb12(0xAA, 0, 2), cdb16(0x8A, 0, 2), cdb10(0x2E, 0, 2, 2)])
+def test_a_write_of_too_little_data_writes_what_was_sent_and_keeps_the_rest(rig: Rig, cdb: bytes, sent: int) -> None:
+    rig.good(cdb10(0x2A, 0, 2), B + B)
+    got = rig.send(cdb, (A + A)[:sent])
+    assert (got.status, got.transferred, got.wanted) == (0, sent, 2 * BLOCK)
+    assert rig.memory.data[: 2 * BLOCK] == (A + A)[:sent] + (B + B)[sent:]
+
+
+def test_a_write_of_a_part_of_a_block_has_that_block_to_itself(rig: Rig) -> None:
+    rig.nexus("b")
+    rig.nexus("a")
+    rig.memory.hold = True
+    _, partly = rig.start(cdb10(0x2A, 0, 1), b"x")
+    _, wholly = rig.start(cdb10(0x2A, 0, 1), A, who="b")
+    assert len(rig.memory.held) == 1  # the read of the block; the other write waits
+    while rig.memory.held:
+        rig.memory.release()
+        rig.turn()
+    assert partly
+    assert wholly
+    assert rig.memory.data[:BLOCK] == A
+
+
+def test_orwrite_of_too_little_data_keeps_the_rest(rig: Rig) -> None:
+    rig.good(cdb10(0x2A, 0, 1), b"\x10" * BLOCK)
+    got = rig.send(cdb16(0x8B, 0, 1), b"\x01" * 200)
+    assert (got.status, got.transferred, got.wanted) == (0, 200, BLOCK)
+    assert rig.memory.data[:BLOCK] == b"\x11" * 200 + b"\x10" * (BLOCK - 200)
 
 
 def test_write_of_too_much_data_takes_what_the_cdb_asks(rig: Rig) -> None:
@@ -278,7 +303,7 @@ def test_a_read_only_device_refuses_writes() -> None:
 
 def test_the_fast_path_answers_as_the_general_one_does(rig: Rig) -> None:
     fast = [rig.send(cdb10(0x28, 3, 2), room=2 * BLOCK), rig.send(cdb16(0x8A, 3, 1), A)]
-    rig.unit.trace = True
+    rig.engine.trace = True
     slow = [rig.send(cdb10(0x28, 3, 2), room=2 * BLOCK), rig.send(cdb16(0x8A, 3, 1), A)]
     assert [(got.status, got.wanted, got.transferred) for got in fast] == [
         (got.status, got.wanted, got.transferred) for got in slow

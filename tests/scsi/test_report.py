@@ -139,7 +139,7 @@ def test_request_sense_takes_a_unit_attention_away(rig: Rig) -> None:
 def test_resize_tells_every_nexus_and_changes_the_capacity(rig: Rig) -> None:
     rig.nexus("b")
     rig.nexus()
-    rig.unit.resize(1 << 19)
+    rig.engine.resize(1 << 19)
     for who in "ab":
         assert rig.send("0 0 0 0 0 0", who=who).error == (6, 0x2A, 9)
         assert rig.good("25 0 0 0 0 0 0 0 0 0", room=8, who=who)[:4] == (1023).to_bytes(4, "big")

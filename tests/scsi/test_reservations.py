@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from tcmu_core.scsi.command import Status
+from tcmu_core.scsi.command import Command, Status
 from tcmu_core.scsi.reservations import EXCLUSIVE, PrType
 from tests.scsi.harness import BLOCK, Rig, Shelf, cdb10, initiator, make_rig
 
@@ -161,16 +161,40 @@ def test_preempt_with_an_unknown_key_is_a_conflict(three: Rig) -> None:
     assert out(three, "a", PREEMPT, 1, 77, kind=1) == CONFLICT
 
 
-def test_preempt_and_abort_ends_what_the_victim_has_in_flight(three: Rig) -> None:
+def preempt_and_abort(rig: Rig, key: int, victim: int) -> list[Command]:
+    """Have b send PREEMPT AND ABORT; the list gets it when it has ended."""
+    parameters = key.to_bytes(8, "big") + victim.to_bytes(8, "big") + bytes(8)
+    _command, ended = rig.start(bytes([0x5F, 5, 1, 0, 0, 0, 0, 0, 24, 0]), parameters, who="b")
+    return ended
+
+
+@pytest.mark.parametrize("code", [0x28, 0x2A])
+def test_preempt_and_abort_answers_when_what_the_victim_had_in_flight_has_ended(three: Rig, code: int) -> None:
     three.memory.hold = True
-    victim, ended = three.start(cdb10(0x28, 0, 1), room=BLOCK)
+    victim, ended = three.start(cdb10(code, 0, 1), room=BLOCK)
     three.memory.hold = False
-    out(three, "b", PREEMPT_ABORT, 2, 1, kind=1)
+    fence = preempt_and_abort(three, 2, 1)
+    three.turn()
     assert victim.aborted
     assert not ended
+    assert not fence
     three.memory.release()
     three.turn()
     assert ended == [victim]
+    assert [command.status for command in fence] == [0]
+
+
+def test_preempt_and_abort_waits_for_the_writes_of_a_session_that_is_gone(three: Rig) -> None:
+    three.memory.hold = True
+    three.start(cdb10(0x2A, 0, 1), b"o" * BLOCK)
+    three.target.disconnect(three.nexuses.pop("a"))
+    three.memory.hold = False
+    fence = preempt_and_abort(three, 2, 1)
+    three.turn()
+    assert not fence
+    three.memory.release()
+    three.turn()
+    assert [command.status for command in fence] == [0]
 
 
 def test_unregistering_the_holder_releases(three: Rig) -> None:
@@ -265,7 +289,7 @@ def test_reserve_6_ends_with_the_nexus_and_with_a_reset(rig: Rig) -> None:
     rig.target.disconnect(rig.nexuses.pop("a"))
     rig.good("0 0 0 0 0 0", who="b")
     rig.good("16 0 0 0 0 0", who="b")
-    rig.unit.reset(None, lambda: None)
+    rig.engine.reset(None, lambda: None)
     assert attention(rig, "c") == (0, 0, 0)
 
 
@@ -279,9 +303,10 @@ def test_reserve_6_and_registrations_exclude_each_other(rig: Rig) -> None:
 
 def test_random_sequences_keep_the_invariants(rig: Rig) -> None:
     """Whatever happens: a holder is registered, and a reservation has a holder."""
-    state = rig.unit.reservations
+    reservations = rig.unit.reservations
     for who, action, kind in itertools.product("abc", range(7), list(PrType)):
         out(rig, who, action, 1, 1, kind=kind)
+        state = reservations.now
         if state.type is not None:
             assert state.holder in state.keys if state.holder is not None else state.keys
         else:

@@ -32,10 +32,10 @@ def release(rig: Rig, *, last: bool = False) -> None:
 def test_a_command_ends_when_its_future_does(slow: Rig) -> None:
     command, ended = slow.start(cdb10(0x2A, 0, 1), A)
     assert not ended
-    assert not slow.unit.idle
+    assert not slow.engine.idle
     release(slow)
     assert ended == [command]
-    assert (command.status, slow.unit.idle) == (0, True)
+    assert (command.status, slow.engine.idle) == (0, True)
     assert slow.memory.data[:BLOCK] == A
 
 
@@ -119,7 +119,7 @@ def test_the_unit_is_fast_again_after_contention(slow: Rig) -> None:
     slow.start(caw(0), bytes(BLOCK) + A)
     while slow.memory.held:
         release(slow)
-    assert slow.unit.fast is slow.unit._all_fast
+    assert slow.engine.fast is slow.engine._all_fast
 
 
 # -- task management ---------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def test_the_unit_is_fast_again_after_contention(slow: Rig) -> None:
 def test_an_aborted_command_ends_after_its_hook_and_the_abort_after_that(slow: Rig) -> None:
     command, ended = slow.start(cdb10(0x28, 0, 1), room=BLOCK)
     told: list[str] = []
-    slow.unit.abort(command, lambda: told.append("aborted"))
+    slow.engine.abort(command, lambda: told.append("aborted"))
     slow.turn()
     assert (ended, told) == ([], [])  # the handler still owns the buffers
     release(slow)
@@ -138,7 +138,7 @@ def test_an_aborted_command_ends_after_its_hook_and_the_abort_after_that(slow: R
 def test_an_aborted_command_that_waits_for_its_turn_ends_at_once(slow: Rig) -> None:
     slow.start(caw(0), bytes(BLOCK) + A)
     waiting, ended = slow.start(cdb10(0x2A, 0, 1), B)
-    slow.unit.abort(waiting, lambda: None)
+    slow.engine.abort(waiting, lambda: None)
     slow.turn()
     assert ended == [waiting]
     while slow.memory.held:
@@ -148,7 +148,7 @@ def test_an_aborted_command_that_waits_for_its_turn_ends_at_once(slow: Rig) -> N
 
 def test_an_aborted_command_of_several_steps_stops_between_them(slow: Rig) -> None:
     command, ended = slow.start(caw(0), bytes(BLOCK) + A)
-    slow.unit.abort(command, lambda: None)
+    slow.engine.abort(command, lambda: None)
     release(slow)  # the compare; the write never starts
     assert ended == [command]
     assert not slow.memory.held
@@ -158,7 +158,7 @@ def test_an_aborted_command_of_several_steps_stops_between_them(slow: Rig) -> No
 def test_abort_task_set_is_the_nexus_own(slow: Rig) -> None:
     mine, _ = slow.start(cdb10(0x28, 0, 1), room=BLOCK)
     other, _ = slow.start(cdb10(0x28, 1, 1), room=BLOCK, who="b")
-    slow.unit.abort_task_set(slow.nexus("a").luns[0][1], lambda: None)
+    slow.engine.abort_task_set(slow.nexus("a").luns[0][1], lambda: None)
     assert (mine.aborted, other.aborted) == (True, False)
     release(slow)
     release(slow)
@@ -168,7 +168,7 @@ def test_clear_task_set_aborts_all_and_the_others_hear_of_it(slow: Rig) -> None:
     slow.start(cdb10(0x28, 0, 1), room=BLOCK)
     other, _ = slow.start(cdb10(0x28, 1, 1), room=BLOCK, who="b")
     told: list[int] = []
-    slow.unit.clear_task_set(slow.nexus("a").luns[0][1], lambda: told.append(1))
+    slow.engine.clear_task_set(slow.nexus("a").luns[0][1], lambda: told.append(1))
     assert other.aborted
     release(slow)
     assert not told
@@ -182,7 +182,7 @@ def test_clear_task_set_aborts_all_and_the_others_hear_of_it(slow: Rig) -> None:
 def test_logical_unit_reset_aborts_all_and_every_nexus_hears_of_it(slow: Rig) -> None:
     command, _ = slow.start(cdb10(0x28, 0, 1), room=BLOCK)
     told: list[int] = []
-    slow.unit.reset(slow.nexus("a").luns[0][1], lambda: told.append(1))
+    slow.engine.reset(slow.nexus("a").luns[0][1], lambda: told.append(1))
     release(slow)
     assert (command.aborted, told) == (True, [1])
     slow.memory.hold = False
@@ -196,7 +196,7 @@ def test_a_lost_nexus_takes_its_commands_with_it(slow: Rig) -> None:
     slow.target.disconnect(slow.nexuses.pop("a"))
     assert command.aborted
     release(slow)
-    assert slow.unit.idle
+    assert slow.engine.idle
 
 
 def test_target_reset_resets_every_unit() -> None:

@@ -13,6 +13,17 @@ PREFIX_OPTIONS = ("ro",)
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
+def profile_named(name: str) -> Profile:
+    """Return the profile called `name`; raises `ConfigError`."""
+    profile = BY_NAME.get(name.lower())
+    if profile is None:
+        raise ConfigError(f"{name!r} is no profile: known are {', '.join(sorted(BY_NAME))}")
+    return profile
+
+
+OPTIONS = {"ro": boolean, "profile": profile_named, "lock": boolean}
+
+
 @dataclass(frozen=True, slots=True)
 class Disc:
     """A disc to put into the drive: the image, whether it is write-protected, its kind, and if it is locked."""
@@ -31,10 +42,8 @@ def parse(cfgstring: str, defaults: Mapping[str, str] = NOTHING) -> Disc | None:
     Raises:
         ConfigError: with what to write instead.
     """
-    known = {"ro": boolean, "profile": profile_named, "lock": boolean}
-    parsed = parse_cfgstring(cfgstring, known)
-    usual = parse_cfgstring("".join(f";{name}={value}" for name, value in defaults.items()), known).options
-    options = {**usual, **parsed.options}
+    parsed = parse_cfgstring(cfgstring, OPTIONS, defaults)
+    options = parsed.options
     read_only = options.get("ro", False)
     path = parsed.body
     # The C runner's form: options as path components in front of the one that begins with a slash.
@@ -44,15 +53,7 @@ def parse(cfgstring: str, defaults: Mapping[str, str] = NOTHING) -> Disc | None:
             raise ConfigError(f"unknown option {option!r} in front of the path: known are {', '.join(PREFIX_OPTIONS)}")
         read_only = True
     if not path:
-        if parsed.options or path != parsed.body:
+        if parsed.given or path != parsed.body:
             raise ConfigError("options without an image: write the path of an image, or nothing for an empty drive")
         return None
     return Disc(path, read_only, options.get("profile"), options.get("lock", True))
-
-
-def profile_named(name: str) -> Profile:
-    """Return the profile called `name`; raises `ConfigError`."""
-    profile = BY_NAME.get(name.lower())
-    if profile is None:
-        raise ConfigError(f"{name!r} is no profile: known are {', '.join(sorted(BY_NAME))}")
-    return profile

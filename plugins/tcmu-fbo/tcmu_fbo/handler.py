@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 from concurrent.futures import Future
 
-from tcmu_core import Change, Command, Device, Status, hookimpl
+from tcmu_core import Body, Change, Command, Device, Option, Options, Status, hookimpl
 from tcmu_fbo import config, table
 from tcmu_fbo.data import writable
 from tcmu_fbo.drive import Drive
@@ -26,6 +26,10 @@ class Optical:
         "The path of an image or block device, an optical disc: in front of it ro/ for a write-protected one, "
         "behind it ;profile=cd-rom, dvd-rom, bd-rom or dvd-ram, or ;lock=no. Nothing at all is an empty drive."
     )
+    options = Options(
+        *itertools.starmap(Option, config.OPTIONS.items()),
+        body=Body("IMAGE", "the path of an image or block device", required=False, prefixes=config.PREFIX_OPTIONS),
+    )
     drive: Drive
 
     @hookimpl
@@ -43,8 +47,6 @@ class Optical:
         device.product = "Optical drive"
         device.revision = "0100"
         device.opcodes = table.OPCODES
-        if not device.serial:  # the drive's own, which stays when the disc changes
-            device.serial = hashlib.sha256(f"fbo/{device.name}".encode()).hexdigest()[:32]
         self.drive = Drive(device)
         self.drive.start(disc, device.size or 0)
 

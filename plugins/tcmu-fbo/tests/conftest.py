@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from tcmu_core import Change, Command, Device, Nexus
-from tcmu_core.backend import Backend
+from tcmu_core import Change, Command, Nexus
+from tcmu_core.disk.disk import Disk
+from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.scsi.command import Initiator
-from tcmu_core.scsi.unit import LogicalUnit
+from tcmu_core.scsi.engine import Engine
 from tcmu_fbo import Optical
 from tcmu_fbo.drive import Drive
 
@@ -63,11 +64,11 @@ class Bench:
 
     def __init__(self, cfgstring: str, size: int | None = None, *, read_only: bool = False) -> None:
         self.handler = Optical()
-        self.device = Device("cd0", "fbo", cfgstring, size=size, read_only=read_only)
-        self.backend = Backend(self.handler, self.device)
-        self.backend.open()
+        self.disk = Disk(DiskSpec("fbo", cfgstring, "cd0", size, read_only=read_only), self.handler)
+        self.device = self.disk.device
+        self.disk.open()
         self._posted: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = queue.SimpleQueue()
-        self.unit = LogicalUnit(self.backend, post=lambda fn, *args: self._posted.put((fn, args)))
+        self.unit = Engine(self.disk, post=lambda fn, *args: self._posted.put((fn, args)))
         self.nexuses: dict[str, Nexus] = {}
 
     @property
@@ -127,12 +128,12 @@ class Bench:
 
     def insert(self, cfgstring: str) -> None:
         """Change the disc from outside, as ChangeMedium does."""
-        self.backend.reconfigure(Change(cfgstring=cfgstring))
+        self.disk.change(Change(cfgstring=cfgstring))
         self.turn()
 
     def close(self) -> None:
         self.turn()
-        self.backend.close()
+        self.disk.close()
 
 
 @pytest.fixture

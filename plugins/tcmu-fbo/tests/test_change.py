@@ -339,13 +339,13 @@ def test_commands_that_need_no_disc_are_good_without_one(bench: Callable[..., An
 
 def test_the_write_cache_can_be_switched_from_outside(bench: Callable[..., Any], image: Callable[..., Path]) -> None:
     drive = bench(str(image()))
-    drive.backend.reconfigure(Change(write_cache=False))
+    drive.disk.change(Change(write_cache=False))
     assert not drive.good("5a 00 08 00000000 00ff 00")[10] & 0x04
 
 
 def test_a_disc_cannot_be_resized(bench: Callable[..., Any], image: Callable[..., Path]) -> None:
     with pytest.raises(NotImplementedError, match="insert another"):
-        bench(str(image())).backend.reconfigure(Change(size=1 << 20))
+        bench(str(image())).disk.change(Change(size=1 << 20))
 
 
 def test_a_reservation_holds_for_the_commands_of_the_drive(

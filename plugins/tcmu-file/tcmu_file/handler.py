@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from time import monotonic
 
-from tcmu_core import Change, ConfigError, Device, Extent, hookimpl, posix
+from tcmu_core import Body, Change, ConfigError, Device, Extent, Option, Options, hookimpl, posix
 from tcmu_file import storage
 
 STALL = 0.010  # a write into the page cache that took longer (seconds) was held back by the kernel
@@ -24,6 +24,10 @@ class FileHandler:
     config_desc = (
         "The path to the file or block device to use as a backstore, then options: "
         "/path[;ro=1][;direct=1][;sync=1][;size=10G][;block_size=4096]"
+    )
+    options = Options(
+        *itertools.starmap(Option, storage.OPTIONS.items()),
+        body=Body("PATH", "/path/of/the/disk.img, or /dev/name for a block device"),
     )
 
     # -- opening and closing ----------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def test_what_the_page_cache_holds_is_read_at_once(disk_dir):
     with opened(disk_dir / "disk", MIB) as disk:
         disk.write(0, b"c" * 65536)
         buffers = room()
-        assert disk.backend.read(4096, buffers) is None
+        assert disk.operations.read(4096, buffers) is None
         assert buffers[0] == b"c" * 4096
 
 
@@ -51,7 +51,7 @@ def test_what_it_does_not_hold_is_read_on_a_thread(disk_dir, cold_cache):
     with opened(disk_dir / "disk", MIB) as disk:
         disk.write(4096, b"d" * 4096)
         buffers = room()
-        pending = disk.backend.read(4096, buffers)
+        pending = disk.operations.read(4096, buffers)
         assert isinstance(pending, Future)
         assert pending.result() is None
         assert buffers[0] == b"d" * 4096
@@ -65,7 +65,7 @@ def test_a_read_that_is_cached_in_part_is_completed_on_a_thread(disk_dir, monkey
         monkeypatch.setattr(
             os, "preadv", lambda fd, views, offset, flags=0: preadv(fd, [views[0][:5000]] if flags else views, offset)
         )
-        assert isinstance(disk.backend.read(0, room(65536)), Future)
+        assert isinstance(disk.operations.read(0, room(65536)), Future)
         assert disk.read(0, 65536) == data
         assert disk.read(0, 65536, [6000, 1, 4096]) == data
 
@@ -79,19 +79,19 @@ def steady(monkeypatch):
 def test_whole_pages_are_written_at_once(disk_dir, steady):
     with opened(disk_dir / "disk", MIB) as disk:
         disk.write(0, b"1" * 4096)  # finds out what the file system knows
-        assert disk.backend.write(8192, room()) is None
+        assert disk.operations.write(8192, room()) is None
 
 
 def test_part_of_a_page_is_written_at_once_if_that_is_cached(disk_dir, steady):
     with opened(disk_dir / "disk", MIB) as disk:
         disk.write(0, b"1" * 4096)
-        assert disk.backend.write(512, room(512)) is None
+        assert disk.operations.write(512, room(512)) is None
 
 
 def test_part_of_a_page_that_is_not_cached_is_written_on_a_thread(disk_dir, cold_cache):
     with opened(disk_dir / "disk", MIB) as disk:
         disk.write(0, b"1" * 4096)
-        pending = disk.backend.write(512, room(512))
+        pending = disk.operations.write(512, room(512))
         assert isinstance(pending, Future)
         pending.result()
         assert disk.read(0, 1536) == b"1" * 512 + bytes(512) + b"1" * 512
@@ -103,16 +103,16 @@ def test_after_a_write_that_was_held_back_the_next_ones_go_to_the_threads_for_a_
         disk.write(0, b"1" * 4096)
         times = iter([100.0, 100.5, 101.0, 105.6, 105.6])
         monkeypatch.setattr(handler, "monotonic", lambda: next(times))
-        assert disk.backend.write(0, room()) is None  # it took half a second
-        pending = disk.backend.write(0, room())  # half a second later
+        assert disk.operations.write(0, room()) is None  # it took half a second
+        pending = disk.operations.write(0, room())  # half a second later
         assert isinstance(pending, Future)
         pending.result()
-        assert disk.backend.write(0, room()) is None  # five seconds later
+        assert disk.operations.write(0, room()) is None  # five seconds later
 
 
 def test_in_memory_nothing_waits(memory_dir):
     with opened(memory_dir / "disk", MIB) as disk:
-        backend = disk.backend
+        backend = disk.operations
         assert backend.read(0, room()) is None
         assert backend.write(512, room(512)) is None
         assert backend.flush() is None
@@ -122,7 +122,7 @@ def test_in_memory_nothing_waits(memory_dir):
 
 def test_direct_io_is_never_done_on_the_loop(disk_dir):
     with opened(f"{disk_dir}/disk;direct=1", MIB) as disk:
-        for pending in (disk.backend.write(0, room()), disk.backend.read(0, room()), disk.backend.flush()):
+        for pending in (disk.operations.write(0, room()), disk.operations.read(0, room()), disk.operations.flush()):
             assert isinstance(pending, Future)
             pending.result()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tcmu_core import ConfigError
+from tcmu_core import ConfigError, WriteProtected
 from tcmu_core.testing import open_device
 from tcmu_file import FileHandler
 
@@ -131,7 +131,7 @@ def test_a_read_only_disk_is_opened_for_reading_alone(disk_dir):
         disk.flush()
         with pytest.raises(OSError, match="Bad file descriptor"):
             disk.write(0, b"w" * 512)
-    with opened(path, read_only=True) as disk, pytest.raises(OSError, match="Bad file descriptor"):
+    with opened(path, read_only=True) as disk, pytest.raises(WriteProtected):
         disk.write(0, b"w" * 512)
 
 

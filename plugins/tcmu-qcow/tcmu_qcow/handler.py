@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future
 from time import monotonic
 
-from tcmu_core import Change, ConfigError, Device, Extent, WriteProtected, hookimpl
+from tcmu_core import Body, Change, ConfigError, Device, Extent, Option, Options, WriteProtected, hookimpl
 from tcmu_qcow.chain import chain_extents
-from tcmu_qcow.config import Config, parse
+from tcmu_qcow.config import OPTIONS, Config, parse
 from tcmu_qcow.create import create_image
 from tcmu_qcow.opening import Image, open_image
 from tcmu_qcow.qcow1 import Qcow1Image
@@ -31,6 +32,7 @@ class Handler:
         "[;l2_cache=32M][;allow=here], and to make a new one "
         "[;create=1;size=10G][;cluster_size=64K][;backing=base.qcow2]"
     )
+    options = Options(*itertools.starmap(Option, OPTIONS.items()), body=Body("PATH", "/path/to/image.qcow2"))
 
     # -- opening and closing -----------------------------------------------------------------------------------------
 

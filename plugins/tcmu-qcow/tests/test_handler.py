@@ -137,14 +137,14 @@ def test_an_open_device_takes_a_new_size(tmp_path: Path, qemu: object) -> None:
     path = qemu.create(tmp_path / "disk.qcow2", MIB)
     with opening(str(path)) as disk:
         disk.write(0, b"1" * MIB)
-        disk.backend.reconfigure(Change(size=2 * MIB))
+        disk.disk.change(Change(size=2 * MIB))
         assert disk.device.size == 2 * MIB
         assert disk.read(0, 2 * MIB) == b"1" * MIB + bytes(MIB)
         with pytest.raises(ConfigError):
-            disk.backend.reconfigure(Change(size=MIB + 1))
+            disk.disk.change(Change(size=MIB + 1))
         with pytest.raises(ConfigError):
-            disk.backend.reconfigure(Change(cfgstring="/other"))
-        disk.backend.reconfigure(Change(write_cache=False))
+            disk.disk.change(Change(cfgstring="/other"))
+        disk.disk.change(Change(write_cache=False))
         assert not disk.device.write_cache
     qemu.same(path, b"1" * MIB + bytes(MIB))
     qemu.check(path)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tcmu_core import Change, ConfigError, Device, Extent, hookimpl, parse_cfgstring, size
+from tcmu_core import Body, Change, ConfigError, Device, Extent, Option, Options, hookimpl, path, size
 from tcmu_ram import image
 from tcmu_ram.memory import CHUNK, Memory
 
-OPTIONS: Mapping[str, Callable[[str], Any]] = {"load": str, "save": str, "size": size}
+OPTIONS = Options(
+    Option("size", size, "the size of the disk, where nothing else says it"),
+    Option("load", path, "an image to begin with, which has to be there"),
+    Option("save", path, "the image to write when the disk is closed"),
+    body=Body("IMAGE", "an image that is loaded if it is there, and saved", required=False),
+    summary="Memory as a disk; without an image it is zeros, and is gone when the disk is closed.",
+)
 MAX_DISCARD = 256 << 20  # bytes; freeing more at a time would hold up other commands
 
 
@@ -28,20 +33,19 @@ class Config:
 
 def parse(cfgstring: str, defaults: Mapping[str, str] | None = None) -> Config:
     """Return the configuration that `cfgstring` means, `defaults` being its options from tcmu.conf."""
-    parsed = parse_cfgstring(cfgstring, OPTIONS)
-    common = parse_cfgstring("".join(f";{name}={value}" for name, value in (defaults or {}).items()), OPTIONS)
-    options = {**common.options, **parsed.options}
+    parsed = OPTIONS.parse(cfgstring, defaults)
+    given = parsed.options
     if not parsed.body:
-        return Config(**options)
-    if "load" in parsed.options or "save" in parsed.options:
+        return Config(given["size"] or 0, given["load"] or "", given["save"] or "")
+    if parsed.given & {"load", "save"}:
         raise ConfigError(f"{parsed.body!r} is loaded and saved already: leave out load= and save=, or the path")
-    return Config(options.get("size", 0), parsed.body, parsed.body, must_exist=False)
+    return Config(given["size"] or 0, parsed.body, parsed.body, must_exist=False)
 
 
 class RamHandler:
-    """Memory as a disk. Options: size=64M, load=/file to begin with, save=/file to write when closed; or one path."""
+    """Memory as a disk."""
 
-    config_desc = "Nothing, or [/path of an image to load and to save][;size=64M][;load=/path][;save=/path]"
+    options = OPTIONS
 
     @hookimpl
     def check_config(self, cfgstring: str) -> None:
@@ -78,6 +82,7 @@ class RamHandler:
                 self._memory.close()
                 raise ConfigError(f"{config.load} can't be loaded: {error.strerror}") from error
         self._save = config.save
+        device.ephemeral = not config.save or device.read_only
         device.thin = True
         device.solid_state = True
         device.discard_granularity = CHUNK

@@ -29,7 +29,7 @@ def test_with_an_image_it_keeps_them_beyond_its_life(tmp_path):
 def test_nothing_ever_waits():
     with opened(size=4 * MIB) as disk:
         room = [memoryview(bytearray(4096))]
-        backend = disk.backend
+        backend = disk.operations
         answers = [backend.read(0, room), backend.write(0, room), backend.flush(), backend.discard(0, MIB)]
         assert answers == [None] * 4
 
@@ -117,7 +117,7 @@ def test_saving_replaces_the_image_and_keeps_its_mode(tmp_path):
     image.chmod(0o640)
     with open(image, "rb") as reader, opened(image, size=MIB) as disk:
         disk.write(0, b"new!" * 128)
-        disk.backend.close()
+        disk.disk.close()
         assert reader.read().rstrip(b"\0") == b"old" * 512, "the old image was overwritten in place"
     assert image.read_bytes()[:512] == b"new!" * 128
     assert stat.S_IMODE(image.stat().st_mode) == 0o640

@@ -1,0 +1,157 @@
+"""`tcmu eject` and `tcmu insert`: change the disc of a drive that a running `tcmu serve`, or tcmu-runner, has."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tcmu_core.channel import Message
+from tcmu_core.cli import control
+from tcmu_core.cli.control import ControlError, ControlSocket, NoSuchDrive
+from tcmu_core.cli.handlers import absolute, kernel_config
+from tcmu_core.cli.output import Exit, Output
+from tcmu_core.disk.device import Change
+from tcmu_core.errors import ConfigError, TcmuError
+from tcmu_core.kernel import configfs
+from tcmu_core.kernel.configfs import Backstore, ConfigfsError
+from tcmu_core.loop import Loop
+from tcmu_core.state import default_directory
+
+if TYPE_CHECKING:
+    from tcmu_core.scsi.engine import Engine
+
+EJECT_DESCRIPTION = """\
+Take the disc out of a drive that `tcmu serve` serves, or of one of the kernel's
+devices, behind which tcmu-runner is.
+
+  tcmu serve fbo ro//srv/one.iso --name cd &
+  tcmu eject cd
+
+An initiator that has mounted the disc holds it. Then it is asked to let go, as
+by the button of a real drive, and the disc stays until it does.
+"""
+INSERT_DESCRIPTION = """\
+Put a disc into a drive that `tcmu serve` or tcmu-runner serves, in place of the
+one in it. The initiators notice by themselves.
+
+  tcmu insert cd ro//srv/two.iso
+
+CFGSTRING is the handler's own: `tcmu handlers` tells what it takes.
+"""
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="the drive's name, as `tcmu serve --name` or targetcli gave it")
+    parser.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        type=Path,
+        default=default_directory(),
+        help="where `tcmu serve` keeps its state (%(default)s)",
+    )
+
+
+def eject_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `tcmu eject`."""
+    _common(parser)
+
+
+def insert_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `tcmu insert`."""
+    _common(parser)
+    parser.add_argument("cfgstring", metavar="CFGSTRING", help="the disc, such as the path of an image")
+
+
+def eject_run(args: argparse.Namespace) -> int:
+    """Run `tcmu eject`."""
+    change(args.state_dir, args.name, "")
+    Output().line(f"{args.name}: the disc is out")
+    return Exit.OK
+
+
+def insert_run(args: argparse.Namespace) -> int:
+    """Run `tcmu insert`."""
+    if not args.cfgstring:
+        raise ConfigError("no disc: `tcmu eject` takes the one out that is in")
+    change(args.state_dir, args.name, args.cfgstring)
+    Output().line(f"{args.name}: the disc is in")
+    return Exit.OK
+
+
+def change(directory: Path, name: str, cfgstring: str) -> None:
+    """Give the drive called `name` another disc, or none for an empty cfgstring; raises what its process says."""
+    try:
+        path = control.find(directory, name)
+    except NoSuchDrive:
+        store = _kernel_device(name)
+        if store is None:
+            raise
+        _change_kernel_device(store, cfgstring)
+        return
+    handler = control.ask(path, {"op": "who"})["handler"]
+    answer = control.ask(path, {"op": "change", "cfgstring": absolute(handler, cfgstring)})
+    if answer["kind"] == "config":
+        raise ConfigError(answer["error"])
+    if answer["error"]:
+        raise ControlError(f"{name}: {answer['error']}")
+
+
+def _kernel_device(name: str) -> Backstore | None:
+    """Return the kernel's device of that name, None when there is none."""
+    found = [path.parent for path in configfs.CORE.glob("user_*/*/enable") if path.parent.name == name]
+    if len(found) > 1:
+        raise ControlError(f"{len(found)} devices of the kernel are called {name!r}")
+    if not found:
+        return None
+    return Backstore(int(found[0].parent.name.removeprefix("user_")), name, configfs.CORE)
+
+
+def _change_kernel_device(store: Backstore, cfgstring: str) -> None:
+    """Write the new configuration where the kernel asks tcmu-runner about it, and waits for its answer."""
+    handler = store.read("attrib/dev_config").partition("/")[0]
+    try:
+        store.write("attrib/dev_config", kernel_config(handler, absolute(handler, cfgstring)))
+    except ConfigfsError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        raise ControlError(f"{store.name}: an initiator holds the disc; it has been asked to eject it") from error
+
+
+class DriveControl:
+    """Answers `tcmu eject` and `tcmu insert` for the unit of this process, if its medium can be removed."""
+
+    def __init__(self, loop: Loop, directory: Path, unit: Engine) -> None:
+        self._unit = unit
+        self._socket: ControlSocket | None = None
+        if unit.device.removable:
+            try:
+                self._socket = ControlSocket(loop, directory, self.answer)
+            except OSError as error:
+                unit.device.log.warning("`tcmu eject` and `tcmu insert` can't reach this process: %s", error)
+
+    def answer(self, message: Message) -> Message:
+        """Answer one message."""
+        device = self._unit.device
+        if message.get("op") == "who":
+            return {"name": device.name, "handler": device.handler}
+        try:
+            if message.get("op") != "change":
+                raise ConfigError("this process knows `who` and `change` only: is it of another version?")
+            self._change(str(message["cfgstring"]))
+        except Exception as error:
+            if not isinstance(error, TcmuError | OSError | NotImplementedError):
+                device.log.exception("changing the medium failed")
+            return {"error": str(error) or repr(error), "kind": "config" if isinstance(error, ConfigError) else "other"}
+        return {"error": "", "kind": ""}
+
+    def _change(self, cfgstring: str) -> None:
+        self._unit.change(Change(cfgstring=cfgstring))
+
+    def close(self) -> None:
+        """Take the socket away."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.close()

@@ -1,0 +1,1 @@
+"""One process: a loop, a log, disks, and the transports by which they are reached."""

@@ -1,0 +1,346 @@
+"""The pump: takes the requests that the inbox holds, in order, and has each answered (RFC 7143 4.2.2).
+
+Its plain form has the two frequent cases written out, a read whose data fits one Data-In and a write whose data came
+with the command; everything else, and every PDU of a connection with digests, goes through `_next`. Responses are
+written into the outbox, reads directly behind the room for their header.
+
+Rules: commands run in the order of CmdSN (4.2.2.1), immediate ones at once; a PDU that can't be accepted is answered
+with Reject (7.3), one whose framing can't be trusted ends the connection, as error recovery level 0 has it (7.1.4.1).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from enum import Enum, auto
+from functools import partial
+
+from tcmu_core.iscsi import pdu as p
+from tcmu_core.iscsi.commands import Commands
+from tcmu_core.iscsi.constants import ATTRIBUTE, BHS, COMMAND_READ, RESERVED_TAG, SERIAL, RejectReason
+from tcmu_core.iscsi.direction import DIRECTION, IN, OUT
+from tcmu_core.iscsi.errors import ConnectionEnded, DigestError, PduError
+from tcmu_core.iscsi.management import TaskManagement
+from tcmu_core.iscsi.pending import Task
+from tcmu_core.iscsi.requests import Requests
+from tcmu_core.iscsi.responses import finish
+from tcmu_core.iscsi.session import MOVES, Event, Session, State
+from tcmu_core.scsi.command import Command, Nexus
+from tcmu_core.scsi.lun import format_lun
+
+log = logging.getLogger("tcmu.iscsi")
+
+BATCH = 256  # PDUs handled before other connections get their turn
+IMMEDIATE_COMMANDS = 16  # beyond the window
+HEAVY = 1 << 20  # bytes: a command of more is the last of its batch
+
+
+class Next(Enum):
+    """What became of the next PDU."""
+
+    GO_ON = auto()  # it was handled
+    DONE = auto()  # there is none, or the session has ended
+    LATER = auto()  # it, or the one behind it, must wait
+
+
+GO_ON, DONE, LATER = Next.GO_ON, Next.DONE, Next.LATER
+_AT_WORK = {State.PUMPING}
+_PUMP, _REST, _STALL = MOVES[Event.PUMP], MOVES[Event.REST], MOVES[Event.STALL]
+
+
+class Pump:
+    """The pump of one session: call `run` when input has come, and again while the session is stalled."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._commands = Commands(session)
+        self._writes = self._commands.writes
+        self._most = session.limits.queue_depth + IMMEDIATE_COMMANDS
+        requests = Requests(session)
+        management = TaskManagement(session, self._writes, self._replay)
+        self._handlers: dict[type[p.Pdu], Callable[..., None]] = {
+            p.ScsiCommand: self._commands.begin,
+            p.TaskManagementRequest: management.answer,
+            p.TextRequest: requests.text,
+            p.LogoutRequest: requests.logout,
+            p.NopOut: requests.nop_out,
+        }
+        self._luns: dict[bytes, tuple[Callable[[Command], bool], Nexus]] = {}
+        if session.attachment is not None:
+            for lun, found in session.attachment.it.luns.items():
+                raw = format_lun(lun)
+                self._luns[raw] = found
+                found[1].on_clear = partial(self._cleared, raw)  # another initiator has cleared the task set
+        digests = session.framing.header_digest or session.framing.data_digest
+        self.run: Callable[[], None] = self._digests if digests else self._plain
+
+    def _cleared(self, lun: bytes) -> None:
+        self._writes.drop(lun)
+
+    def _begin(self) -> bool:
+        """Begin a batch, unless output or commands must go first."""
+        session = self._session
+        outbox = session.outbox
+        if session.state not in _PUMP:
+            return False
+        if outbox.queued > outbox.limit or session.blocked:
+            session.move(Event.STALL)
+            return False
+        session.move(Event.PUMP)
+        if session.held:
+            self._replay()
+        return True
+
+    def _rest(self, stalled: bool) -> None:
+        """End a batch."""
+        session = self._session
+        session.state = (_STALL if stalled else _REST)[session.state]
+        if session.finished:
+            finished, session.finished = session.finished, []
+            for task in finished:
+                self._commands.complete(task)
+        if len(session.tasks) + len(session.transfers) > self._most:
+            session.end("more commands than the window allows")
+        session.outbox.close_run()
+
+    def _plain(self) -> None:
+        session = self._session
+        inbox, outbox = session.inbox, session.outbox
+        if outbox.queued or session.held or session.tasks:  # what `_begin` looks after
+            if not self._begin():
+                return
+        else:
+            state = _PUMP.get(session.state)
+            if state is None:
+                return
+            session.state = state
+        unpack, pack_data, pack_response = p.SCSI_COMMAND.unpack_from, p.DATA_IN.pack_into, p.SCSI_RESPONSE.pack_into
+        luns, tasks, transfers = self._luns, session.tasks, session.transfers
+        done, direction = self._commands.done, DIRECTION
+        parameters = session.parameters
+        single = min(parameters.max_segment, parameters.max_burst)
+        immediate = min(parameters.first_burst, session.limits.segment) if parameters.immediate_data else 0
+        window = session.limits.queue_depth - 1 - len(transfers)
+        memory = inbox.memory
+        view, pos, end = memory.view, inbox.start, inbox.end
+        arena = outbox.memory
+        out, room, cursor = arena.view, arena.size, outbox.cursor
+        stat_sn, exp_cmd_sn = session.stat_sn, session.exp_cmd_sn
+        in_order = not session.held
+        stalled = False
+        for _ in range(BATCH):
+            if end - pos < BHS:
+                inbox.need = BHS
+                break
+            opcode, flags, lengths, lun, itt, expected, cmd_sn, _, cdb = unpack(view, pos)
+            if (
+                opcode == 0x01
+                and cmd_sn == exp_cmd_sn
+                and in_order
+                and lun in luns
+                and itt not in tasks
+                and itt not in transfers
+            ):
+                if flags & 0xE0 == 0xC0 and not lengths and expected <= single and direction[cdb[0]] != OUT:
+                    if cursor + expected + 52 > room:
+                        outbox.cursor = cursor
+                        if not outbox.make_room(expected + 52):
+                            stalled = True
+                            break
+                        arena, cursor = outbox.memory, outbox.cursor
+                        out, room = arena.view, arena.size
+                    exp_cmd_sn = (exp_cmd_sn + 1) & SERIAL
+                    pos += BHS
+                    data = cursor + BHS
+                    execute, nexus = luns[lun]
+                    command = Command(cdb, [out[data : data + expected]], expected, nexus, done, itt, flags & ATTRIBUTE)
+                    if execute(command):
+                        if not command.status and command.transferred == expected == command.wanted and expected:
+                            pack_data(
+                                out, cursor, 0x25, 0x81, 0, expected, lun, itt, RESERVED_TAG, stat_sn, exp_cmd_sn,
+                                (exp_cmd_sn + window - len(tasks)) & SERIAL, 0, 0, 0,
+                            )  # fmt: skip
+                            stat_sn = (stat_sn + 1) & SERIAL
+                            cursor = data + expected
+                            if expected & 3:
+                                padded = (cursor + 3) & ~3
+                                out[cursor:padded] = bytes(padded - cursor)
+                                cursor = padded
+                            continue
+                        session.stat_sn, session.exp_cmd_sn, outbox.cursor = stat_sn, exp_cmd_sn, cursor
+                        finish(session, Task(command, itt, lun, expected, True, [(cursor, data, expected)], arena))
+                        stat_sn, cursor = session.stat_sn, outbox.cursor
+                        arena = outbox.memory
+                        out, room = arena.view, arena.size
+                        continue
+                    outbox.cursor = cursor
+                    cursor = (data + expected + 3) & ~3
+                    outbox.skip(cursor)
+                    arena.pins += 1
+                    tasks[itt] = command.context = Task(
+                        command, itt, lun, expected, True, [(data - BHS, data, expected)], arena
+                    )
+                    session.reserved += expected + BHS
+                    continue
+                if (
+                    (flags & 0xE0 == 0xA0 or (flags & 0xC0 == 0x80 and not expected))
+                    and lengths == expected <= immediate
+                    and direction[cdb[0]] != IN
+                ):
+                    data = pos + BHS
+                    padded = (data + expected + 3) & ~3
+                    if padded > end:
+                        inbox.need = padded - pos
+                        break
+                    if cursor + BHS > room:
+                        outbox.cursor = cursor
+                        if not outbox.make_room(BHS):
+                            stalled = True
+                            break
+                        arena, cursor = outbox.memory, outbox.cursor
+                        out, room = arena.view, arena.size
+                    exp_cmd_sn = (exp_cmd_sn + 1) & SERIAL
+                    pos = padded
+                    execute, nexus = luns[lun]
+                    buffers = [view[data : data + expected]] if expected else []
+                    command = Command(cdb, buffers, expected, nexus, done, itt, flags & ATTRIBUTE)
+                    if execute(command):
+                        if not command.status and command.transferred == expected == command.wanted:
+                            pack_response(
+                                out, cursor, 0x21, 0x80, 0, 0, 0, itt, 0, stat_sn, exp_cmd_sn,
+                                (exp_cmd_sn + window - len(tasks)) & SERIAL, 0, 0, 0,
+                            )  # fmt: skip
+                            stat_sn = (stat_sn + 1) & SERIAL
+                            cursor += BHS
+                            continue
+                        session.stat_sn, session.exp_cmd_sn, outbox.cursor = stat_sn, exp_cmd_sn, cursor
+                        finish(session, Task(command, itt, lun, expected, False, []))
+                        stat_sn, cursor = session.stat_sn, outbox.cursor
+                        continue
+                    memory.pins += 1
+                    tasks[itt] = command.context = Task(command, itt, lun, expected, False, [], pins=[memory])
+                    session.reserved += expected + BHS
+                    continue
+            # Anything else: with all that is in locals given back first, and taken again afterwards.
+            inbox.start = pos
+            outbox.cursor = cursor
+            session.stat_sn, session.exp_cmd_sn = stat_sn, exp_cmd_sn
+            going_on = self._next()
+            pos = inbox.start
+            cursor = outbox.cursor
+            arena = outbox.memory
+            out, room = arena.view, arena.size
+            stat_sn, exp_cmd_sn = session.stat_sn, session.exp_cmd_sn
+            in_order = not session.held
+            window = session.limits.queue_depth - 1 - len(transfers)
+            if going_on is not GO_ON:
+                stalled = going_on is LATER
+                break
+            single = min(session.parameters.max_segment, session.parameters.max_burst)  # a text request may change it
+        else:
+            stalled = True
+        inbox.start = pos
+        outbox.cursor = cursor
+        session.stat_sn, session.exp_cmd_sn = stat_sn, exp_cmd_sn
+        self._rest(stalled)
+
+    def _digests(self) -> None:
+        if not self._begin():
+            return
+        going_on = GO_ON
+        for _ in range(BATCH):
+            going_on = self._next()
+            if going_on is not GO_ON:
+                break
+        self._rest(going_on is not DONE)
+
+    def _next(self) -> Next:
+        """Handle one PDU, if there is one and it may be handled now."""
+        session = self._session
+        if session.state not in _AT_WORK:
+            return DONE
+        inbox = session.inbox
+        view, start = inbox.memory.view, inbox.start
+        if inbox.end - start < BHS:
+            inbox.need = BHS
+            return DONE
+        framing = session.framing
+        header = view[start : start + BHS]
+        if p.LENGTHS.unpack_from(view, start)[0] & 0xFFFFFF > session.limits.segment:
+            session.reject(header, RejectReason.PROTOCOL_ERROR)
+            session.end("a data segment longer than MaxRecvDataSegmentLength")
+            return DONE
+        size = framing.size(view, start)
+        if inbox.end - start < size:
+            inbox.need = size
+            return DONE
+        heavy = False
+        try:
+            pdu = framing.decode(view, start)
+            if isinstance(pdu, p.ScsiCommand):
+                if pdu.flags & COMMAND_READ and not self._commands.room_for(pdu):
+                    return LATER
+                heavy = pdu.expected_length > HEAVY
+            self._accept(pdu)
+        except DigestError:
+            session.reject(header, RejectReason.DATA_DIGEST_ERROR)
+            self._writes.corrupted(header)
+        except PduError as error:
+            log.debug("%s: rejected: %s", session.outcome.initiator, error)
+            session.reject(header, error.reason)
+            if error.fatal:
+                session.end(str(error))
+        except ConnectionEnded as error:
+            session.end(str(error))
+        inbox.start = start + size
+        if session.held:
+            self._replay()
+        if session.ended is not None:
+            return DONE
+        return LATER if heavy else GO_ON
+
+    def _accept(self, pdu: p.Pdu) -> None:
+        session = self._session
+        if isinstance(pdu, p.DataOut):
+            if pdu.itt not in session.transfers and session.held.add_data(pdu):
+                return
+            self._writes.data_out(pdu)
+            return
+        if isinstance(pdu, p.SnackRequest):
+            raise PduError("there is no SNACK at error recovery level 0", RejectReason.SNACK_REJECT)
+        handler = self._handlers.get(type(pdu))
+        if handler is None:
+            raise PduError(f"{pdu.OPCODE.name} is not for a target in full-feature phase")
+        if pdu.immediate:
+            if isinstance(pdu, p.ScsiCommand) and session.busy >= session.limits.queue_depth + IMMEDIATE_COMMANDS:
+                raise PduError("too many commands", RejectReason.IMMEDIATE_COMMAND_REJECT)
+            handler(pdu)
+            return
+        cmd_sn: int = pdu.cmd_sn  # type: ignore[attr-defined]  # each of the handlers' PDUs has one
+        ahead = (cmd_sn - session.exp_cmd_sn) & SERIAL
+        if ahead == 0:
+            session.exp_cmd_sn = (session.exp_cmd_sn + 1) & SERIAL
+            handler(pdu)
+        elif ahead < session.limits.queue_depth - session.busy:
+            session.held.add(cmd_sn, pdu)
+        # else 4.2.2.1: outside of the window: silently ignored
+
+    def _replay(self) -> None:
+        """Handle what waited for its turn, as far as that has come now."""
+        session = self._session
+        held = session.held
+        while held and session.ended is None:
+            pdus = held.pop(session.exp_cmd_sn)
+            if pdus is None:
+                return
+            session.exp_cmd_sn = (session.exp_cmd_sn + 1) & SERIAL
+            for pdu in pdus:  # a request and its data; none if it was aborted before it came
+                try:
+                    if isinstance(pdu, p.DataOut):
+                        self._writes.data_out(pdu)
+                        continue
+                    if isinstance(pdu, p.ScsiCommand) and pdu.flags & COMMAND_READ:
+                        self._commands.room_for(pdu, force=True)
+                    self._handlers[type(pdu)](pdu)
+                except PduError as error:
+                    session.reject(p.LAYOUTS[pdu.OPCODE].encode(pdu), error.reason)

@@ -1,1 +1,0 @@
-"""tcmu-runner's processes: the supervisor, the zygote that forks workers, and the worker behind each device."""

@@ -1,0 +1,86 @@
+"""stdout is ours: what handlers print, from Python or from C, goes where messages go, to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import TextIO
+
+_STDOUT = 1
+
+
+class _Taken:
+    """What stands for stdout while it is taken: our stream, and the descriptor that stdout had under number 1."""
+
+    stream: TextIO | None = None
+    descriptor: int | None = None
+
+
+def stream() -> TextIO:
+    """Return the stream of what we say: the real stdout, whether it was taken or not."""
+    return _Taken.stream or sys.stdout
+
+
+def descriptor() -> int | None:
+    """Return what a child is to have as its stdout; None where it may inherit ours."""
+    return _Taken.descriptor
+
+
+def give_up() -> None:
+    """Send what anybody writes to stdout to stderr from now on, for good: for processes that have nothing to say."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    _redirect()
+    sys.stdout = sys.stderr
+
+
+@contextlib.contextmanager
+def taken(*, restore: bool = True) -> Iterator[None]:
+    """Keep stdout for `stream()`, and have everybody else's output go to stderr.
+
+    Without `restore` the descriptor stays as it is: what a C library has buffered is written when the process ends.
+    """
+    before = sys.stdout
+    kept = None
+    ours = before
+    if _is_stdout(before):  # else a program that embeds us has put something there
+        before.flush()
+        kept = os.dup(_STDOUT)
+        ours = os.fdopen(kept, "w", 1, before.encoding, before.errors, closefd=False)
+        _redirect()
+    _Taken.stream, _Taken.descriptor, sys.stdout = ours, kept, sys.stderr
+    try:
+        yield
+    finally:
+        try:
+            ours.flush()
+        except BrokenPipeError:  # nobody is there to read the rest
+            if kept is not None:
+                _to_nowhere(kept)
+        if restore:
+            if kept is not None:
+                os.dup2(kept, _STDOUT)
+                os.close(kept)
+            _Taken.stream, _Taken.descriptor, sys.stdout = None, None, before
+
+
+def _is_stdout(candidate: TextIO) -> bool:
+    try:
+        return candidate.fileno() == _STDOUT
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+def _redirect() -> None:
+    try:
+        os.dup2(2, _STDOUT)
+    except OSError:  # there is no stderr
+        _to_nowhere(_STDOUT)
+
+
+def _to_nowhere(number: int) -> None:
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(null, number)
+    os.close(null)
