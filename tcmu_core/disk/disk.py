@@ -91,6 +91,8 @@ class Disk:
             except BaseException as error:
                 raise self._broken(error) from error
             self._opened = True
+            if device.reactor is not None:
+                device.reactor.watch_elsewhere(device.in_flight)
             self._finish("open", result)
             self._check()
             self.resolve()
