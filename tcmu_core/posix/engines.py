@@ -77,6 +77,9 @@ class Engine(Protocol):
     def home(self, fn: Callable[[], object]) -> None:
         """Call `fn()` where operations may be started; safe from any thread."""
 
+    def drain(self) -> None:
+        """Wait for all that is in flight on this thread: before it waits for somebody who waits for that."""
+
     def close(self) -> None:
         """Wait for all that is in flight, and let go of what the kernel gave. Twice is once."""
 
@@ -129,6 +132,9 @@ class ThreadEngine:
     def home(self, fn: Callable[[], object]) -> None:
         """See `Engine.home`: that is anywhere."""
         fn()
+
+    def drain(self) -> None:
+        """See `Engine.drain`: what is on threads ends without this one."""
 
     def close(self) -> None:
         """See `Engine.close`: the threads belong to whoever gave them."""
@@ -386,13 +392,17 @@ class RingEngine:
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
+    def drain(self) -> None:
+        """See `Engine.drain`."""
+        while not self._forked and (self._flying or self._waiting):
+            self._ring.submit(1)
+            self._work_off()
+
     def close(self) -> None:
         """See `Engine.close`."""
         if self._ring.fd < 0:
             return
-        while not self._forked and (self._flying or self._waiting):
-            self._ring.submit(1)
-            self._work_off()
+        self.drain()
         _engines.discard(self)
         self._reactor.forget_elsewhere(self.in_flight)
         self._reactor.unregister(self._ring.fd)
