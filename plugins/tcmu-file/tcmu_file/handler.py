@@ -56,9 +56,9 @@ class FileHandler:
         try:
             self._size_up(device)
             self._stable = posix.Stable(opened.fd, opened.path, device.log)
+            self._watch = posix.Watch(opened.fd, opened.path, device.log)
             self._engine = posix.engine(None if opened.in_memory else device.reactor, device.offload, device.log)
             self._file = posix.AsyncFile(self._engine, device.offload, self._stable, opened.alignment)
-            self._watch = posix.Watch(opened.fd, opened.path, device.log)
         except BaseException:
             os.close(opened.fd)
             raise

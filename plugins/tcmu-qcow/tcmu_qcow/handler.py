@@ -196,6 +196,7 @@ class Handler:
         found = image.extents(offset, length) if isinstance(image, RawImage) else chain_extents(image, offset, length)
         for start, n, mapped in found:
             yield Extent(start, n, mapped)
+            self._engine.drain()
 
 
 def _open(config: Config, wanted: int | None, device: Device) -> Image:
