@@ -83,7 +83,7 @@ class AsyncFile:
 
     def flush(self) -> Future[None]:
         """Return a Future that ends when all writes that were begun before are on stable storage."""
-        future = Completion()
+        future = self._engine.completion()
         with self._lock:
             self._waiting.append((self._epoch, future))
             self._epoch += 1
@@ -134,7 +134,7 @@ class AsyncFile:
         self, mode: int, otherwise: Callable[[int, int, int, Alignment], None], offset: int, length: int
     ) -> Future[None]:
         """Try the one call that does it; where the file system has it not, do it on a thread by whatever it has."""
-        outer = Completion()
+        outer = self._engine.completion()
 
         def end(error: BaseException | None) -> None:
             if error is None:

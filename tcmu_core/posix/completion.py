@@ -21,7 +21,9 @@ class Completion(Future[None]):
     and each step is one that the interpreter does whole: what could happen in between is looked for afterwards.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, drive: Callable[[Completion], object] | None = None) -> None:
+        """`drive(self)` brings on the end, for one who waits for it on the very thread that would bring it."""
+        self._drive = drive
         self._state = _RUNNING
         self._result: None = None
         self._exception: BaseException | None = None
@@ -59,7 +61,15 @@ class Completion(Future[None]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what it failed with; wait for its end before."""
+        if self._state is not _FINISHED and self._drive is not None:
+            self._drive(self)
         return self._exception if self._state is _FINISHED else super().exception(timeout)
+
+    def result(self, timeout: float | None = None) -> None:
+        """Return when it has ended; raise what it failed with."""
+        error = self.exception(timeout)
+        if error is not None:
+            raise error
 
     def _end(self) -> None:
         self._state = _FINISHED

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
 import weakref
 from array import array
 from collections import deque
@@ -23,6 +25,7 @@ from tcmu_core.posix.syscalls import address
 from tcmu_core.posix.transfer import BUFFERED, IOV_MAX, Alignment, aligned, read_full, write_full
 from tcmu_core.posix.uring import FSYNC_DATASYNC, Op, Ring
 
+PAUSE = 0.0005  # seconds between two looks at what is on a thread
 ENTRIES = 128  # of the submission queue: what is sent at once; twice as many can be in flight
 Submit = Callable[..., "Future[Any]"]  # submit(fn, *args): run it on a thread
 
@@ -73,6 +76,9 @@ class Engine(Protocol):
 
     def cancel(self, future: Future[None]) -> None:
         """Ask for an operation to end early. Its Future ends when it has: with ECANCELED, or as it would have."""
+
+    def completion(self) -> Completion:
+        """Return a Future that depends on operations of this engine, and is ended where those may be started."""
 
     def home(self, fn: Callable[[], object]) -> None:
         """Call `fn()` where operations may be started; safe from any thread."""
@@ -129,6 +135,10 @@ class ThreadEngine:
         """See `Engine.cancel`: a call that has begun can't be ended, one that has not is never made."""
         future.cancel()
 
+    def completion(self) -> Completion:
+        """See `Engine.completion`."""
+        return Completion()
+
     def home(self, fn: Callable[[], object]) -> None:
         """See `Engine.home`: that is anywhere."""
         fn()
@@ -147,8 +157,8 @@ class _Operation:
         "alignment", "bounce", "buffers", "bytes", "fd", "flags", "future", "left", "length", "offset", "op", "vector",
     )  # fmt: skip
 
-    def __init__(self, op: Op, fd: int, offset: int, length: int, flags: int) -> None:
-        self.future = Completion()
+    def __init__(self, future: Completion, op: Op, fd: int, offset: int, length: int, flags: int) -> None:
+        self.future = future
         self.op = op
         self.fd = fd
         self.offset = offset
@@ -171,6 +181,8 @@ class RingEngine:
         self._ring = Ring(entries)
         self._flying: dict[int, _Operation] = {}
         self._waiting: deque[_Operation] = deque()  # for room in the rings
+        self._homeward: deque[Callable[[], object]] = deque()
+        self._thread = threading.get_ident()
         self._next = 1
         self._scheduled = False
         self._forked = False
@@ -190,7 +202,7 @@ class RingEngine:
         """See `Engine.read`."""
         if self._forked:
             return self._threads.read(fd, offset, buffers, alignment)
-        operation = _Operation(Op.READ, fd, offset, 0, 0)
+        operation = _Operation(self.completion(), Op.READ, fd, offset, 0, 0)
         operation.left = buffers
         operation.bytes = total(buffers)
         if alignment is not BUFFERED and not alignment.fits(buffers):
@@ -206,7 +218,7 @@ class RingEngine:
         """See `Engine.write`."""
         if self._forked:
             return self._threads.write(fd, offset, buffers, alignment)
-        operation = _Operation(Op.WRITE, fd, offset, 0, 0)
+        operation = _Operation(self.completion(), Op.WRITE, fd, offset, 0, 0)
         operation.left = buffers
         operation.bytes = total(buffers)
         if any(buffer.readonly for buffer in buffers) or (alignment is not BUFFERED and not alignment.fits(buffers)):
@@ -220,18 +232,18 @@ class RingEngine:
         """See `Engine.sync`."""
         if self._forked:
             return self._threads.sync(fd)
-        return self._start(_Operation(Op.FSYNC, fd, 0, 0, FSYNC_DATASYNC))
+        return self._start(_Operation(self.completion(), Op.FSYNC, fd, 0, 0, FSYNC_DATASYNC))
 
     def allocate(self, fd: int, mode: int, offset: int, length: int) -> Future[None]:
         """See `Engine.allocate`."""
         if self._forked:
             return self._threads.allocate(fd, mode, offset, length)
-        return self._start(_Operation(Op.FALLOCATE, fd, offset, mode, length))
+        return self._start(_Operation(self.completion(), Op.FALLOCATE, fd, offset, mode, length))
 
     def advise(self, fd: int, offset: int, length: int) -> None:
         """See `Engine.advise`."""
         if not self._forked:
-            self._start(_Operation(Op.FADVISE, fd, offset, length, os.POSIX_FADV_WILLNEED))
+            self._start(_Operation(self.completion(), Op.FADVISE, fd, offset, length, os.POSIX_FADV_WILLNEED))
 
     def cancel(self, future: Future[None]) -> None:
         """See `Engine.cancel`."""
@@ -242,12 +254,33 @@ class RingEngine:
                 return
         for number, operation in self._flying.items():
             if operation.future is future:
-                self._start(_Operation(Op.ASYNC_CANCEL, -1, 0, 0, 0), target=number)
+                self._start(_Operation(self.completion(), Op.ASYNC_CANCEL, -1, 0, 0, 0), target=number)
                 return
+
+    def completion(self) -> Completion:
+        """See `Engine.completion`."""
+        return Completion(self._drive)
 
     def home(self, fn: Callable[[], object]) -> None:
         """See `Engine.home`."""
-        self._reactor.post(fn)
+        self._homeward.append(fn)
+        self._reactor.post(self._come_home)
+
+    def _come_home(self) -> None:
+        while self._homeward:
+            self._homeward.popleft()()
+
+    def _drive(self, completion: Completion) -> None:
+        """Bring on the end of `completion` for one who waits for it here, where the loop would have brought it."""
+        if threading.get_ident() != self._thread:
+            return
+        while not completion.done() and self._ring.fd >= 0 and not self._forked:
+            self._come_home()
+            if self._flying or self._waiting:
+                self._ring.submit(1)
+                self._work_off()
+            elif not completion.done():
+                time.sleep(PAUSE)  # it is on a thread
 
     # -- submission -------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from tcmu_core.loop import Loop
-from tcmu_core.posix import PAGE, Alignment, AsyncFile, Stable, direct_alignment, engine, read_to, uring, write_full
+from tcmu_core.posix import (
+    PAGE,
+    Alignment,
+    AsyncFile,
+    Completion,
+    Stable,
+    direct_alignment,
+    engine,
+    read_to,
+    uring,
+    write_full,
+)
 from tcmu_core.posix.engines import RingEngine, ThreadEngine
 
 DATA = bytes(range(1, 251)) * 400  # 100,000 bytes
@@ -275,6 +286,28 @@ def test_one_that_waits_for_room_is_cancelled_at_once(ring, fd):
         small.close()
 
 
+def test_who_waits_on_the_loops_own_thread_sees_the_end(bench, fd, monkeypatch):
+    """The loop has stopped, and the disk is flushed a last time."""
+    write_full(fd, 0, [DATA])
+    buffers = room(100)
+    assert bench.engine.read(fd, 0, buffers).result(LONG) is None
+    assert buffers[0] == DATA[:100]
+    file = AsyncFile(bench.engine, bench.pool.submit, Stable(fd, "/disk"))
+    writes = [file.write(at, room(10)) for at in range(0, 1000, 10)]
+    assert file.flush().result(LONG) is None
+    assert all(future.done() for future in writes)
+    assert bench.engine.read(-1, 0, room(10)).exception(LONG).errno == errno.EBADF
+
+    def unsupported(*arguments):
+        future = Future()
+        future.set_exception(OSError(errno.EOPNOTSUPP, "Operation not supported"))
+        return future
+
+    monkeypatch.setattr(bench.engine, "allocate", unsupported)
+    assert file.discard(0, 50_000).result(LONG) is None
+    assert read_to(fd, 0, 50_000) == bytes(50_000)
+
+
 def test_close_waits_for_what_is_in_flight(ring, fd):
     write_full(fd, 0, [DATA])
     other = ring.make()
@@ -423,6 +456,9 @@ class ByHand:
 
     def sync(self, fd):
         return self._begin("sync")
+
+    def completion(self):
+        return Completion()
 
     def home(self, fn):
         fn()
