@@ -40,6 +40,14 @@ class Completion(Future[None]):
         """Return False: it is under way."""
         return False
 
+    def cancelled(self) -> bool:
+        """Return False."""
+        return False
+
+    def running(self) -> bool:
+        """Return whether it has not ended."""
+        return self._state is _RUNNING
+
     def done(self) -> bool:
         """Return whether it has ended."""
         return self._state is _FINISHED

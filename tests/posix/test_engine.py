@@ -99,7 +99,7 @@ def room(*sizes):
 
 
 def test_what_is_written_is_read_back(bench, fd):
-    for sizes in ([100_000], [1, 2, 3], [4096] * 3, [7] * 3000):
+    for sizes in ([100_000], [0], [1, 0, 2, 3], [4096] * 3, [7] * 3000):
         buffers = room(*sizes)
         for number, buffer in enumerate(buffers):
             buffer[:] = bytes([number % 251]) * len(buffer)
