@@ -40,6 +40,7 @@ from tcmu_core.errors import (
     WriteError,
     WriteProtected,
 )
+from tcmu_core.filters.base import Filter, after
 from tcmu_core.hookspecs import hookimpl
 from tcmu_core.options import Body, Option, Options, path
 from tcmu_core.scsi.command import Command, Nexus, Status
@@ -62,6 +63,7 @@ __all__ = [
     "DataProtect",
     "Device",
     "Extent",
+    "Filter",
     "FormatCorrupted",
     "FormatInProgress",
     "HandlerError",
@@ -93,6 +95,7 @@ __all__ = [
     "UnitAttention",
     "WriteError",
     "WriteProtected",
+    "after",
     "boolean",
     "hookimpl",
     "parse_cfgstring",

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 from tcmu_core.errors import ConfigError
 
@@ -140,11 +141,14 @@ def _seconds(text: str) -> int:
 
 
 RUNNER_PREFIX = "tcmur_"
-RUNNER_OPTIONS: Mapping[str, Callable[[str], Any]] = {"tcmur_cmd_time_out": _seconds}
+FILTER_OPTION = "tcmur_filter"
+RUNNER_OPTIONS: Mapping[str, Callable[[str], Any]] = {"tcmur_cmd_time_out": _seconds, FILTER_OPTION: str}
 
 
 def split_runner_options(text: str) -> tuple[dict[str, Any], str]:
     """Take the leading `;tcmur_option=value;` parts, which are the runner's, off a cfgstring.
+
+    `tcmur_filter` may be there more than once; its value is a tuple of the filters' texts.
 
     A handler whose body may be empty has its own options there: `;size=64M` is not touched.
 
@@ -152,13 +156,24 @@ def split_runner_options(text: str) -> tuple[dict[str, Any], str]:
         ConfigError: an option of the runner is unknown, has a bad value, is given twice, or does not end.
     """
     parts: list[str] = []
+    filters: tuple[str, ...] = ()
     rest = text
-    while rest.startswith(f";{RUNNER_PREFIX}") or _misspelt(rest):
-        head, sep, rest = rest[1:].partition(";")
+    while rest.startswith(f";{RUNNER_PREFIX}") or _misspelt(rest) or (rest != text and rest.startswith(RUNNER_PREFIX)):
+        head, sep, rest = rest.removeprefix(";").partition(";")
         if not sep:
             raise ConfigError(f"the runner option {head!r} must end with ';'")
-        parts.append(head)
-    return parse_cfgstring("".join(f";{part}" for part in parts), RUNNER_OPTIONS).options, rest
+        name, _, value = head.partition("=")
+        if name == FILTER_OPTION:
+            filters += (_filter(value),)
+        else:
+            parts.append(head)
+    options = parse_cfgstring("".join(f";{part}" for part in parts), RUNNER_OPTIONS).options
+    return {**options, FILTER_OPTION: filters} if filters else options, rest
+
+
+def _filter(text: str) -> str:
+    """Return the filter that `name&option=value` names, as `name;option=value`; %XX stands for any character."""
+    return ";".join(unquote(part) for part in text.split("&"))
 
 
 def _misspelt(text: str) -> bool:

@@ -1,20 +1,27 @@
-"""A channel between two of the runner's processes: JSON objects as packets of a Unix socket, with descriptors."""
+"""A channel between two processes: messages as packets of a Unix socket, with descriptors; and where to find one."""
 
 from __future__ import annotations
 
 import array
-import json
+import contextlib
+import logging
 import os
 import socket
+import stat
+import struct
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
+from tcmu_core.codec import CodecError, Message, decode, encode
 from tcmu_core.loop import READ, WRITE, Loop
 
-Message = dict[str, Any]
+log = logging.getLogger("tcmu.channel")
+
 LARGEST = 1 << 17
 MAX_FDS = 4
+BACKLOG = 8
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
 _INT = array.array("i").itemsize
 
 
@@ -27,11 +34,15 @@ def send(sock: socket.socket, message: Message, fds: Iterable[int] = ()) -> None
     """Send one message; blocks where the socket does."""
     rights = array.array("i", fds)
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if rights else []
-    sock.sendmsg([json.dumps(message, separators=(",", ":")).encode()], ancillary)
+    sock.sendmsg([encode(message)], ancillary)
 
 
 def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
-    """Return one message and the descriptors that came with it; None when the other end is closed."""
+    """Return one message and the descriptors that came with it; None when the other end is closed.
+
+    Raises:
+        CodecError: what came is no message; its descriptors are closed.
+    """
     try:
         data, ancillary, _, _ = sock.recvmsg(LARGEST, socket.CMSG_LEN(MAX_FDS * _INT), socket.MSG_CMSG_CLOEXEC)
     except ConnectionError:
@@ -41,10 +52,13 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(rights[: len(rights) - len(rights) % _INT])
     if not data:
-        for fd in fds:
-            os.close(fd)
+        _close_all(fds)
         return None
-    return json.loads(data), list(fds)
+    try:
+        return decode(data), list(fds)
+    except CodecError:
+        _close_all(fds)
+        raise
 
 
 class Channel:
@@ -57,10 +71,12 @@ class Channel:
     def __init__(
         self,
         loop: Loop,
-        sock: socket.socket,
+        sock: socket.socket | int,
         on_message: Callable[[Message, list[int]], object],
         on_close: Callable[[], object],
     ) -> None:
+        if isinstance(sock, int):
+            sock = socket.socket(fileno=sock)
         sock.setblocking(False)
         self._loop = loop
         self._sock = sock
@@ -129,6 +145,9 @@ class Channel:
                 got = receive(self._sock)
             except BlockingIOError:
                 return
+            except CodecError as error:
+                log.error("%s", error)  # of another version, say: what follows may be understood
+                continue
             if got is None:
                 self.close()
                 self._on_close()
@@ -136,6 +155,96 @@ class Channel:
             self._on_message(*got)
 
 
-def _close_all(fds: list[int]) -> None:
+class Rendezvous:
+    """A socket at `path`, where processes of the same user, and root's, find this one.
+
+    `on_channel(sock)` is called on the loop for each that has come.
+    """
+
+    def __init__(self, loop: Loop, path: Path, on_channel: Callable[[socket.socket], object]) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path = path
+        self._loop = loop
+        self._on_channel = on_channel
+        self._sock = _unix_socket()
+        try:
+            with _short(path) as name:
+                path.unlink(missing_ok=True)  # of an earlier process
+                self._sock.bind(name)
+            path.chmod(stat.S_IRUSR | stat.S_IWUSR)
+            self._sock.listen(BACKLOG)
+        except BaseException:
+            self._sock.close()
+            raise
+        self._identity = path.stat().st_ino
+        self._sock.setblocking(False)
+        loop.register(self._sock.fileno(), READ, self._accept)
+
+    def _accept(self, _events: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            sock, _ = self._sock.accept()
+            if _credentials(sock)[1] not in (0, os.geteuid()):
+                sock.close()
+                return
+            self._on_channel(sock)
+
+    def close(self) -> None:
+        """Close the socket and take it out of the directory, unless another process has put its own there."""
+        self._loop.unregister(self._sock.fileno())
+        self._sock.close()
+        with contextlib.suppress(FileNotFoundError):
+            if self.path.stat().st_ino == self._identity:
+                self.path.unlink()
+
+
+def connect(path: Path) -> tuple[socket.socket, int]:
+    """Return a socket to the process that is to be found at `path`, and that process's id.
+
+    Raises:
+        ConnectionRefusedError: the process has gone without a word; OSError: it can't be reached.
+    """
+    sock = _unix_socket()
+    try:
+        with _short(path) as name:
+            sock.connect(name)
+        return sock, _credentials(sock)[0]
+    except BaseException:
+        sock.close()
+        raise
+
+
+def ask(path: Path, message: Message, seconds: float) -> Message:
+    """Send one message to the process at `path` and return its answer; raises `OSError`, `CodecError`."""
+    sock, _ = connect(path)
+    with sock:
+        sock.settimeout(seconds)
+        send(sock, message)
+        got = receive(sock)
+    if got is None:
+        raise ConnectionResetError(f"{path} did not answer")
+    return got[0]
+
+
+def _unix_socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+
+
+def _credentials(sock: socket.socket) -> tuple[int, int, int]:
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, gid = _CREDENTIALS.unpack(raw)
+    return pid, uid, gid
+
+
+@contextlib.contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """Give a name for `path` that fits into a socket address (108 bytes, unix(7)), however long the path is."""
+    fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{path.name}"
+    finally:
+        os.close(fd)
+
+
+def _close_all(fds: Iterable[int]) -> None:
     for fd in fds:
         os.close(fd)

@@ -32,16 +32,25 @@ MOST_MISSES = 6  # counted up to here, so at least every 64th short sleep is pre
 class Timer:
     """A call that is due at `when` (monotonic seconds); `cancel()` forgets it."""
 
-    __slots__ = ("args", "fn", "when")
+    __slots__ = ("_cancelled", "args", "fn", "when")
 
-    def __init__(self, when: float, fn: Callable[..., object] | None, args: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        when: float,
+        fn: Callable[..., object] | None,
+        args: tuple[Any, ...],
+        cancelled: Callable[[], object] = lambda: None,
+    ) -> None:
         self.when = when
         self.fn = fn
         self.args = args
+        self._cancelled = cancelled
 
     def cancel(self) -> None:
-        """Forget the call; harmless when it was made already."""
-        self.fn = None
+        """Forget the call and all that it holds; harmless when it was made already."""
+        if self.fn is not None:
+            self.fn, self.args = None, ()
+            self._cancelled()
 
 
 def spin_time() -> float:
@@ -79,10 +88,12 @@ class Loop:
 
     def __init__(self, spin: float = 0.0) -> None:
         self.spin = spin  # callbacks may change it
+        self.clock = time.monotonic  # seconds, by which timers are due
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], object]] = {}
         self._posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
+        self._cancelled = 0  # timers that are still in the heap, at most
         self._count = itertools.count()
         self._soon: list[Callable[[], object]] = []
         self._elsewhere: list[Callable[[], int]] = []
@@ -120,9 +131,17 @@ class Loop:
 
     def call_later(self, delay: float, fn: Callable[..., object], *args: Any) -> Timer:
         """Call `fn(*args)` after `delay` seconds; on the loop's thread only."""
-        timer = Timer(time.monotonic() + delay, fn, args)
+        timer = Timer(self.clock() + delay, fn, args, self._one_cancelled)
         heapq.heappush(self._timers, (timer.when, next(self._count), timer))
         return timer
+
+    def _one_cancelled(self) -> None:
+        """Sweep when more timers were cancelled than are left: most are, long before they would be due."""
+        self._cancelled += 1
+        if self._cancelled * 2 > len(self._timers):
+            self._timers = [entry for entry in self._timers if entry[2].fn is not None]
+            heapq.heapify(self._timers)
+            self._cancelled = 0
 
     def on_signal(self, number: int, fn: Callable[[], object]) -> None:
         """Call `fn()` on the loop when the process gets signal `number`; main thread only."""
@@ -255,7 +274,8 @@ class Loop:
             timer = heapq.heappop(self._timers)[2]
             fn, timer.fn = timer.fn, None
             if fn is not None:
-                self._call(fn, timer.args)
+                args, timer.args = timer.args, ()
+                self._call(fn, args)
 
     def _call(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
         try:

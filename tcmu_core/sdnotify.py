@@ -40,14 +40,9 @@ def reloading() -> bool:
     return notify("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
 
-def stopping(status: str = "") -> bool:
+def stopping() -> bool:
     """Say that the service is going down on purpose."""
-    return notify("STOPPING=1", *_status(status))
-
-
-def extend_timeout(seconds: float) -> bool:
-    """Ask for more time to start or stop, counted from now."""
-    return notify(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
+    return notify("STOPPING=1")
 
 
 def _status(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""State that outlives the process: a device's persistent reservations (APTPL) in a file."""
+"""State that outlives the process: where it lies, and a device's persistent reservations (APTPL) in a file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -59,6 +60,28 @@ def default_directory() -> Path:
     home = os.environ.get("XDG_STATE_HOME", "")
     base = Path(home) if home.startswith("/") else Path.home() / ".local" / "state"
     return base / "tcmu"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the daemon keeps things: its lock, the sockets of its hosts, what survives a restart, and its log."""
+
+    lock: Path
+    hosts: Path
+    state: Path
+    logs: Path
+
+    @classmethod
+    def of(cls, directory: Path | None = None) -> Places:
+        """Return the places of a person's own directory; without one, those of the system, or of an ordinary user."""
+        if directory is not None:
+            return cls(directory / "tcmu.lock", directory / "hosts", directory, directory)
+        state = default_directory()
+        if os.geteuid() == 0:
+            return cls(Path("/run/tcmu.lock"), Path("/run/tcmu"), state, Path("/var/log"))
+        runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+        base = Path(runtime) / "tcmu" if runtime.startswith("/") else state
+        return cls(base / "tcmu.lock", base / "hosts", state, state)
 
 
 def aptpl_file(directory: Path, name: str, *identity: str) -> AptplFile:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import comparison, portal, report
+from benchmarks import comparison, filters, portal, report
 from benchmarks.comparison import Comparison
 from benchmarks.results import Result, Run, Series
 
@@ -80,3 +80,12 @@ def test_both_servers_are_measured_and_gone_afterwards(tmp_path: Path, capsys: p
     assert all(each["rate"][0] > 0 for each in measured["servers"].values())
     assert "tcmu ÷ tgt" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == [figures]
+
+
+def test_filters_are_measured_beside_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = tmp_path / "figures.json"
+    assert filters.main(["--rounds", "1", "--seconds", "0", "--json", str(figures)]) == 0
+    measured = json.loads(figures.read_text())
+    assert measured.keys() == filters.STACKS.keys()
+    assert all(each[0] > 0 for each in measured.values())
+    assert "| three counting | " in capsys.readouterr().out

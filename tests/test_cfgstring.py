@@ -160,6 +160,15 @@ RUNNER = {
     ";size=64M": ({}, ";size=64M"),
     ";tcmur_cmd_time_out=30;;size=64M": ({"tcmur_cmd_time_out": 30}, ";size=64M"),
     ";tcmur_cmd_time_out=30;": ({"tcmur_cmd_time_out": 30}, ""),
+    ";tcmur_filter=stats;/disk": ({"tcmur_filter": ("stats",)}, "/disk"),
+    ";tcmur_filter=delay&read=5ms&seed=1;;tcmur_filter=log;;size=64M": (
+        {"tcmur_filter": ("delay;read=5ms;seed=1", "log")},
+        ";size=64M",
+    ),
+    ";tcmur_filter=fault&rule=read%20-%3E%20busy;tcmur_cmd_time_out=9;tcmur_filter=log;/disk;a=b": (
+        {"tcmur_filter": ("fault;rule=read -> busy", "log"), "tcmur_cmd_time_out": 9},
+        "/disk;a=b",
+    ),
 }
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tcmu_core.channel import Channel, pair, receive, send
+from tcmu_core.channel import Channel, Rendezvous, ask, connect, pair, receive, send
+from tcmu_core.codec import Message
+from tcmu_core.host.messages import Exited, Failed, Ping, Pong
 from tcmu_core.loop import Loop
 
 
@@ -23,11 +28,11 @@ def test_a_message_comes_whole_with_its_descriptors() -> None:
     one, other = pair()
     read, write = os.pipe()
     with one, other:
-        send(one, {"spawn": 1, "text": "ä" * 1000}, [write])
+        send(one, Failed(1, "ä" * 1000), [write])
         got = receive(other)
         assert got is not None
         message, (fd,) = got
-        assert message == {"spawn": 1, "text": "ä" * 1000}
+        assert message == Failed(1, "ä" * 1000)
         os.write(fd, b"x")
         assert os.read(read, 1) == b"x"
         for number in (fd, read, write):
@@ -45,10 +50,10 @@ def test_messages_stay_apart_and_the_end_is_told_once(loop: Loop) -> None:
 
     Channel(loop, other, lambda message, _fds: got.append(message), ended)
     for number in range(3):
-        send(one, {"n": number})
+        send(one, Pong(number))
     one.close()
     loop.run()
-    assert got == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert got == [Pong(0), Pong(1), Pong(2)]
     assert closed == [True]
 
 
@@ -57,11 +62,11 @@ def test_what_does_not_fit_is_sent_later_in_order_and_nothing_blocks(loop: Loop)
     channel = Channel(loop, one, lambda _message, _fds: None, lambda: None)
     text = "x" * 10000
     for number in range(100):
-        channel.send({"n": number, "text": text})
+        channel.send(Failed(number, text))
     got: list[int] = []
 
     def read(message: Any, _fds: list[int]) -> None:
-        got.append(message["n"])
+        got.append(message.errno)
         if len(got) == 100:
             loop.stop()
 
@@ -76,7 +81,68 @@ def test_a_message_to_nobody_is_dropped(loop: Loop) -> None:
     one, other = pair()
     channel = Channel(loop, one, lambda _message, _fds: None, lambda: None)
     other.close()
-    channel.send({"n": 1})
+    channel.send(Ping())
     channel.close()
-    channel.send({"n": 2})
+    channel.send(Ping())
     assert channel.closed
+
+
+def test_what_is_no_message_is_passed_over_and_its_descriptors_are_closed(
+    loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = pair()
+    got: list[Any] = []
+
+    def read(message: Message, _fds: list[int]) -> None:
+        got.append(message)
+        loop.stop()
+
+    reader = Channel(loop, other, read, lambda: None)
+    before = len(os.listdir("/proc/self/fd"))
+    socket.send_fds(one, [b"{}"], [one.fileno()])
+    send(one, Ping())
+    loop.run()
+    assert got == [Ping()]
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert "no message of ours" in caplog.text
+    reader.close()
+    one.close()
+
+
+def test_a_process_is_found_at_its_rendezvous_however_long_the_path_is(loop: Loop, tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 100) / ("y" * 100) / "host.sock"
+    channels: list[Channel] = []
+
+    def welcome(sock: socket.socket) -> None:
+        def answer(_message: Message, _fds: list[int]) -> None:
+            channels[-1].send(Exited(7, 0))
+            loop.post(loop.stop)
+
+        channels.append(Channel(loop, sock, answer, lambda: None))
+
+    meeting = Rendezvous(loop, path, welcome)
+    assert path.stat().st_mode & 0o777 == 0o600
+    answers: list[Message] = []
+    asking = threading.Thread(target=lambda: answers.append(ask(path, Ping(), 30.0)))
+    asking.start()
+    loop.run()
+    asking.join()
+    assert answers == [Exited(7, 0)]
+    sock, pid = connect(path)
+    sock.close()
+    assert pid == os.getpid()
+    meeting.close()
+    for channel in channels:
+        channel.close()
+    assert not path.exists()
+
+
+def test_a_rendezvous_leaves_that_of_the_next_process_alone(loop: Loop, tmp_path: Path) -> None:
+    path = tmp_path / "host.sock"
+    first = Rendezvous(loop, path, lambda sock: sock.close())
+    second = Rendezvous(loop, path, lambda sock: sock.close())
+    first.close()
+    assert path.exists()
+    second.close()
+    with pytest.raises(FileNotFoundError):
+        connect(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -111,3 +112,48 @@ def test_several_commands_at_a_time_are_let_gather() -> None:
     for _ in range(100):
         pace.after(1)
     assert [pace.after(2), *(pace.after(1) for _ in range(31))] == [0.0] * 32
+
+
+def test_a_timer_that_was_cancelled_holds_nothing(loop: Loop) -> None:
+    class Session:
+        pass
+
+    session = Session()
+    gone = weakref.ref(session)
+    timer = loop.call_later(PATIENCE, print, session)
+    timer.cancel()
+    del session
+    assert gone() is None
+
+
+def test_a_timer_that_was_due_holds_nothing(loop: Loop) -> None:
+    class Session:
+        pass
+
+    session = Session()
+    gone = weakref.ref(session)
+    timer = loop.call_later(0, lambda _session: loop.stop(), session)
+    del session
+    loop.run()
+    assert gone() is None
+    timer.cancel()
+
+
+def test_cancelled_timers_do_not_pile_up(loop: Loop) -> None:
+    kept = [loop.call_later(PATIENCE, print, n) for n in range(10)]
+    for n in range(10000):
+        loop.call_later(PATIENCE, print, n).cancel()
+    assert len(loop._timers) < 50
+    for timer in kept:
+        timer.cancel()
+
+
+def test_timers_are_due_in_their_order_after_others_were_swept(loop: Loop) -> None:
+    seen: list[int] = []
+    for n in (3, 1, 2):
+        loop.call_later(n / 1000, seen.append, n)
+    for _ in range(100):
+        loop.call_later(0.0005, seen.append, 0).cancel()
+    loop.call_later(0.01, loop.stop)
+    loop.run()
+    assert seen == [1, 2, 3]

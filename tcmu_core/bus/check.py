@@ -8,8 +8,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from tcmu_core.cfgstring import configfs_problem, split_runner_options
+from tcmu_core.cfgstring import FILTER_OPTION, configfs_problem, split_runner_options
 from tcmu_core.errors import ConfigError
+from tcmu_core.filters.registry import check_texts
 from tcmu_core.handlers.registry import Handler
 
 log = logging.getLogger("tcmu.bus")
@@ -65,7 +66,9 @@ class Checker:
         name = self.handler.name
         try:
             cfgstring = split_config(name, config)
-            _, body = split_runner_options(cfgstring)
+            options, body = split_runner_options(cfgstring)
+            if trusted and FILTER_OPTION in options:
+                check_texts(options[FILTER_OPTION])
         except ConfigError as error:
             return False, str(error)
         if not trusted:

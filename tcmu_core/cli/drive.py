@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tcmu_core.channel import Message
-from tcmu_core.cli import control
-from tcmu_core.cli.control import ControlError, ControlSocket, NoSuchDrive
 from tcmu_core.cli.handlers import absolute, kernel_config
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.disk.device import Change
-from tcmu_core.errors import ConfigError, TcmuError
+from tcmu_core.errors import ConfigError
+from tcmu_core.host import control
+from tcmu_core.host.control import ControlError
 from tcmu_core.kernel import configfs
 from tcmu_core.kernel.configfs import Backstore, ConfigfsError
-from tcmu_core.loop import Loop
 from tcmu_core.state import default_directory
 
-if TYPE_CHECKING:
-    from tcmu_core.scsi.engine import Engine
-
 EJECT_DESCRIPTION = """\
-Take the disc out of a drive that `tcmu serve` serves, or of one of the kernel's
-devices, behind which tcmu-runner is.
+Take the disc out of a drive that `tcmu serve` or tcmu-runner serves, to clients
+of the portal or as a device of the kernel.
 
   tcmu serve fbo ro//srv/one.iso --name cd &
   tcmu eject cd
@@ -44,13 +37,13 @@ CFGSTRING is the handler's own: `tcmu handlers` tells what it takes.
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="the drive's name, as `tcmu serve --name` or targetcli gave it")
+    parser.add_argument("name", metavar="NAME", help="its name, as `tcmu serve --name`, tcmu.conf or targetcli gave it")
     parser.add_argument(
         "--state-dir",
         metavar="DIR",
         type=Path,
         default=default_directory(),
-        help="where `tcmu serve` keeps its state (%(default)s)",
+        help="where its process keeps its state (%(default)s)",
     )
 
 
@@ -82,21 +75,19 @@ def insert_run(args: argparse.Namespace) -> int:
 
 
 def change(directory: Path, name: str, cfgstring: str) -> None:
-    """Give the drive called `name` another disc, or none for an empty cfgstring; raises what its process says."""
-    try:
-        path = control.find(directory, name)
-    except NoSuchDrive:
-        store = _kernel_device(name)
-        if store is None:
-            raise
-        _change_kernel_device(store, cfgstring)
+    """Give the drive called `name` another disc, or none for an empty cfgstring; raises what its host says."""
+    drives = [(path, disk) for path, disk in control.disks(directory) if disk.removable]
+    found = control.the_one(name, drives)
+    if found is not None:
+        path, disk = found
+        control.change(path, disk, Change(cfgstring=absolute(disk.handler, cfgstring)))
         return
-    handler = control.ask(path, {"op": "who"})["handler"]
-    answer = control.ask(path, {"op": "change", "cfgstring": absolute(handler, cfgstring)})
-    if answer["kind"] == "config":
-        raise ConfigError(answer["error"])
-    if answer["error"]:
-        raise ControlError(f"{name}: {answer['error']}")
+    store = _kernel_device(name)
+    if store is None:
+        names = ", ".join(sorted({disk.name for _, disk in drives}))
+        hint = f"served here: {names}" if names else f"no process of yours has a drive (looked in {directory})"
+        raise ControlError(f"there is no drive {name!r}: {hint}")
+    _change_kernel_device(store, cfgstring)
 
 
 def _kernel_device(name: str) -> Backstore | None:
@@ -118,40 +109,3 @@ def _change_kernel_device(store: Backstore, cfgstring: str) -> None:
         if error.errno != errno.EBUSY:
             raise
         raise ControlError(f"{store.name}: an initiator holds the disc; it has been asked to eject it") from error
-
-
-class DriveControl:
-    """Answers `tcmu eject` and `tcmu insert` for the unit of this process, if its medium can be removed."""
-
-    def __init__(self, loop: Loop, directory: Path, unit: Engine) -> None:
-        self._unit = unit
-        self._socket: ControlSocket | None = None
-        if unit.device.removable:
-            try:
-                self._socket = ControlSocket(loop, directory, self.answer)
-            except OSError as error:
-                unit.device.log.warning("`tcmu eject` and `tcmu insert` can't reach this process: %s", error)
-
-    def answer(self, message: Message) -> Message:
-        """Answer one message."""
-        device = self._unit.device
-        if message.get("op") == "who":
-            return {"name": device.name, "handler": device.handler}
-        try:
-            if message.get("op") != "change":
-                raise ConfigError("this process knows `who` and `change` only: is it of another version?")
-            self._change(str(message["cfgstring"]))
-        except Exception as error:
-            if not isinstance(error, TcmuError | OSError | NotImplementedError):
-                device.log.exception("changing the medium failed")
-            return {"error": str(error) or repr(error), "kind": "config" if isinstance(error, ConfigError) else "other"}
-        return {"error": "", "kind": ""}
-
-    def _change(self, cfgstring: str) -> None:
-        self._unit.change(Change(cfgstring=cfgstring))
-
-    def close(self) -> None:
-        """Take the socket away."""
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.close()

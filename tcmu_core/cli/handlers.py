@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tcmu_core.cfgstring import configfs_problem, split_runner_options
+from tcmu_core.cfgstring import FILTER_OPTION, configfs_problem, split_runner_options
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.errors import ConfigError, HandlerError
+from tcmu_core.filters.registry import check_texts
 from tcmu_core.handlers import Handler, Registry
 from tcmu_core.options import Options, shown
 
@@ -178,8 +179,9 @@ def check_run(args: argparse.Namespace) -> int:
 
 
 def check(handler: Handler, cfgstring: str) -> None:
-    """Raise `ConfigError` when the runner's options or the handler's own part can't be right."""
-    _options, body = split_runner_options(cfgstring)
+    """Raise `ConfigError` when the runner's options, a filter or the handler's own part can't be right."""
+    options, body = split_runner_options(cfgstring)
+    check_texts(options.get(FILTER_OPTION, ()))
     handler.check_config(body)
 
 

@@ -181,7 +181,8 @@ def targets(root: Path, prefix: Path, executable: str | None) -> Iterator[Target
     for artifact in ARTIFACTS:
         content = (data / artifact.source).read_bytes()
         if artifact.owned:
-            content = content.replace(f"={PACKAGED_EXEC}\n".encode(), f"={start}\n".encode())
+            for end in "\n ":
+                content = content.replace(f"={PACKAGED_EXEC}{end}".encode(), f"={start}{end}".encode())
         path = root / artifact.target.format(prefix=prefix).lstrip("/")
         yield Target(path, content, artifact.owned)
 

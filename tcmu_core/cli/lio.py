@@ -20,13 +20,18 @@ from tcmu_core.cli.arguments import Parser
 from tcmu_core.cli.arguments import size as size_argument
 from tcmu_core.cli.handlers import absolute, kernel_config
 from tcmu_core.cli.output import Exit, Output, human
-from tcmu_core.errors import ConfigError, HandlerError, TcmuError
+from tcmu_core.disk.device import Change
+from tcmu_core.errors import ConfigError, HandlerError, TcmuError, text_of
 from tcmu_core.handlers import Registry
+from tcmu_core.host import control
 from tcmu_core.kernel import uio
+from tcmu_core.state import Places, default_directory
 
-RUNNER_LOCK = Path("/run/tcmu.lock")
 DISK_SECONDS = 20.0  # for a local disk to appear after its export
 PORT = 3260  # RFC 7143 4.1
+# systemd.mount(5): not before, and so at shutdown not after, what restores LIO's configuration; distributions have one
+# of these two. _netdev keeps it out of local-fs.target, which itself comes before them.
+MOUNT_OPTIONS = "_netdev,x-systemd.after=target.service,x-systemd.after=rtslib-fb-targetctl.service"
 _REASONS = {
     errno.ENOENT: "tcmu-runner has no such handler, or the handler found its storage missing",
     errno.EINVAL: "the handler refuses the cfgstring or the size",
@@ -55,9 +60,16 @@ def add_commands(subparsers: Any) -> None:
     delete.add_argument("name", metavar="NAME", help="the device's name, as `tcmu devices` lists it")
     delete.add_argument("--force", action="store_true", help="even if it is exported")
 
-    resize = _command(subparsers, "resize", _resize, "give a kernel device a new size while it is in use")
-    resize.add_argument("name", metavar="NAME", help="the device's name, as `tcmu devices` lists it")
+    resize = _command(subparsers, "resize", _resize, "give a disk a new size while it is in use")
+    resize.add_argument("name", metavar="NAME", help="the disk's name, as `tcmu serve`, tcmu.conf or targetcli gave it")
     resize.add_argument("size", metavar="SIZE", type=size_argument, help="4096, 64M, 1.5G …")
+    resize.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        type=Path,
+        default=default_directory(),
+        help="where its process keeps its state (%(default)s)",
+    )
 
     export = _command(subparsers, "export", _export, "show a kernel device to this host (loopback) or by iSCSI")
     export.add_argument("name", metavar="NAME", help="the device's name, as `tcmu devices` lists it")
@@ -123,6 +135,11 @@ def _delete(args: argparse.Namespace) -> int:
 
 
 def _resize(args: argparse.Namespace) -> int:
+    found = control.the_one(args.name, control.disks(args.state_dir))
+    if found is not None:
+        disk = control.change(*found, Change(size=args.size))
+        Output().line(f"{args.name}: {human(disk.size)}")
+        return Exit.OK
     lio = _rtslib()
     store = _find(lio, args.name)
     with _explained(lio, f"resizing {args.name}"):
@@ -150,6 +167,9 @@ def _export_loopback(lio: Any, store: Any, args: argparse.Namespace, out: Output
     address = (Path(tpg.path) / "address").read_text().strip()
     disk = _wait_for_disk(f"{address}:{lun.lun}")
     out.line(disk or f"{target.wwn} LUN {lun.lun}: no disk appeared within {DISK_SECONDS:g} s (see dmesg)")
+    if disk:
+        out.line("For a file system on it, a line of /etc/fstab that has it unmounted before LIO takes the disk away:")
+        out.line(f"{_lasting_name(disk)} /mnt auto {MOUNT_OPTIONS} 0 0")
 
 
 def _export_iscsi(lio: Any, store: Any, args: argparse.Namespace, out: Output) -> None:
@@ -227,9 +247,22 @@ def _rtslib() -> Any:
         raise TcmuError("kernel devices are root's: run it with sudo")
     try:
         import rtslib_fb
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise TcmuError(f"this needs {error.name}: `pip install 'tcmu-core[kernel]'` brings it") from error
+    except Exception as error:  # it is there, and broken: what it says is what helps
+        raise TcmuError(f"rtslib_fb can't be imported: {text_of(error)}") from error
+    rtslib_fb.RTSRoot._set_dbroot = _leave_dbroot
     return rtslib_fb
+
+
+def _leave_dbroot(root: Any) -> None:
+    """Take the kernel's dbroot as it is.
+
+    Each rtslib would move it to the directory that it was built for, and with it what LIO keeps of reservations and
+    port groups; or complain each time that it can't.
+    """
+    path = Path(root.path) / "dbroot"
+    root._dbroot = path.read_text().strip() if path.exists() else root._default_dbroot
 
 
 def _stores(lio: Any) -> Iterator[Any]:
@@ -265,7 +298,7 @@ def _checked(name: str, cfgstring: str) -> str:
 def _need_runner() -> None:
     """Raise unless a runner holds its lock: without one the kernel would wait, or nobody would serve the device."""
     try:
-        fd = os.open(RUNNER_LOCK, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(Places.of().lock, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         raise TcmuError("tcmu-runner is not running: `systemctl start tcmu-runner`") from None
     try:
@@ -316,6 +349,15 @@ def _portal(text: str) -> tuple[str, int]:
     if port and not port.isdigit():
         raise ConfigError(f"{text!r} is no portal: write HOST, HOST:PORT or [IPV6]:PORT")
     return host, int(port or PORT)
+
+
+def _lasting_name(disk: str) -> str:
+    """Return the name that udev gives a disk after its identity, which is the same at each boot."""
+    try:
+        wwid = Path("/sys/block", Path(disk).name, "device", "wwid").read_text().strip()
+    except OSError:
+        return disk
+    return f"/dev/disk/by-id/wwn-0x{wwid.removeprefix('naa.')}" if wwid.startswith("naa.") else disk
 
 
 def _wait_for_disk(address: str) -> str:

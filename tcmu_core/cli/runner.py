@@ -11,37 +11,33 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import tcmu_core
 from tcmu_core import sdnotify
 from tcmu_core.bus import BusService
+from tcmu_core.config.check import problems
 from tcmu_core.config.configuration import DEFAULT_PATH, Config
 from tcmu_core.config.watcher import Watcher
+from tcmu_core.daemon.supervisor import Supervisor
 from tcmu_core.errors import TcmuError
 from tcmu_core.handlers.registry import Registry
-from tcmu_core.kernel.configfs import load_module
 from tcmu_core.log import Level, Log
 from tcmu_core.loop import Loop
-
-if TYPE_CHECKING:
-    from tcmu_core.daemon.supervisor import Supervisor
+from tcmu_core.state import Places
 
 log = logging.getLogger("tcmu.runner")
 
-LOCK = Path("/run/tcmu.lock")
-LOG_DIR = "/var/log"
 MIN_FILES, MAX_FILES = 65536, 1048576
-_KERNEL_EXTRA = "`pip install 'tcmu-core[kernel]'` brings it"
+JUDGE_SECONDS = 5.0  # for the handlers to look at new settings
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         "tcmu-runner",
-        description="Serve the kernel's TCM-user devices with handlers, and those that targetcli creates.",
+        description="Serve the kernel's TCM-user devices with handlers, and the [targets] of tcmu.conf by iSCSI.",
         epilog="What tcmu.conf says outranks the options. SIGHUP reopens the logs, SIGTERM and SIGINT stop.",
     )
     made.add_argument("-V", "--version", action="version", version=f"tcmu-runner {tcmu_core.__version__}")
@@ -54,12 +50,25 @@ def parser() -> argparse.ArgumentParser:
         help="look for handlers here too: handler_NAME.py files and what `pip install --target` put there",
     )
     made.add_argument(
-        "-l", "--tcmu-log-dir", metavar="DIR", help=f"directory of tcmu-runner.log (TCMU_LOGDIR, {LOG_DIR})"
+        "-l", "--tcmu-log-dir", metavar="DIR", help="directory of tcmu-runner.log (TCMU_LOGDIR, /var/log)"
     )
     made.add_argument(
         "-f", "--nofile", type=_nofile, metavar="N", help=f"limit of open files, {MIN_FILES} to {MAX_FILES}"
     )
-    made.add_argument("--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help=f"default: {DEFAULT_PATH}")
+    made.add_argument("--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_PATH}, if it is there")
+    made.add_argument(
+        "--release",
+        action="store_true",
+        help="serve nothing: have the kernel fail what comes to devices that nobody serves, instead of making it wait "
+        "for the next start (the service does so when it is stopped for good)",
+    )
+    made.add_argument(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help="keep the lock, persistent reservations and all else there (/run and /var/lib/tcmu; who is not root: "
+        "$XDG_RUNTIME_DIR and $XDG_STATE_HOME)",
+    )
     return made
 
 
@@ -76,46 +85,53 @@ class Daemon:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.loop = Loop()
-        self.watcher = Watcher(options.config, self._configure)
+        self.places = Places.of(options.state_dir)
+        self.watcher = Watcher(
+            options.config or DEFAULT_PATH, self._configure, judge=self._judge, must_exist=options.config is not None
+        )
+        self.registry: Registry | None = None
         self.logs = Log(self._level(self.watcher.config), stderr=True)
         self.supervisor: Supervisor | None = None
         self.bus: BusService | None = None
-        self._lock = -1
         self._stopping = False
+        self._shown = ""
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; returns the exit status."""
-        options = self.options
         self._apply(self.watcher.config)
         for warning in self.watcher.config.warnings:
             log.warning("%s", warning)
-        self._take_lock()
+        with held(self.places.lock):
+            return self._run()
+
+    def _run(self) -> int:
+        options = self.options
         _raise_file_limit(options.nofile)
         for path in options.handler_path:
             log.debug("handler path: %s", path)
-        registry = Registry(options.handler_path)
+        registry = self.registry = Registry(options.handler_path)
         good = [handler for handler in registry if not handler.error]
         for handler in registry:
             if handler.error:
                 log.error("handler %r of %s is broken: %s", handler.name, handler.source, handler.error)
         log.debug("%d runner handlers found", len(good))
-        self.supervisor = _supervisor_class()(
-            self.loop, registry, self.logs, self.watcher.config, handler_paths=options.handler_path
-        )
+        self.supervisor = Supervisor(
+            self.loop, registry, self.logs, self.watcher.config,
+            runtime=self.places.hosts, state=self.places.state, handler_paths=options.handler_path,
+        )  # fmt: skip
         self.supervisor.log_directory = self._directory(self.watcher.config)
+        self.supervisor.looked = self._show
         for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.on_signal(number, self._stop)
         self.loop.on_signal(signal.SIGHUP, self._reload)
         try:
-            log.debug("%s", load_module())
-            self.supervisor.start()
-        except BaseException as error:
-            if not isinstance(error, TcmuError) or not self.watcher.config.targets:
-                self.supervisor.stop(self.loop.stop)
-                self.loop.run()
-                raise
-            log.error("kernel devices are not served, the targets of %s are: %s", options.config, error)
+            self._serve_devices(self.supervisor)
+        except BaseException:
+            self.supervisor.stop(self.loop.stop)
+            self.loop.run()
+            raise
         self.supervisor.serve_targets()
+        self.supervisor.begin()
         self.watcher.start(self.loop)
         self.bus = BusService(good, change_medium=self.supervisor.change_medium, post=self.loop.post)
         self.supervisor.bus = self.bus
@@ -126,6 +142,25 @@ class Daemon:
         log.info("tcmu-runner has stopped")
         return 0
 
+    def _serve_devices(self, supervisor: Supervisor) -> None:
+        """Serve the kernel's devices where that can be; it can't be done without where there is nothing else to serve.
+
+        Raises:
+            TcmuError: it can't be, and tcmu.conf has no targets.
+        """
+        try:
+            if os.geteuid():
+                raise TcmuError("kernel devices are root's")
+            from tcmu_core.kernel.configfs import load_module  # where nothing of the kernel is served, nothing is here
+
+            log.debug("%s", load_module())
+            supervisor.serve_devices()
+        except TcmuError as error:
+            if not self.watcher.config.targets:
+                raise TcmuError(f"{error}; and {self.watcher.path} has no [targets] to serve instead") from error
+            what = log.info if os.geteuid() else log.error
+            what("kernel devices are not served, the targets of %s are: %s", self.watcher.path, error)
+
     def _start_bus(self, bus: BusService) -> None:
         """Off the loop: reaching a bus takes a while, and the kernel's requests must not wait for it."""
         bus.start()
@@ -133,15 +168,21 @@ class Daemon:
 
     def _ready(self) -> None:
         if self.supervisor is not None and not self._stopping:
-            count = len(self.supervisor.devices)
-            log.info("tcmu-runner %s is ready: %d devices", tcmu_core.__version__, count)
-            sdnotify.ready(f"{count} devices")
+            self._shown = self.supervisor.summary
+            log.info("tcmu-runner %s is ready: %s", tcmu_core.__version__, self._shown)
+            sdnotify.ready(self._shown)
+
+    def _show(self) -> None:
+        """Let `systemctl status` show what is served."""
+        if self.supervisor is not None and self._shown and self._shown != self.supervisor.summary:
+            self._shown = self.supervisor.summary
+            sdnotify.status(self._shown)
 
     def _stop(self) -> None:
         if self._stopping or self.supervisor is None:
             return
         self._stopping = True
-        log.info("stopping: devices are blocked until the next start")
+        log.info("stopping: kernel devices are blocked until the next start, initiators of targets log out")
         sdnotify.stopping()
         self.watcher.stop()
         self.supervisor.stop(self.loop.stop)
@@ -151,9 +192,21 @@ class Daemon:
         self.watcher.reload()
         if self.supervisor is not None:
             self.supervisor.reopen_logs()
-        sdnotify.ready()
+        sdnotify.ready(self._shown)
 
     # -- settings ---------------------------------------------------------------------------------------------------
+
+    def _judge(self, config: Config, verdict: Callable[[list[str]], None]) -> None:
+        """Have the handlers look at new settings, off the loop: whatever their code does must not hold it up."""
+        assert self.registry is not None
+        registry = self.registry
+
+        def look() -> None:
+            self.loop.post(verdict, problems(config, registry))
+
+        threading.Thread(target=look, name="tcmu-judge", daemon=True).start()
+        late = f"{self.watcher.path}: the handlers have not looked at it within {JUDGE_SECONDS:g} s"
+        self.loop.call_later(JUDGE_SECONDS, verdict, [late])
 
     def _configure(self, config: Config) -> None:
         self._apply(config)
@@ -178,22 +231,37 @@ class Daemon:
     def _directory(self, config: Config) -> str:
         if "log_dir" in config.given:
             return str(config.log_dir)
-        return self.options.tcmu_log_dir or os.environ.get("TCMU_LOGDIR") or LOG_DIR
-
-    def _take_lock(self) -> None:
-        self._lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TcmuError(f"tcmu-runner is already running: {LOCK} is locked") from None
+        return self.options.tcmu_log_dir or os.environ.get("TCMU_LOGDIR") or str(self.places.logs)
 
 
-def _supervisor_class() -> type[Supervisor]:
+def release(options: argparse.Namespace) -> int:
+    """Release the kernel's devices if that is meant; returns the exit status."""
+    from tcmu_core.kernel.release import is_meant, release_all
+
+    with Log(Level.INFO, stderr=True):
+        if is_meant():
+            with held(Places.of(options.state_dir).lock):
+                log.info("%d devices answer with an error until tcmu-runner is started again", release_all())
+    return 0
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold the lock that says who is the daemon.
+
+    Raises:
+        TcmuError: there is one.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        from tcmu_core.daemon.supervisor import Supervisor
-    except ImportError as error:
-        raise TcmuError(f"kernel devices need {error.name}: {_KERNEL_EXTRA}") from error
-    return Supervisor
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TcmuError(f"tcmu-runner is already running: {path} is locked") from None
+        yield
+    finally:
+        os.close(lock)
 
 
 def _raise_file_limit(wanted: int | None) -> None:
@@ -212,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; returns its exit status."""
     options = parser().parse_args(argv)
     try:
-        return Daemon(options).run()
+        return release(options) if options.release else Daemon(options).run()
     except (TcmuError, OSError) as error:
         with contextlib.suppress(OSError):
             print(f"tcmu-runner: {error}", file=sys.stderr)

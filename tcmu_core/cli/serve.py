@@ -50,6 +50,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     disk.add_argument("--size", metavar="SIZE", type=convert.size, help="its size: 64M, 1.5G; for what is made anew")
     disk.add_argument("--block-size", metavar="N", type=convert.block_size, help="bytes of a block: 512 … 65536")
     disk.add_argument("--read-only", action="store_true", help="refuse every write")
+    disk.add_argument(
+        "--filter",
+        metavar="NAME[;OPTION=VALUE…]",
+        dest="filters",
+        action="append",
+        default=[],
+        help="put a filter on it, such as 'delay;read=5ms'; may be given again, the last is on top (tcmu filters)",
+    )
     disk.add_argument("--name", metavar="NAME", default="disk", help="its name, in logs and identifiers (disk)")
     disk.add_argument(
         "--serial",
@@ -112,10 +120,9 @@ def run(args: argparse.Namespace) -> int:
     target = iscsi_name(args.target or IQN_PREFIX + _NOT_IN_IQN.sub("-", args.name.lower()))
     spec = make_spec(args, handler, target)
     with contextlib.closing(Loop(spin_time())) as loop:
-        disk = handler.open(spec, loop)
-        server = Server(args, loop, disk, target, users)
+        server = Server(args, loop, handler, spec, target, users)
         try:
-            server.start(handler)
+            server.start()
             loop.run()
         finally:
             server.close()
@@ -123,25 +130,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_spec(args: argparse.Namespace, handler: Handler, target: str) -> DiskSpec:
-    """Return the disk that the arguments describe, still to be opened.
+    """Return the disk that the arguments describe, still to be opened; its cfgstring is whole.
 
     Raises:
         ConfigError: the runner's part of the cfgstring, or tcmu.conf, is wrong.
     """
+    cfgstring = handler.absolute(args.cfgstring, Path.cwd())
     spec = DiskSpec(
         handler.name,
+        cfgstring=cfgstring,
         name=args.name,
         size=args.size,
         block_size=args.block_size or DEFAULT_BLOCK,
         read_only=args.read_only,
         serial=args.serial or "",
         options=_config(args.config).handlers.get(handler.name, {}),
-    ).configured(handler.absolute(args.cfgstring, Path.cwd()))
-    if not handler.names_storage(spec.cfgstring):
+        filters=tuple(args.filters),
+    )
+    storage = spec.configured(cfgstring).cfgstring
+    if not handler.names_storage(storage):
         return spec  # it is another disk each time, though its target may be called as another process's
     # The storage tells it from what other processes serve, by the same target's name perhaps; so a drive keeps its
     # identity when its disc is changed, and has another one when it is served anew with another disc.
-    return dataclasses.replace(spec, place=(target, spec.cfgstring.partition(";")[0]))
+    return dataclasses.replace(spec, place=(target, storage.partition(";")[0]))
 
 
 def _config(path: Path | None) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import functools
 import ipaddress
@@ -12,77 +13,110 @@ from typing import Any
 
 from tcmu_core.cli.child import Child
 from tcmu_core.cli.clients import Reach
-from tcmu_core.cli.drive import DriveControl
 from tcmu_core.cli.output import Exit, Output, human
-from tcmu_core.disk.disk import Disk
+from tcmu_core.cli.signals import StopSignals
+from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.errors import ConfigError
 from tcmu_core.handlers import Handler
-from tcmu_core.iscsi.portal import Portal
+from tcmu_core.host.control import ControlSocket
+from tcmu_core.host.host import Host
 from tcmu_core.iscsi.settings import PORT, Access, ChapUser, PortalSettings, format_address, parse_address
+from tcmu_core.iscsi.transport import TargetWay
 from tcmu_core.loop import Loop
 from tcmu_core.scsi.engine import Engine
-from tcmu_core.scsi.target import Target
-from tcmu_core.state import aptpl_file, default_directory
+from tcmu_core.state import default_directory
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Seconds. Together with the time for a last flush, a stop takes no longer than one, whatever clients do.
 LOGOUT_PATIENCE = 0.3  # for clients to log out
 ABORT_PATIENCE = 0.3  # for commands in flight to end once their connections are closed
-LOOK_AGAIN = 0.01
+SHOWN = 4  # of the commands that a stop waits for
 
 
 class Server:
-    """The device, the portal in front of it, and the command of `--run`, from start to a clean stop."""
+    """A host in the foreground, and the command of `--run`, from start to a clean stop."""
 
-    def __init__(self, args: argparse.Namespace, loop: Loop, disk: Disk, target: str, users: dict[str, str]) -> None:
+    def __init__(self, args: argparse.Namespace, loop: Loop, handler: Handler, spec: DiskSpec, target: str,
+                 users: dict[str, str]) -> None:  # fmt: skip
         self.args = args
         self.loop = loop
         self.target = target
         self.users = users
         self.status: int = Exit.OK
         self.child: Child | None = None
-        self.portal: Portal | None = None
-        self.addresses: list[str] = []
+        self.control: ControlSocket | None = None
+        self.signals: StopSignals | None = None
+        self._handler = handler
+        self._spec = spec
         self._stopping = False
-        device = disk.device
+        self._stage = ""  # what a stop waits for
         directory = args.state_dir or default_directory()
-        store = aptpl_file(directory, device.name, device.handler, device.serial, target)
-        self.engine = Engine(disk, post=loop.post, store=store)
-        self.engine.trace = args.debug
-        self.control = DriveControl(loop, directory, self.engine)
+        self.host = Host(
+            loop, functools.partial(handler.open, reactor=loop), TargetWay(target, self._settings(), directory)
+        )
+        self.host.set_traced(lambda _title: args.debug)
+        self._directory = directory
+        self._made = False  # whether the socket needed the directory to be made
 
-    def start(self, handler: Handler) -> None:
-        """Listen, say what is served, and start the command."""
-        for number in STOP_SIGNALS:
-            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                continue  # nohup(1): it is to outlive the terminal
-            self.loop.on_signal(number, functools.partial(self.stop, number))
-        reach = self._listen(self.args.portal or [("127.0.0.1", 0 if self.args.shell_command else PORT)])
-        if self.args.json:
-            Output().json(self._as_json(reach), indent=None)
-        elif not self.args.shell_command:
-            self._announce(reach, handler)
-        if self.args.shell_command:
-            self.child = Child(self.args.shell_command, reach.environment(), self.loop, self._child_ended)
-
-    def _listen(self, addresses: list[tuple[str, int]]) -> Reach:
-        """Open the portal; returns how a client on this host reaches the disk."""
+    def _settings(self) -> PortalSettings:
         access = Access(
             users=tuple(ChapUser(name, password.encode()) for name, password in self.users.items()),
             initiators=tuple(self.args.acl),
         )
-        settings = PortalSettings(tuple(format_address(*one) for one in addresses), access, insecure=self.args.insecure)
-        self.portal = Portal(self.loop, settings, {self.target: Target(self.target, {0: self.engine})})
+        addresses = self.args.portal or [("127.0.0.1", 0 if self.args.shell_command else PORT)]
+        return PortalSettings(tuple(format_address(*one) for one in addresses), access, insecure=self.args.insecure)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the portal listens."""
+        return list(self.host.transport.addresses)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the disk."""
+        return self.host.engines[0]
+
+    def start(self) -> None:
+        """Open the disk, listen, say what is served, and start the command."""
+        self._open()
+        # nohup(1): it is to outlive the terminal
+        numbers = [one for one in STOP_SIGNALS if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN]
+        self.signals = StopSignals(numbers, lambda number: self.loop.post(self.stop, number), self._waits_for)
+        self._listen_to_commands()
+        reach = self._reach()
+        if self.args.json:
+            Output().json(self._as_json(reach), indent=None)
+        elif not self.args.shell_command:
+            self._announce(reach, self._handler)
+        if self.args.shell_command:
+            self.child = Child(self.args.shell_command, reach.environment(), self.loop, self._child_ended)
+
+    def _open(self) -> None:
+        self.host.transport.needs_all = True  # a person waits for it: what can't be opened is said, not tried again
         try:
-            self.addresses = self.portal.listen()
+            self.host.open({0: self._spec})
         except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES) or "portal " not in str(error):
+                raise
             hint = "; --portal 127.0.0.1:0 takes a free port" if error.errno == errno.EADDRINUSE else ""
             raise ConfigError(f"{error.strerror}{hint}") from error
+
+    def _listen_to_commands(self) -> None:
+        self._made = not self._directory.exists()
+        try:
+            self.control = ControlSocket(self.loop, self._directory, self.host)
+        except OSError as error:
+            self.engine.device.log.warning("other `tcmu` commands can't reach this process: %s", error)
+
+    def _reach(self) -> Reach:
+        """Return how a client on this host reaches the disk."""
         host, port = parse_address(self.addresses[0])
         if ipaddress.ip_address(host).is_unspecified:
             host = "::1" if ":" in host else "127.0.0.1"
         user, password = next(iter(self.users.items()), ("", ""))
         return Reach(host, port, self.target, user=user, password=password, secret_file=self.args.chap_file)
+
+    # -- its end ------------------------------------------------------------------------------------------------------
 
     def stop(self, number: int) -> None:
         """Stop because of a signal: first the command, which may need the disk to end well, then the portal."""
@@ -90,38 +124,48 @@ class Server:
             return
         self._stopping = True
         if self.child is None:
-            self._close_portal()
+            self._drain()
             return
         self.status = Exit.SIGNAL + number
+        self._stage = "the command to end"
         self.child.stop()
 
     def _child_ended(self, status: int) -> None:
         if not self._stopping:
             self.status = status
         self._stopping = True
-        self._close_portal()
+        self._drain()
 
-    def _close_portal(self) -> None:
-        assert self.portal is not None
-        self.portal.shutdown(LOGOUT_PATIENCE, functools.partial(self._wait_idle, ABORT_PATIENCE))
+    def _drain(self) -> None:
+        self._stage = "clients to log out"
+        self.host.drain(LOGOUT_PATIENCE, ABORT_PATIENCE, self._drained)
 
-    def _wait_idle(self, patience: float) -> None:
-        """Stop the loop when no command is in flight any more, or after `patience` seconds."""
-        if self.engine.idle or patience <= 0:
-            self.loop.stop()
-        else:
-            self.loop.call_later(LOOK_AGAIN, self._wait_idle, patience - LOOK_AGAIN)
+    def _drained(self, idle: bool) -> None:
+        self._stage = "the handler to close the disk" if idle else self._in_flight()
+        self.loop.stop()
+
+    def _in_flight(self) -> str:
+        commands = [
+            command.cdb.hex(" ") for engine in self.host.engines.values() for command in engine.unit.tasks.active
+        ]
+        return f"the handler to end commands, {len(commands)} of them: {', '.join(commands[:SHOWN])}"
+
+    def _waits_for(self) -> str:
+        """Return what a stop waits for; called on another thread, for this one may hang."""
+        return f"{self._stage or 'the handler to return from a call'} ({self._spec.title})"
 
     def close(self) -> None:
-        """Leave nothing behind: end the command, close the portal, flush and close the device."""
+        """Leave nothing behind: end the command, close the portal, flush and close the disk."""
         if self.child is not None:
             self.child.close()
-        if self.portal is not None:
-            self.portal.close()
-        self.control.close()
-        self.engine.close()
-        # The process ends now, with the status it has: another signal (timeout(1) sends two) changes nothing.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        if self.control is not None:
+            with contextlib.suppress(OSError):
+                self.control.close()
+                if self._made:
+                    self._directory.rmdir()  # unless something is kept in it
+        self.host.close()
+        if self.signals is not None:
+            self.signals.close()
 
     # -- what is printed --------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import tcmu_core
 from tcmu_core import stdout
-from tcmu_core.cli import drive, handlers, new, serve
+from tcmu_core.cli import drive, filters, handlers, new, replays, serve
 from tcmu_core.cli.arguments import Parser
 from tcmu_core.cli.output import Exit, error
 from tcmu_core.errors import TcmuError
@@ -73,6 +73,38 @@ SUBCOMMANDS = (
         drive.INSERT_DESCRIPTION,
         drive.insert_arguments,
         drive.insert_run,
+    ),
+    Subcommand("filters", "list the filters", filters.LIST_DESCRIPTION, filters.list_arguments, filters.list_run),
+    Subcommand(
+        "filter",
+        "look at the filters of a disk, change them",
+        filters.FILTER_DESCRIPTION,
+        filters.filter_arguments,
+        filters.filter_run,
+    ),
+    Subcommand(
+        "fault", "let a disk fail by rules", filters.FAULT_DESCRIPTION, filters.fault_arguments, filters.fault_run
+    ),
+    Subcommand(
+        "record",
+        "record what reaches a disk",
+        filters.RECORD_DESCRIPTION,
+        filters.record_arguments,
+        filters.record_run,
+    ),
+    Subcommand(
+        "replay",
+        "do to another disk what was recorded",
+        replays.REPLAY_DESCRIPTION,
+        replays.replay_arguments,
+        replays.replay_run,
+    ),
+    Subcommand(
+        "crash",
+        "check what a power cut could have left",
+        replays.CRASH_DESCRIPTION,
+        replays.crash_arguments,
+        replays.crash_run,
     ),
     Subcommand("new", "write a tested handler distribution to start from", new.DESCRIPTION, new.arguments, new.run),
 )

@@ -37,6 +37,8 @@ class LunConfig:
     size: int | None = None
     block_size: int = 512
     read_only: bool = False
+    filters: tuple[str, ...] = ()  # `name;option=value`, the lowest first
+    place: str = field(default="", compare=False)  # file and line, for what is said of it
 
 
 @dataclass(frozen=True, slots=True)

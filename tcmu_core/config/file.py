@@ -21,7 +21,7 @@ from tcmu_core import cfgstring
 from tcmu_core.config.configuration import Config, ForeignDevices, LunConfig, TargetConfig
 from tcmu_core.config.lines import Place, places, plain
 from tcmu_core.errors import ConfigError
-from tcmu_core.iscsi.settings import DIGESTS, Access, ChapUser, Limits, PortalSettings, parse_address
+from tcmu_core.iscsi.settings import DIGESTS, Access, ChapUser, Limits, PortalSettings, parse_address, parse_advertised
 from tcmu_core.log import Level
 
 MAX_SIZE = 2 << 20  # bytes; as the C runner
@@ -43,9 +43,12 @@ def load(path: str | Path, *, must_exist: bool = False) -> Config:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        # A FIFO would keep whoever opens it waiting for somebody who writes.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise ConfigError(f"{path}: no regular file")
             data = file.read(MAX_SIZE + 1)
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     except OSError as error:
         if error.errno == errno.ENOENT and not must_exist:
             return Config()
@@ -57,7 +60,7 @@ def load(path: str | Path, *, must_exist: bool = False) -> Config:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise ConfigError(f"{path}:{line}: not UTF-8 text") from error
-    return parse(text, str(path), mode)
+    return parse(text, str(path), stat.S_IMODE(mode))
 
 
 def parse(text: str, name: str = "tcmu.conf", mode: int = 0o600) -> Config:
@@ -226,6 +229,7 @@ class _Reader:
                     nop_timeout=values["nop_timeout"],
                 ),
                 insecure=values["insecure"],
+                advertise=tuple(values["advertise"]),
             )
         except ConfigError as error:
             self._problem(self._at(("portal", "listen")), str(error))
@@ -235,7 +239,12 @@ class _Reader:
         self, place: Place, values: Mapping[str, Any], outgoing: ChapUser | None, general: Access | None = None
     ) -> Access:
         """Return who may log in; what a target doesn't say is as `general` has it."""
-        users = tuple(ChapUser(name, password.encode()) for name, password in values["chap"].items())
+        names = values["names"]
+        for name in set(names) - set(values["chap"]):
+            self._problem(self._at((*place, "names", name)), f"{name}: no such user in [chap]")
+        users = tuple(
+            ChapUser(name, password.encode(), tuple(names.get(name, ()))) for name, password in values["chap"].items()
+        )
         acl = tuple(values["acl"])
         if general is not None:
             users, acl = users or general.users, acl or general.initiators
@@ -254,7 +263,7 @@ class _Reader:
             self._problem(self._at(place), str(error))
         luns: dict[int, LunConfig] = {}
         for section, own in values.items():
-            if not isinstance(own, dict) or section == "chap":
+            if not isinstance(own, dict) or section in {"chap", "names"}:
                 continue
             line = self._at((*place, section))
             match = _LUN.fullmatch(section)
@@ -274,6 +283,8 @@ class _Reader:
                 size=own["size"],
                 block_size=own["block_size"],
                 read_only=own["read_only"],
+                filters=tuple(own["filters"]),
+                place=f"{self.name}:{self._at((*place, section, 'handler'))}",
             )
         if not luns:
             self._problem(self._at(place), f"target {name!r} has no logical unit: add a section [[[lun 0]]]")
@@ -345,6 +356,16 @@ def _as_addresses(value: Any) -> list[str]:
     return list(addresses)
 
 
+def _as_advertised(value: Any) -> list[str]:
+    addresses = [value] if isinstance(value, str) else value
+    try:
+        for text in addresses:
+            parse_advertised(text)
+    except ConfigError as error:
+        raise _WrongError(str(error)) from None
+    return list(addresses)
+
+
 def _as_digests(value: Any) -> list[str]:
     known = {name.lower(): name for name in DIGESTS}
     names = [name.lower() for name in ([value] if isinstance(value, str) else value)]
@@ -373,6 +394,7 @@ _CHECKS = {
     "memory": _as_memory,
     "block_size": _as_block_size,
     "addresses": _as_addresses,
+    "advertised": _as_advertised,
     "digests": _as_digests,
 }
 
@@ -402,7 +424,7 @@ _SYNTAX = {
 
 def _meaning(error: ValidateError, key: str, value: Any) -> str:
     """Return what is wrong with a value, in plain words."""
-    if isinstance(value, list) and key != "listen" and not isinstance(error, _WrongError):
+    if isinstance(value, list) and key not in {"listen", "advertise"} and not isinstance(error, _WrongError):
         return "a value that holds a comma must be quoted"
     text = str(error)
     for part, meaning in _MEANINGS.items():

@@ -1,314 +1,424 @@
-"""The life of one kernel device in the supervisor: opened, served, recovered after a crash, changed, removed."""
+"""The life of one host process in the supervisor: started or adopted, kept running, changed, ended.
+
+Kernel devices and targets live it alike. A process that ends is followed by the next one, at once, then after longer
+and longer; after nine ends in a row it is given up: quarantined, with its reason shown, and tried again every so often.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import logging
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Protocol
 
-from tcmu_core.channel import Message
-from tcmu_core.daemon.spawner import WorkerProcess
-from tcmu_core.daemon.watchdog import Watch
+from tcmu_core.codec import Message
+from tcmu_core.daemon.spawner import Process
+from tcmu_core.daemon.watchdog import Watchdog
 from tcmu_core.disk.device import Change
-from tcmu_core.kernel.uio import UioName
+from tcmu_core.host.messages import (
+    Changed,
+    Close,
+    Drain,
+    Failed,
+    Job,
+    Opened,
+    Pong,
+    Reassign,
+    Reconfigure,
+    Retry,
+    Status,
+)
 from tcmu_core.loop import Loop, Timer
 
 log = logging.getLogger("tcmu.runner")
 
-OPEN_SECONDS = 60.0  # for a handler's open, before the kernel's request fails with ETIMEDOUT
+ADOPT_SECONDS = 5.0  # for a host that an earlier supervisor left to say what it does, before it is replaced
+OPEN_SECONDS = 60.0  # for a handler's open; a kernel's request fails with ETIMEDOUT then
 CHANGE_SECONDS = 60.0  # for its reconfigure
-CLOSE_SECONDS = 20.0  # for its close, before the worker is killed
-HOPELESS_SECONDS = 2.0  # for a killed worker to be gone, before we go on without it
+CLOSE_SECONDS = 20.0  # for its close, before the process is killed
+HOPELESS_SECONDS = 2.0  # for a killed process to be gone, before we go on without it
 STEADY_SECONDS = 60.0  # of service, after which earlier crashes are forgotten
-MAX_CRASHES = 8
+MAX_CRASHES = 8  # in a row; one more, and it is given up
 LONGEST_DELAY = 30.0
-
-Answer = Callable[[int], object]
+RETRY_SECONDS = 60.0  # between two attempts at what was given up
 
 
 class State(Enum):
-    """What a device is doing."""
+    """What a managed process is doing."""
 
-    OPENING = "opening"
+    STARTING = "starting"
     SERVING = "serving"
-    CLOSING = "closing"
-    FAILED = "failed"
+    ENDING = "ending"
+    QUARANTINED = "quarantined"
     GONE = "gone"
 
 
+class Source(Protocol):
+    """Who wants a process to run: it knows the job, and hears of what comes of it."""
+
+    def job(self, process: ManagedProcess) -> Job:
+        """Return the job as it is now; `log`, `takes_over` and `delay` are the process's to set."""
+
+    def parked(self, process: ManagedProcess) -> Job | None:
+        """Return the job of a process that makes initiators wait where nobody serves; None where none can."""
+
+    def opened(self, process: ManagedProcess, *, adopted: bool) -> None:
+        """It serves."""
+
+    def failed(self, process: ManagedProcess, code: int, reason: str) -> None:
+        """It could not begin, and it is not tried again."""
+
+    def gone(self, process: ManagedProcess) -> None:
+        """It is over."""
+
+
 class Parent(Protocol):
-    """What a device needs of the supervisor."""
+    """What a managed process needs of the supervisor."""
 
     loop: Loop
 
-    def job(self, device: ManagedDevice, *, adopt: bool, delay: float, park: bool) -> Message:
-        """Return the job of a worker for this device."""
+    def spawn(self, job: Job, on_message: Callable[[Message], object], on_death: Callable[[str], object]) -> Process:
+        """Start a process; the log's settings are filled in."""
 
-    def spawn(
-        self, job: Message, on_message: Callable[[Message], object], on_death: Callable[[str], object]
-    ) -> WorkerProcess:
-        """Start a worker."""
+    def adopt(
+        self, path: Path, on_message: Callable[[Message], object], on_death: Callable[[str], object]
+    ) -> Process | None:
+        """Take over the process that an earlier supervisor left at `path`, if there is one."""
 
-    def forget(self, device: ManagedDevice) -> None:
-        """Strike the device off the list."""
+    def rendezvous(self, key: str) -> Path:
+        """Return where the process of this key can be found."""
 
 
-@dataclass(eq=False)
-class ManagedDevice:
-    """One device. `answer` is the kernel's open question, to be called with 0 or a negative errno."""
+@dataclasses.dataclass(slots=True)
+class _Asked:
+    change: Change
+    answer: Future[tuple[int, str]]
+    timer: Timer
 
-    parent: Parent
-    minor: int
-    name: UioName
-    answer: Answer | None = None
-    adopted: bool = False  # the kernel has it configured: a failed open is tried again
-    state: State = State.OPENING
-    size: int | None = None
-    write_cache: bool | None = None
-    reason: str = ""  # why it failed
-    commands: int = 0
-    worker: WorkerProcess | None = None
-    crashes: int = 0
-    _since: float = 0.0
-    _status: int | None = None  # what the worker said of its failed open
-    _changes: dict[int, tuple[Change, Future[tuple[int, str]], Timer]] = field(default_factory=dict)
-    _count: int = 0
-    _timer: Timer | None = None
-    _excess: str = ""  # why the worker is being replaced
-    _then: Callable[[], object] | None = None
 
-    def __post_init__(self) -> None:
-        self._watch = Watch(self.parent.loop, "its worker", self.title)
+class ManagedProcess:
+    """One process that is kept running. `device` is what its lines in the log are for, if they are for one.
+
+    Not `tenacious`: an open that fails is not tried again. It is tenacious from the first open that succeeds.
+    """
+
+    def __init__(
+        self, parent: Parent, source: Source, key: str, title: str, device: str = "", *, tenacious: bool = True
+    ) -> None:
+        self.parent = parent
+        self.source = source
+        self.key = key
+        self.title = title
+        self.device = device
+        self.tenacious = tenacious
+        self.exists = tenacious  # whether somebody may wait at the way in, or still serve it
+        self.state = State.STARTING
+        self.status: Status | None = None  # as of its last word
+        self.reason = ""  # why it ended last
+        self.crashes = 0
+        self.process: Process | None = None
+        self._job: Job | None = None
+        self._adopting = False
+        self._since = 0.0  # on the loop's clock
+        self._failure: Failed | None = None  # what the process said of its failed open
+        self._asked: dict[int, _Asked] = {}
+        self._count = 0
+        self._timer: Timer | None = None
+        self._replaced = ""  # why the process is being replaced
+        self._then: Callable[[], object] | None = None
+        self._watchdog = Watchdog(parent.loop, f"the worker of {title}", device)
 
     @property
-    def title(self) -> str:
-        """Return `subtype/name`, as log lines have it."""
-        return f"{self.name.subtype}/{self.name.device}"
+    def extra(self) -> dict[str, str]:
+        """Return what the log's lines about it carry."""
+        return {"device": self.device} if self.device else {}
 
-    # -- opening ----------------------------------------------------------------------------------------------------
+    @property
+    def serving(self) -> bool:
+        """Whether it serves and is to go on."""
+        return self.state is State.SERVING and not self._replaced
 
-    def start(self, *, delay: float = 0.0) -> None:
-        """Start a worker that opens the device."""
-        self.state = State.OPENING
-        self._status = None
-        self._spawn(delay=delay)
+    @property
+    def silent(self) -> bool:
+        """Whether its host owes an answer."""
+        return self._watchdog.silent
+
+    # -- its start ----------------------------------------------------------------------------------------------------
+
+    def start(self, *, delay: float = 0.0, adopt: bool = False) -> None:
+        """Start a process; with `adopt` take the one that an earlier supervisor left, if it does what is wanted."""
+        self.state = State.STARTING
+        self._failure = None
+        self._job = job = dataclasses.replace(self._now(), takes_over=self.exists, delay=delay)
+        self._adopting = False
+        if adopt:
+            process = self._follow(lambda heard, died: self.parent.adopt(self.parent.rendezvous(self.key), heard, died))
+            if process is not None:
+                self._adopting = True
+                self._set_timer(ADOPT_SECONDS, self._adoption_is_late)
+                return
+        self._spawn(job)
         self._set_timer(OPEN_SECONDS + delay, self._open_is_late)
 
-    def _spawn(self, *, delay: float = 0.0, park: bool = False) -> None:
-        job = self.parent.job(self, adopt=self.adopted, delay=delay, park=park)
-        worker: WorkerProcess
-        worker = self.parent.spawn(
-            job, lambda message: self._message(worker, message), lambda reason: self._died(worker, reason)
-        )
-        self.worker = worker
+    def _now(self) -> Job:
+        return dataclasses.replace(self.source.job(self), rendezvous=str(self.parent.rendezvous(self.key)))
 
-    def _open_is_late(self) -> None:
-        self._fail(errno.ETIMEDOUT, f"the handler's open did not return within {OPEN_SECONDS:g} s")
+    def _spawn(self, job: Job) -> None:
+        self._follow(lambda heard, died: self.parent.spawn(job, heard, died))
+
+    def _follow(
+        self,
+        make: Callable[[Callable[[Message], object], Callable[[str], object]], Process | None],
+    ) -> Process | None:
+        """Have a process made whose word counts as long as no other has taken its place."""
+        made: Process | None
+        made = make(
+            lambda message: self._message(made, message),
+            lambda reason: self._died(made, reason),
+        )
+        self.process = made
+        return made
+
+    def _adoption_is_late(self) -> None:
+        log.error("the worker of %s that an earlier supervisor left does not answer: it is replaced", self.title,
+                  extra=self.extra)  # fmt: skip
         self._kill()
 
-    def _fail(self, code: int, reason: str) -> None:
-        self._status, self.reason = code, reason
-        log.error("%s can't be opened: %s", self.name.config, reason, extra={"device": self.title})
+    def _open_is_late(self) -> None:
+        self._failure = Failed(errno.ETIMEDOUT, f"the handler's open did not return within {OPEN_SECONDS:g} s")
+        self._kill()
 
-    # -- what the worker says ---------------------------------------------------------------------------------------
+    # -- what the process says ----------------------------------------------------------------------------------------
 
-    def _message(self, worker: WorkerProcess, message: Message) -> None:
-        if worker is not self.worker:
+    def _message(self, process: Process | None, message: Message) -> None:
+        if process is None or process is not self.process:
             return
-        if "opened" in message:
-            self._learn(message)
-            if self.state is not State.OPENING:
-                return
-            self.state, self.reason, self._since = State.SERVING, "", time.monotonic()
-            self._cancel_timer()
-            log.info("%s is served by process %d", self.name.config, worker.pid, extra={"device": self.title})
-            self._answer(0)
-            if self.adopted:
-                worker.send({"op": "record"})
-            self.adopted = True
-            self._watch.begin(worker)
-        elif "failed" in message:
-            self._fail(message["failed"], message["reason"])
-        elif "reconfigured" in message:
-            change = self._changes.pop(message["reconfigured"], None)
-            self._learn(message)
-            if change is not None:
-                self._changed(change[0], change[1], change[2], message["errno"], message["reason"])
-        elif "pong" in message:
-            self._watch.answered()
-            self.commands = message["commands"]
+        match message:
+            case Opened():
+                self._opened(process, message)
+            case Failed():
+                self._failure = message
+            case Changed():
+                asked = self._asked.pop(message.id, None)
+                if message.disk is not None and self.status is not None:
+                    disks = tuple(message.disk if one.lun == message.disk.lun else one for one in self.status.disks)
+                    self.status = dataclasses.replace(self.status, disks=disks)
+                if asked is not None:
+                    self._answer(asked, message.errno, message.reason)
+            case Pong():
+                self._watchdog.answered()
+                if self.status is not None:
+                    self.status = dataclasses.replace(
+                        self.status, commands=message.commands, in_flight=message.in_flight
+                    )
+            case Status():
+                self.status = message
 
-    def _learn(self, message: Message) -> None:
-        self.size, self.write_cache = message["size"], message["write_cache"]
+    def _opened(self, process: Process, message: Opened) -> None:
+        if self.state is State.SERVING:  # it does another job now
+            self.status = message.status
+            self.source.opened(self, adopted=False)
+            return
+        if self.state is not State.STARTING:
+            return
+        self._cancel_timer()
+        adopted, self._adopting = self._adopting, False
+        differs = adopted and not _same(message.job, self._job)
+        if differs and self._job is not None and message.job.version != self._job.version:
+            log.info("%s is to be served anew: its worker is of version %s", self.title, message.job.version,
+                     extra=self.extra)  # fmt: skip
+            self.state = State.SERVING
+            self.replace("it is of another version")
+            return
+        self.status = message.status
+        self.state, self.reason, self._since = State.SERVING, "", self.parent.loop.clock()
+        log.info("%s is %s process %d", self.title, "served on by" if adopted else "served by", process.pid,
+                 extra=self.extra)  # fmt: skip
+        if differs and self._job is not None:
+            self.send(Reassign(self._job))
+        self.source.opened(self, adopted=adopted)
+        self.tenacious = self.exists = True
+        self._watchdog.begin(process)
+
+    def send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
+        """Tell the process something, if there is one."""
+        if self.process is not None:
+            self.process.send(message, fds)
+
+    # -- its end ------------------------------------------------------------------------------------------------------
 
     def hold_to(self, limit: int) -> None:
-        """Replace the worker if it has more than `limit` bytes of memory: it answers what is in flight, then ends."""
-        if self.worker is None or self.state is not State.SERVING or self._excess:
-            return
-        self._excess = self._watch.excess(limit)
-        if not self._excess:
-            return
-        log.error("its worker is replaced: %s", self._excess, extra={"device": self.title})
-        self.worker.send({"op": "drain"})
-        self._set_timer(CLOSE_SECONDS, self._kill)
+        """Replace the process if it has more than `limit` bytes of memory."""
+        if self.serving:
+            excess = self._watchdog.excess(limit)
+            if excess:
+                log.error("the worker of %s is replaced: %s", self.title, excess, extra=self.extra)
+                self.replace(excess)
 
-    # -- its end ----------------------------------------------------------------------------------------------------
+    def replace(self, reason: str) -> None:
+        """Have the process answer what is in flight and end; the next one follows at once."""
+        if self.serving:
+            self._replaced = reason
+            self.send(Drain())
+            self._set_timer(CLOSE_SECONDS, self._kill)
 
-    def _died(self, worker: WorkerProcess, reason: str) -> None:
-        if worker is not self.worker:
+    def reassign(self) -> None:
+        """Have the process do its job as it is now, without ending what does not change."""
+        self._job = job = self._now()
+        if self.serving:
+            self.send(Reassign(job))
+        elif self.state is State.STARTING and not self._adopting:
+            self.send(Reassign(job))  # it hears of it when it has opened
+        elif self.state is State.QUARANTINED:
+            self.retry()
+
+    def _died(self, process: Process | None, reason: str) -> None:
+        if process is None or process is not self.process:
             return
-        self.worker = None
-        self._watch.end()
-        reason, self._excess = self._excess or reason, ""
-        for change, future, timer in list(self._changes.values()):
-            self._changed(change, future, timer, errno.EIO, f"the worker ended: {reason}")
-        self._changes.clear()
-        if self.state is State.CLOSING:
-            self._closed()
-        elif self.state is State.OPENING and not self.adopted:
-            if self._status is None:
-                self._fail(errno.EIO, f"the worker ended while it opened the device: {reason}")
-            self._cancel_timer()
-            self.state = State.GONE
-            self._answer(-(self._status or errno.EIO))
-            self.parent.forget(self)
-        elif self.state in (State.OPENING, State.SERVING):
-            self._recover(reason)
+        self.process = None
+        self._watchdog.end()
+        self._cancel_timer()
+        reason, self._replaced = self._replaced or reason, ""
+        for asked in list(self._asked.values()):
+            self._answer(asked, errno.EIO, f"the worker ended: {reason}")
+        self._asked.clear()
+        if self._failure is not None:
+            reason = self._failure.reason
+        match self.state:
+            case State.ENDING:
+                self._ended()
+            case State.STARTING if not self.tenacious:
+                self.state, self.reason = State.GONE, reason
+                code = self._failure.errno if self._failure is not None else errno.EIO
+                log.error("%s can't be served: %s", self.title, reason, extra=self.extra)
+                self.source.failed(self, code, reason)
+                self.source.gone(self)
+            case State.STARTING | State.SERVING:
+                self._recover(reason)
 
     def _recover(self, reason: str) -> None:
-        """Start the next worker: the first one at once, later ones after longer and longer waits."""
-        self._cancel_timer()
-        if self.state is State.SERVING:
-            self.reason = reason
-            if time.monotonic() - self._since > STEADY_SECONDS:
-                self.crashes = 0
-        elif self._status is None:
-            self.reason = reason
+        if self.state is State.SERVING and self.parent.loop.clock() - self._since > STEADY_SECONDS:
+            self.crashes = 0
+        self.reason = reason
         self.crashes += 1
-        where = {"device": self.title}
         if self.crashes > MAX_CRASHES:
             log.critical(
-                "given up after %d attempts, the last one: %s; initiators get BUSY; SIGHUP tries again",
+                "%s is given up after %d attempts, the last one: %s; it is tried again every %g s, and on SIGHUP",
+                self.title,
                 self.crashes,
                 self.reason,
-                extra=where,
+                RETRY_SECONDS,
+                extra=self.extra,
             )
-            self.state = State.FAILED
-            self._spawn(park=True)
+            self._quarantine()
             return
         delay = 0.0 if self.crashes == 1 else min(2.0 ** (self.crashes - 2), LONGEST_DELAY)
-        log.error("its worker ended: %s; the next one starts in %g s", self.reason, delay, extra=where)
+        log.error(
+            "the worker of %s ended: %s; the next one starts in %g s", self.title, reason, delay, extra=self.extra
+        )
         self.start(delay=delay)
 
+    def _quarantine(self) -> None:
+        self.state = State.QUARANTINED
+        self._park()
+        self._set_timer(RETRY_SECONDS, self._retry)
+
+    def _park(self) -> None:
+        job = self.source.parked(self)
+        if job is not None:
+            self._spawn(job)
+
+    def _retry(self) -> None:
+        """Try once more; where that fails, it is given up again at once."""
+        self.crashes = MAX_CRASHES
+        self._kill()
+        self.start()
+
     def retry(self) -> None:
-        """Try again to serve a device that was given up."""
-        if self.state is State.FAILED:
+        """Try again now what was given up, and disks that are missing."""
+        if self.state is State.QUARANTINED:
             self.crashes = 0
             self._kill()
             self.start()
+        elif self.serving:
+            self.send(Retry())
 
-    # -- changes ----------------------------------------------------------------------------------------------------
+    # -- changes ------------------------------------------------------------------------------------------------------
 
-    def change(self, change: Change) -> Future[tuple[int, str]]:
-        """Have the handler take a change; the future is an errno (0: done) and what to tell the person."""
+    def change(self, change: Change, lun: int = 0) -> Future[tuple[int, str]]:
+        """Have a disk take a change; the future is an errno (0: done) and what to tell the person."""
         future: Future[tuple[int, str]] = Future()
-        if self._is_so(change):
-            future.set_result((0, ""))
-        elif self.state is not State.SERVING or self.worker is None:
-            future.set_result((errno.EAGAIN, f"the device is {self.state.value}: {self.reason}"))
-        else:
-            self._count += 1
-            key = self._count
-            timer = self.parent.loop.call_later(CHANGE_SECONDS, self._change_is_late, key)
-            self._changes[key] = (change, future, timer)
-            self.worker.send(
-                {
-                    "op": "reconfigure",
-                    "id": key,
-                    "size": change.size,
-                    "cfgstring": None if change.cfgstring is None else change.cfgstring.partition("/")[2],
-                    "write_cache": change.write_cache,
-                }
-            )
+        if not self.serving:
+            future.set_result((errno.EAGAIN, f"{self.title} is {self.state.value}: {self.reason}"))
+            return future
+        self._count += 1
+        key = self._count
+        timer = self.parent.loop.call_later(CHANGE_SECONDS, self._change_is_late, key)
+        self._asked[key] = _Asked(change, future, timer)
+        self.send(Reconfigure(change, lun, key))
         return future
 
-    def _is_so(self, change: Change) -> bool:
-        """Return whether the device is already as `change` asks: restoreconfig writes every value again."""
-        if change.size is not None:
-            return change.size == self.size
-        if change.cfgstring is not None:
-            return change.cfgstring == self.name.config
-        return change.write_cache == self.write_cache
-
     def _change_is_late(self, key: int) -> None:
-        found = self._changes.pop(key, None)
-        if found is not None:
-            self._changed(*found, errno.ETIMEDOUT, f"the handler did not answer within {CHANGE_SECONDS:g} s")
+        asked = self._asked.pop(key, None)
+        if asked is not None:
+            self._answer(asked, errno.ETIMEDOUT, f"the handler did not answer within {CHANGE_SECONDS:g} s")
 
-    def _changed(self, change: Change, future: Future[tuple[int, str]], timer: Timer, code: int, reason: str) -> None:
-        timer.cancel()
-        if not code and change.cfgstring is not None:
-            self.name = UioName(self.name.hba, self.name.device, change.cfgstring)
+    def _answer(self, asked: _Asked, code: int, reason: str) -> None:
+        asked.timer.cancel()
         if code:
-            log.error("%s: %s", change, reason, extra={"device": self.title})
+            log.error("%s: %s", asked.change, reason, extra=self.extra)
         else:
-            log.info("%s: done", change, extra={"device": self.title})
-        future.set_result((code, reason))
+            log.info("%s: done", asked.change, extra=self.extra)
+        asked.answer.set_result((code, reason))
 
-    # -- removal ----------------------------------------------------------------------------------------------------
+    # -- when it is not wanted any more -------------------------------------------------------------------------------
 
     def close(self, then: Callable[[], object]) -> None:
-        """The kernel removes the device (it is idle): close it, then call `then()`, in bounded time."""
-        self._end("close", CLOSE_SECONDS, then)
+        """Nobody uses the way in any more: end the process, then call `then()`, in bounded time."""
+        self._end(Close(), CLOSE_SECONDS, then)
 
     def drain(self, seconds: float, then: Callable[[], object]) -> None:
-        """Stop serving and leave the device to the next supervisor, then call `then()`, in bounded time."""
-        self._end("drain", seconds, then)
+        """Stop serving, leave the way in to whoever comes next, then call `then()`, in bounded time."""
+        self._end(Drain(), seconds, then)
 
-    def _end(self, op: str, seconds: float, then: Callable[[], object]) -> None:
+    def _end(self, message: Close | Drain, seconds: float, then: Callable[[], object]) -> None:
         serving = self.state is State.SERVING
-        self.state, self._then = State.CLOSING, then
-        self._watch.end()
-        if self.worker is None:
-            self._closed()
-            return
-        if serving:
-            self.worker.send({"op": op})
-            self._set_timer(seconds, self._end_is_late, op)
+        self.state, self._then = State.ENDING, then
+        self._watchdog.end()
+        if self.process is None:
+            self._cancel_timer()
+            self.parent.loop.post(self._ended)
+        elif serving:
+            self.send(message)
+            self._set_timer(seconds, self._end_is_late, isinstance(message, Drain))
         else:
             self._kill()
-            self._set_timer(HOPELESS_SECONDS, self._closed)
+            self._set_timer(HOPELESS_SECONDS, self._ended)
 
-    def _end_is_late(self, op: str) -> None:
-        log.error("its worker does not end: killed", extra={"device": self.title})
+    def _end_is_late(self, park: bool) -> None:
+        log.error("the worker of %s does not end: killed", self.title, extra=self.extra)
         self._kill()
-        if op == "drain":
-            self._spawn(park=True)
-        self._set_timer(HOPELESS_SECONDS, self._closed)
+        if park:
+            self._park()
+        self._set_timer(HOPELESS_SECONDS, self._ended)
 
-    def _closed(self) -> None:
+    def _ended(self) -> None:
         if self.state is State.GONE:
             return
         self._cancel_timer()
         self.state = State.GONE
-        self._answer(-errno.EINTR)
-        self.parent.forget(self)
+        self.source.failed(self, errno.EINTR, "it was ended")
+        self.source.gone(self)
         if self._then is not None:
             self._then()
 
     def _kill(self) -> None:
-        if self.worker is not None:
-            self.worker.kill()
-
-    def _answer(self, status: int) -> None:
-        answer, self.answer = self.answer, None
-        if answer is not None:
-            answer(status)
+        if self.process is not None:
+            self.process.kill()
 
     def _set_timer(self, seconds: float, fn: Callable[..., object], *args: object) -> None:
         self._cancel_timer()
@@ -318,3 +428,12 @@ class ManagedDevice:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _same(one: Job, other: Job | None) -> bool:
+    """Return whether two jobs come to the same, however they are begun."""
+    if other is None:
+        return False
+    return one == dataclasses.replace(
+        other, log=one.log, takes_over=one.takes_over, delay=one.delay, rendezvous=one.rendezvous
+    )

@@ -1,52 +1,74 @@
-"""The supervisor: hears the kernel's requests, has workers carry them out, and answers. It does no I/O for a device.
-
-Nothing here waits for a handler: every question to a worker has its timer, every answer comes back on the loop. It
-touches no directory of a device in configfs either, since the kernel may hold it locked while it waits for our answer.
-"""
+"""The supervisor: keeps hosts running for its sources, which know what is to be served. It does no I/O for a disk."""
 
 from __future__ import annotations
 
-import errno
+import dataclasses
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from tcmu_core.channel import Message
-from tcmu_core.config.configuration import Config, ForeignDevices
-from tcmu_core.daemon.keeper import PortalKeeper
-from tcmu_core.daemon.managed import ManagedDevice
-from tcmu_core.daemon.spawner import Nursery, WorkerProcess
-from tcmu_core.disk.device import Change
-from tcmu_core.errors import TcmuError
+from tcmu_core.codec import Message
+from tcmu_core.config.configuration import Config
+from tcmu_core.daemon.managed import ManagedProcess, State
+from tcmu_core.daemon.spawner import Process, Spawner
+from tcmu_core.daemon.targets import Targets
 from tcmu_core.handlers.registry import Handler
-from tcmu_core.kernel import uio
-from tcmu_core.kernel.abi import Netlink
-from tcmu_core.kernel.configfs import ConfigfsError, set_parameter
-from tcmu_core.kernel.netlink import NetlinkError, NetlinkSocket, Request
-from tcmu_core.kernel.uio import UioName
+from tcmu_core.host.messages import Drain, Job, LogSettings
 from tcmu_core.log import Log
-from tcmu_core.loop import READ, Loop
+from tcmu_core.loop import Loop
+
+if TYPE_CHECKING:
+    from tcmu_core.daemon.devices import Devices
 
 log = logging.getLogger("tcmu.runner")
 
-MEMORY_SECONDS = 2.0  # between two looks at workers whose memory is limited
-STOP_SECONDS = 10.0  # for workers to end, before they are killed
+LOOK_SECONDS = 2.0  # between two looks at what is served, and at the memory that it takes
 
 
 class Bus(Protocol):
-    """What the supervisor needs to know of D-Bus."""
+    """What must be known of D-Bus."""
 
     @property
     def external(self) -> Collection[str]:
         """Return the subtypes that other programs serve."""
 
 
+class Source(Protocol):
+    """Who knows what is to be served: the kernel, or tcmu.conf."""
+
+    @property
+    def processes(self) -> Mapping[str, ManagedProcess]:
+        """The processes that it has."""
+
+    @property
+    def disks(self) -> int:
+        """How many disks are served."""
+
+    def configure(self, config: Config) -> None:
+        """Take new settings."""
+
+    def hold_to_limits(self, config: Config) -> None:
+        """Replace hosts that took more memory than they may."""
+
+    def stop(self, then: Callable[[], object]) -> None:
+        """End all processes, then call `then()`, in bounded time."""
+
+
 class Supervisor:
-    """All kernel devices of this host."""
+    """All hosts of this daemon. `runtime` is the directory in which the next daemon finds them."""
 
     def __init__(
-        self, loop: Loop, handlers: Iterable[Handler], logs: Log, config: Config, *, handler_paths: Iterable[str] = ()
+        self,
+        loop: Loop,
+        handlers: Iterable[Handler],
+        logs: Log,
+        config: Config,
+        *,
+        runtime: Path,
+        state: Path | None = None,
+        handler_paths: Iterable[str] = (),
     ) -> None:
         self.loop = loop
         self.handlers: Mapping[str, Handler] = {handler.name: handler for handler in handlers}
@@ -54,52 +76,70 @@ class Supervisor:
         self.log_directory: str | None = None
         self.log_stderr = True
         self.config = config
-        self.devices: dict[int, ManagedDevice] = {}  # by minor number
         self.bus: Bus | None = None
+        self.looked: Callable[[], object] = _nothing  # called after each look at what is served
+        self.devices: Devices | None = None
+        self.targets: Targets | None = None
+        self._state = state
         self._stopping = False
-        self._nursery = Nursery(loop, list(handler_paths))
-        self.portal = PortalKeeper(self)
-        self._netlink: NetlinkSocket | None = None
+        self._spawner = Spawner(loop, runtime, list(handler_paths))
 
-    # -- start and stop ---------------------------------------------------------------------------------------------
+    # -- start and stop -----------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Listen to the kernel and take over the devices that are there.
+    @property
+    def sources(self) -> list[Source]:
+        """Who knows what is to be served."""
+        return [source for source in (self.devices, self.targets) if source is not None]
+
+    @property
+    def summary(self) -> str:
+        """Say how many disks are served, and what is not."""
+        parts = []
+        if self.devices is not None:
+            parts.append(_counted(self.devices.disks, "device"))
+        if self.targets is not None and self.targets.processes:
+            parts.append(f"{_counted(self.targets.disks, 'disk')} of targets")
+        given_up = sum(process.state is State.QUARANTINED for process in self._processes())
+        if given_up:
+            parts.append(f"{given_up} given up")
+        return ", ".join(parts) or "nothing to serve"
+
+    def serve_devices(self) -> None:
+        """Serve the kernel's devices.
 
         Raises:
-            NetlinkError, ConfigfsError: the kernel's side is missing or refuses us.
+            TcmuError: the kernel's side is missing or refuses us.
         """
-        # Nothing is created or removed until we have looked at all that is there; what an earlier daemon left
-        # unanswered ends with EINTR.
-        set_parameter("block_netlink", 1)
-        try:
-            set_parameter("reset_netlink", 1)
-            self._netlink = NetlinkSocket()
-            if not self._netlink.set_features():
-                log.warning("this kernel does not wait for answers: a device whose open fails is there all the same")
-            self.loop.register(self._netlink.fileno(), READ, self._requests)
-            for minor, name in uio.devices():
-                self._adopt(minor, name)
-        finally:
-            set_parameter("block_netlink", 0)
-        self._limit_memory()
+        from tcmu_core.daemon.devices import Devices  # where there is no kernel's side, nothing of it is imported
+
+        devices = Devices(self)
+        devices.start()
+        self.devices = devices
 
     def serve_targets(self) -> None:
         """Serve the `[targets]` of the configuration by the portal."""
-        self.portal.configure(self.config)
+        self.targets = Targets(self, self._state)
+        self.targets.configure(self.config)
+
+    def begin(self) -> None:
+        """All sources are there: end hosts that an earlier supervisor left and nobody wants, and look after others."""
+        wanted = [process.key for source in self.sources for process in source.processes.values()]
+        for path in self._spawner.leftovers(wanted):
+            self._dismiss(path)
+        self._look()
+
+    def _dismiss(self, path: Path) -> None:
+        process = self._spawner.adopt(path, _ignore, _ignore)
+        if process is not None:
+            log.info("process %d serves what nobody asks for any more: it ends", process.pid)
+            process.send(Drain())
 
     def stop(self, then: Callable[[], object]) -> None:
-        """Have every device let go, in bounded time; it stays blocked, so that initiators wait for the next start."""
+        """Have every host let go, in bounded time, then call `then()`."""
         if self._stopping:
             return
         self._stopping = True
-        if self._netlink is not None:
-            # From now on nobody answers: the kernel must not wait.
-            try:
-                self._netlink.set_features(False)
-            except TcmuError as error:
-                log.error("%s", error)
-        left = len(self.devices) + 1  # the portal
+        left = len(self.sources) + 1
 
         def one_less() -> None:
             nonlocal left
@@ -107,214 +147,88 @@ class Supervisor:
             if not left:
                 self.loop.post(self._stopped, then)
 
-        self.portal.stop(one_less)
-        for device in list(self.devices.values()):
-            device.drain(STOP_SECONDS, one_less)
+        for source in self.sources:
+            source.stop(one_less)
+        one_less()
 
     def _stopped(self, then: Callable[[], object]) -> None:
-        if self._netlink is not None:
-            self.loop.unregister(self._netlink.fileno())
-            self._netlink.close()
-            self._netlink = None
-        self._nursery.close()
+        self._spawner.close()
         then()
 
-    def _adopt(self, minor: int, name: UioName) -> None:
-        if name.subtype not in self.handlers:
-            log.warning("uio%d (%s) is not ours: no handler %r is installed", minor, name.device, name.subtype)
-            return
-        device = ManagedDevice(self, minor, name, adopted=True)
-        self.devices[minor] = device
-        log.info("uio%d is there: taking it over", minor, extra={"device": device.title})
-        device.start()
+    def _look(self) -> None:
+        """Hold hosts to their handlers' limits, from outside: one that leaks may well hang, too."""
+        for source in self.sources:
+            source.hold_to_limits(self.config)
+        self.looked()
+        self.loop.call_later(LOOK_SECONDS, self._look)
 
-    # -- the kernel's requests --------------------------------------------------------------------------------------
-
-    def _requests(self, _events: int) -> None:
-        assert self._netlink is not None
-        try:
-            requests = self._netlink.receive()
-        except NetlinkError as error:
-            log.warning("%s", error)
-            return
-        except OSError as error:
-            self._lost(error)
-            return
-        for request in requests:
-            log.debug("the kernel says %s uio%d %s", request.kind.name, request.minor, request.name)
-            match request.kind:
-                case Netlink.ADDED_DEVICE:
-                    self._added(request)
-                case Netlink.REMOVED_DEVICE:
-                    self._removed(request)
-                case _:
-                    self._reconfigured(request)
-
-    def _lost(self, error: OSError) -> None:
-        """Requests were lost: whoever waits for an answer gets EINTR, and the list of devices is read again."""
-        if error.errno != errno.ENOBUFS:
-            log.error("netlink: %s", error)
-            return
-        log.error("requests of the kernel were lost: those who wait for them get EINTR")
-        try:
-            set_parameter("block_netlink", 1)
-            set_parameter("reset_netlink", 1)
-            set_parameter("block_netlink", 0)
-        except ConfigfsError as problem:
-            log.error("%s", problem)
-        present = dict(uio.devices())
-        for minor, device in list(self.devices.items()):
-            if minor not in present:
-                device.close(_nothing)
-        for minor, name in present.items():
-            if minor not in self.devices:
-                self._adopt(minor, name)
-
-    def _reply(self, request: Request, status: int) -> None:
-        if self._netlink is None:
-            return
-        try:
-            self._netlink.reply(request, status)
-        except OSError as error:
-            log.error("answering the kernel about uio%d failed: %s", request.minor, error)
-
-    def _added(self, request: Request) -> None:
-        name = request.name
-        handler = self.handlers.get(name.subtype)
-        if handler is None or handler.error:
-            self._foreign(request, handler)
-            return
-        stale = self.devices.pop(request.minor, None)
-        if stale is not None:
-            stale.close(_nothing)
-        device = ManagedDevice(self, request.minor, name, answer=lambda status: self._reply(request, status))
-        self.devices[request.minor] = device
-        device.start()
-
-    def _foreign(self, request: Request, handler: Handler | None) -> None:
-        subtype = request.name.subtype
-        where = {"device": f"{subtype}/{request.name.device}"}
-        if self.bus is not None and subtype in self.bus.external:
-            log.debug("uio%d is for the program that registered %r", request.minor, subtype, extra=where)
-            return
-        if handler is None and self.config.foreign_devices is ForeignDevices.IGNORE:
-            log.info("uio%d is left to another daemon: no handler %r here", request.minor, subtype, extra=where)
-            return
-        if handler is not None:
-            log.error("handler %r is broken: %s", subtype, handler.error, extra=where)
-        else:
-            known = ", ".join(sorted(self.handlers)) or "none"
-            log.error("no handler %r is installed (there are: %s)", subtype, known, extra=where)
-        self._reply(request, -errno.ENOENT)
-
-    def _removed(self, request: Request) -> None:
-        device = self.devices.get(request.minor)
-        if device is None:
-            if request.name.subtype in self.handlers or self.config.foreign_devices is ForeignDevices.REJECT:
-                self._reply(request, 0)
-            return
-        log.info("uio%d is removed", request.minor, extra={"device": device.title})
-        device.close(lambda: self._reply(request, 0))
-
-    def _reconfigured(self, request: Request) -> None:
-        device = self.devices.get(request.minor)
-        change = request.change
-        if device is None or change is None:
-            if request.name.subtype in self.handlers or self.config.foreign_devices is ForeignDevices.REJECT:
-                self._reply(request, -errno.ENODEV)
-            return
-        if change.cfgstring is not None and change.cfgstring.partition("/")[0] != device.name.subtype:
-            log.error("a device keeps its handler: %s", change.cfgstring, extra={"device": device.title})
-            self._reply(request, -errno.EINVAL)
-            return
-        device.change(change).add_done_callback(lambda done: self._reply(request, -done.result()[0]))
-
-    def _limit_memory(self) -> None:
-        """Hold workers to their handlers' limits, from outside: one that leaks may well hang, too."""
-        for device in list(self.devices.values()):
-            limit = self.config.memory_limits.get(device.name.subtype)
-            if limit is not None:
-                device.hold_to(limit)
-        self.loop.call_later(MEMORY_SECONDS, self._limit_memory)
-
-    # -- for D-Bus and the daemon -----------------------------------------------------------------------------------
+    # -- for D-Bus and the daemon -------------------------------------------------------------------------------------
 
     def change_medium(self, subtype: str, name: str, size: int, cfgstring: str) -> Future[tuple[int, str]]:
-        """Give the device a new cfgstring; the answer is 0 or a negative errno, and what to tell the person."""
-        answer: Future[tuple[int, str]] = Future()
-        found = [one for one in self.devices.values() if (one.name.subtype, one.name.device) == (subtype, name)]
-        if not found:
-            answer.set_result((-errno.ENODEV, f"there is no device {subtype}/{name}"))
-            return answer
-        device = found[0]
-
-        def changed(done: Future[tuple[int, str]]) -> None:
-            code, reason = done.result()
-            if not code and device.worker is not None:
-                device.worker.send({"op": "record"})
-            answer.set_result((-code, reason))
-
-        device.change(Change(cfgstring=f"{subtype}/{cfgstring}")).add_done_callback(changed)
-        return answer
+        """Give a kernel device a new cfgstring; the answer is 0 or a negative errno, and what to tell the person."""
+        if self.devices is None:
+            raise OSError("kernel devices are not served here")
+        return self.devices.change_medium(subtype, name, size, cfgstring)
 
     def configure(self, config: Config) -> None:
         """Take new settings."""
         self.config = config
         self.tell_log()
-        self.portal.configure(config)
+        for source in self.sources:
+            source.configure(config)
 
     def reopen_logs(self) -> None:
-        """Open log files again, here and in every worker, and try again what was given up."""
+        """Open log files again, here and in every host, and try again what was given up."""
         self.logs.reopen()
         self.tell_log()
-        for device in list(self.devices.values()):
-            device.retry()
+        for process in self._processes():
+            process.retry()
 
     def tell_log(self) -> None:
-        """Give every worker the settings of the log."""
-        settings = {"op": "log", **self.log_settings()}
-        self.portal.send(settings)
-        for device in self.devices.values():
-            if device.worker is not None:
-                device.worker.send(settings)
+        """Give every host the settings of the log."""
+        settings = self.log_settings()
+        for process in self._processes():
+            process.send(settings)
 
-    # -- for devices ------------------------------------------------------------------------------------------------
+    def _processes(self) -> list[ManagedProcess]:
+        return [process for source in self.sources for process in source.processes.values()]
 
-    def job(self, device: ManagedDevice, *, adopt: bool, delay: float, park: bool) -> Message:
-        """Return the job of a worker for this device."""
-        return {
-            "minor": device.minor,
-            "hba": device.name.hba,
-            "name": device.name.device,
-            "handler": device.name.subtype,
-            "cfgstring": device.name.cfgstring,
-            "adopt": adopt,
-            "delay": delay,
-            "park": park,
-            "options": dict(self.config.handlers.get(device.name.subtype, {})),
-            "log": self.log_settings(),
-        }
+    # -- for managed processes ----------------------------------------------------------------------------------------
 
-    def spawn(
-        self, job: Message, on_message: Callable[[Message], object], on_death: Callable[[str], object]
-    ) -> WorkerProcess:
-        """Start a worker."""
-        return self._nursery.spawn(job, on_message, on_death)
+    def spawn(self, job: Job, on_message: Callable[[Message], object], on_death: Callable[[str], object]) -> Process:
+        """Start a process."""
+        return self._spawner.spawn(dataclasses.replace(job, log=self.log_settings()), on_message, on_death)
 
-    def forget(self, device: ManagedDevice) -> None:
-        """Strike the device off the list."""
-        if self.devices.get(device.minor) is device:
-            del self.devices[device.minor]
+    def adopt(
+        self, path: Path, on_message: Callable[[Message], object], on_death: Callable[[str], object]
+    ) -> Process | None:
+        """Take over the process that an earlier supervisor left at `path`, if there is one."""
+        process = self._spawner.adopt(path, on_message, on_death)
+        if process is not None:
+            process.send(self.log_settings())
+        return process
 
-    def log_settings(self) -> Message:
-        """Return the settings of the log, as workers take them."""
-        return {
-            "level": int(self.logs.level),
-            "devices": {name: int(level) for name, level in self.logs.devices.items()},
-            "directory": self.log_directory,
-            "syslog": self.config.syslog,
-            "stderr": self.log_stderr,
-        }
+    def rendezvous(self, key: str) -> Path:
+        """Return where the process of this key can be found."""
+        return self._spawner.rendezvous(key)
+
+    def log_settings(self) -> LogSettings:
+        """Return the settings of the log, as hosts take them."""
+        return LogSettings(
+            level=int(self.logs.level),
+            devices={name: int(level) for name, level in self.logs.devices.items()},
+            directory=self.log_directory,
+            syslog=self.config.syslog,
+            stderr=self.log_stderr,
+        )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _ignore(_: object) -> None:
+    pass
 
 
 def _nothing() -> None:

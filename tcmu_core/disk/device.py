@@ -92,6 +92,8 @@ class Device:
         # Set by the logical unit: see `notify`, and whether an initiator prevents the removal of the medium.
         self.changed: Callable[[int, int, Nexus | None], None] = lambda asc, ascq, but: None
         self.prevented: Callable[[], bool] = lambda: False
+        # Set by who has the transports: see `drop_link`.
+        self.dropped: Callable[[str], None] = lambda initiator: None
 
     @property
     def blocks(self) -> int:
@@ -107,8 +109,18 @@ class Device:
         return self._threads.busy
 
     def notify(self, asc: int, ascq: int, *, but: Nexus | None = None) -> None:
-        """Establish a unit attention for every nexus but one (SPC-4 annex F codes); safe to call from any thread."""
+        """Establish a unit attention for every nexus but one (SPC-4 annex F codes); safe to call from any thread.
+
+        A handler whose storage has got another size sets `size`, then notifies of 2Ah/09h, CAPACITY DATA HAS CHANGED.
+        """
         self.changed(asc, ascq, but)
+
+    def drop_link(self, initiator: str = "") -> None:
+        """Break the connections of an initiator (its name), or of all, soon; what they have in flight is aborted.
+
+        The kernel's transports can't be told: their initiators see the command fail in its time instead.
+        """
+        self.dropped(initiator)
 
     def shutdown(self) -> None:
         """Wait for what `offload` started and end the threads."""
@@ -127,5 +139,5 @@ class Device:
 
 
 _SETTABLE = frozenset(
-    {field.name for field in fields(Device)} | {"log", "_protected", "_threads", "changed", "prevented"}
+    {field.name for field in fields(Device)} | {"log", "_protected", "_threads", "changed", "prevented", "dropped"}
 )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from tcmu_core.disk.device import Change, Device
-from tcmu_core.disk.layers import Operations, plugin_manager, resolve, stack
+from tcmu_core.disk.layers import Operations, chain_change, plugin_manager, resolve, stack
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.disk.threads import wrong_result
 from tcmu_core.errors import ConfigError, HandlerError, TcmuError, text_of
@@ -16,6 +16,7 @@ from tcmu_core.options import declared
 from tcmu_core.scsi.opcodes import Opcode
 
 LARGEST_BLOCK = 65536
+LARGEST_SIZE = (1 << 63) - 1  # bytes: off_t
 _TEXTS = {"vendor": 8, "product": 16, "revision": 4}  # bytes in standard INQUIRY data (SPC-4 6.6.2)
 _NUMBERS = (
     "block_size",
@@ -33,12 +34,29 @@ MAX_DEVICE_TYPE = 0x1F
 MAX_SERIAL = 252  # bytes: what the designator of VPD page 83h has room for, beside the vendor (SPC-4 7.8.6)
 
 
+class Layer(Protocol):
+    """What the disk needs of a filter; `tcmu_core.filters.base.Filter` is the whole of it, for authors."""
+
+    name: str
+    given: Mapping[str, Any]  # its options, as they were given for this disk
+    live: ClassVar[bool]
+
+    def open(self, device: Device, below: Operations, options: Mapping[str, Any]) -> None:
+        """Get ready, upon what is open."""
+
+    def close(self) -> None:
+        """Let go."""
+
+    def control(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer a message."""
+
+
 class Disk:
     """One disk from `open` to `close`. `device` is what its handler sees; `operations` what the engine calls."""
 
     operations: Operations
 
-    def __init__(self, spec: DiskSpec, plugin: object, filters: Iterable[object] = ()) -> None:
+    def __init__(self, spec: DiskSpec, plugin: object, filters: Iterable[Layer] = ()) -> None:
         self.spec = spec
         self.device = Device(
             spec.name,
@@ -51,10 +69,12 @@ class Disk:
             options=spec.options,
             serial=spec.serial,
         )
-        self.filters = tuple(filters)
+        self.filters: list[Layer] = list(filters)
+        self.own_serial = False  # whether the handler has set one, which goes before what the runner gave
         self._manager = plugin_manager(plugin, spec.handler)
         self._declared = declared(plugin)
         self._opened = False
+        self._open_filters = 0  # how many of them, from the lowest on
 
     @property
     def title(self) -> str:
@@ -83,6 +103,8 @@ class Disk:
         if self._declared is not None:
             self._declared.parse(device.cfgstring, device.options)
         hooks.check_config(cfgstring=device.cfgstring)
+        if device.size:
+            self._check_size(device.size)  # before the handler makes a file of a size that no disk has
         try:
             try:
                 result = hooks.open(device=device)
@@ -95,10 +117,12 @@ class Disk:
                 device.reactor.watch_elsewhere(device.in_flight)
             self._finish("open", result)
             self._check()
-            self.resolve()
+            self._bound()
+            self._open_all()
         except BaseException:
             self._close_quietly()
             raise
+        self.own_serial = bool(device.serial) and device.serial != self.spec.serial
         device.serial = device.serial or self._identity()
 
     def _identity(self) -> str:
@@ -112,8 +136,8 @@ class Disk:
     def _finish(self, hook: str, result: object) -> None:
         """Wait for what a hook returned that is no data hook."""
         if isinstance(result, Future):
-            result.result()
-        elif result is not None:
+            result = result.result()
+        if result is not None:
             raise HandlerError(f"handler {self.spec.handler!r}, {hook}: {wrong_result(result)}")
 
     def _broken(self, error: BaseException) -> TcmuError:
@@ -124,6 +148,12 @@ class Disk:
                 f"failed to open: {text_of(error)}"
             )
         return HandlerError(f"handler {self.spec.handler!r} broke while it opened the device: {text_of(error)}")
+
+    def _bound(self) -> None:
+        """Hold the handler to the limit of a transfer that the way in has: the smallest of all counts."""
+        device, most = self.device, self.spec.max_transfer
+        if most:
+            device.max_transfer_length = min(device.max_transfer_length or most, most)
 
     def _check(self) -> None:
         """Look at what `open` has left: what is wrong now would be wrong in every command."""
@@ -150,8 +180,9 @@ class Disk:
         block = device.block_size
         if not 512 <= block <= LARGEST_BLOCK or block & (block - 1):
             raise HandlerError(f"{who}: block_size {block} is no power of two from 512 to {LARGEST_BLOCK}")
-        if size < 0 or (size < block and not device.removable):
-            raise ConfigError(f"{who}: size {size} is less than one block of {block} bytes")
+        self._check_size(size)
+        if device.max_transfer_length == 0 or 0 < self.spec.max_transfer < device.max_transfer_length:
+            device.max_transfer_length = self.spec.max_transfer
         physical = device.physical_block_size
         if physical and (physical < block or physical % block):
             raise HandlerError(f"{who}: physical_block_size {physical} is no multiple of {block}")
@@ -159,21 +190,97 @@ class Disk:
             self._check_text(who, name, most)
         self._check_text(who, "serial", MAX_SERIAL)
 
+    def _check_size(self, size: int) -> None:
+        device = self.device
+        who = f"handler {device.handler!r}, device {device.name!r}"
+        if size < 0 or (size < device.block_size and not device.removable):
+            raise ConfigError(f"{who}: size {size} is less than one block of {device.block_size} bytes")
+        if size > LARGEST_SIZE:
+            raise ConfigError(f"{who}: size {size} is more than a file can have: {LARGEST_SIZE} bytes")
+
     def _check_text(self, who: str, name: str, most: int) -> None:
         text: Any = getattr(self.device, name)
         if not isinstance(text, str) or len(text) > most or not (text.isascii() and (text.isprintable() or not text)):
             raise HandlerError(f"{who}: {name} is {text!r}: at most {most} printable ASCII characters")
 
     def resolve(self) -> None:
-        """Turn hooks into callables; again after the handler changed `device.threads`."""
+        """Turn hooks into callables; again after the handler changed `device.threads`, or a filter what it does."""
         operations = resolve(self._manager, self.device, read_only=self.spec.read_only)
-        for layer in self.filters:
+        for layer in self.filters[: self._open_filters]:
             operations = stack(layer, operations)
         self.operations = operations
         if operations.write is None:
             self.device.read_only = True
         if operations.flush is None:
             self.device.write_cache = False
+
+    # -- filters ------------------------------------------------------------------------------------------------------
+
+    def _open_all(self) -> None:
+        """Open the filters from the lowest on, each upon those that are open."""
+        self.resolve()
+        for layer in self.filters:
+            self._open_filter(layer)
+
+    def _open_filter(self, layer: Layer) -> None:
+        name, below = layer.name, self.operations
+        try:
+            layer.open(self.device, below, layer.given)
+            self._open_filters += 1
+            self.resolve()
+        except (TcmuError, OSError):
+            raise
+        except BaseException as error:
+            raise HandlerError(f"filter {name!r} broke while it opened: {text_of(error)}") from error
+        self._check()
+
+    def push(self, layer: Layer) -> None:
+        """Put one more filter on top of a disk that is in use.
+
+        Raises:
+            ConfigError: it changes what is read, so it can't come later; or what its `open` raises.
+        """
+        if not layer.live:
+            raise ConfigError(f"the filter {layer.name!r} can't be put on a disk that is in use: open the disk with it")
+        self.filters.append(layer)
+        try:
+            self._open_filter(layer)
+        except BaseException:
+            self._take_off(layer)
+            raise
+
+    def pop(self, name: str) -> None:
+        """Take the uppermost filter of that name off a disk that is in use; what is in it ends.
+
+        Raises:
+            ConfigError: there is none, or it can't be taken off.
+        """
+        layer = self.filter(name)
+        if not layer.live:
+            raise ConfigError(f"the filter {name!r} can't be taken off a disk that is in use")
+        self._take_off(layer)
+
+    def _take_off(self, layer: Layer) -> None:
+        was_open = self.filters.index(layer) < self._open_filters
+        self.filters.remove(layer)
+        self._open_filters -= was_open
+        self.resolve()
+        if was_open:
+            layer.close()
+
+    def filter(self, name: str) -> Layer:
+        """Return the uppermost filter of that name; raises `ConfigError`."""
+        for layer in reversed(self.filters):
+            if layer.name == name:
+                return layer
+        known = ", ".join(layer.name for layer in self.filters)
+        raise ConfigError(f"the disk {self.spec.name!r} has no filter {name!r}: it has {known or 'none'}")
+
+    def tell(self, name: str, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Have the uppermost filter of that name answer a message; what it does to commands may change by it."""
+        answer = self.filter(name).control(message)
+        self.resolve()
+        return answer
 
     def change(self, change: Change) -> None:
         """Have the handler take a change (bytes).
@@ -185,12 +292,10 @@ class Disk:
         device = self.device
         if change.size is not None and (change.size <= 0 or change.size % device.block_size):
             raise ConfigError(f"{change.size} bytes are not whole blocks of {device.block_size}")
-        if not self.has("reconfigure"):
-            raise NotImplementedError(f"handler {device.handler!r} can't change a device that is open")
         if change.cfgstring is not None and self._declared is not None:
             self._declared.parse(change.cfgstring, device.options)
         try:
-            self._finish("reconfigure", self._manager.hook.reconfigure(device=device, change=change))
+            chain_change(self.filters[: self._open_filters], device, self._change_handler)(change)
         except (TcmuError, OSError, NotImplementedError):
             raise
         except BaseException as error:
@@ -202,12 +307,18 @@ class Disk:
         elif change.write_cache is not None:
             device.write_cache = change.write_cache
 
+    def _change_handler(self, change: Change) -> None:
+        if not self.has("reconfigure"):
+            raise NotImplementedError(f"handler {self.device.handler!r} can't change a device that is open")
+        self._finish("reconfigure", self._manager.hook.reconfigure(device=self.device, change=change))
+
     def close(self) -> None:
-        """Let work on threads end, then close the storage; does nothing for one that is not open.
+        """Let work on threads end, then close filters and storage, in this order; nothing for one that is not open.
 
         Raises:
             OSError, TcmuError: what the handler says; HandlerError for anything else.
         """
+        problem = self._close_filters()
         self.device.shutdown()
         if not self._opened:
             return
@@ -220,6 +331,22 @@ class Disk:
             raise
         except BaseException as error:
             raise HandlerError(f"handler {self.spec.handler!r} broke while it closed: {text_of(error)}") from error
+        if problem is not None:
+            raise problem
+
+    def _close_filters(self) -> TcmuError | OSError | None:
+        """Close the filters from the top down, all of them; return what the first to fail says."""
+        problem: TcmuError | OSError | None = None
+        while self._open_filters:
+            self._open_filters -= 1
+            layer = self.filters[self._open_filters]
+            try:
+                layer.close()
+            except (TcmuError, OSError) as error:
+                problem = problem or error
+            except BaseException as error:
+                problem = problem or HandlerError(f"filter {layer.name!r} broke while it closed: {text_of(error)}")
+        return problem
 
     def _close_quietly(self) -> None:
         try:

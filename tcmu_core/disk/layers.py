@@ -17,7 +17,7 @@ from typing import Any
 
 import pluggy
 
-from tcmu_core.disk.device import Device, Extent
+from tcmu_core.disk.device import Change, Device, Extent
 from tcmu_core.disk.threads import chained
 from tcmu_core.errors import HandlerError, WriteProtected
 from tcmu_core.hookspecs import HOOKS, PROJECT, HandlerHooks
@@ -46,6 +46,7 @@ class Operations:
 
 OPERATIONS = tuple(field.name for field in fields(Operations))
 WRITING = ("write", "discard", "write_zeroes")
+CHANGES = "reconfigure"
 
 
 def plugin_manager(handler: object, name: str) -> pluggy.PluginManager:
@@ -183,13 +184,55 @@ def _protected(*_args: object) -> None:
 def stack(layer: object, below: Operations) -> Operations:
     """Return the operations of `below` as a filter lets them through.
 
-    A filter's operation takes, before the hook's own arguments, the same operation of the layer below it. What the
+    A filter's operation takes, before the hook's own arguments, the same operation of the layer below it; those named
+    in its `passes` are the lower ones themselves, and `provides` names those that it has whatever is below. What the
     filter does not have, the disk does not have above it: an operation that it does not know must not pass it by.
     """
-    composed: dict[str, Any] = {}
-    for name in OPERATIONS:
-        lower, own = getattr(below, name), getattr(layer, name, None)
-        composed[name] = functools.partial(own, lower) if lower is not None and own is not None else None
+    composed: dict[str, Any] = {name: _layered(layer, name, getattr(below, name)) for name in OPERATIONS}
     if composed["read"] is None:
         raise HandlerError(f"the filter {type(layer).__name__} has no 'read': nothing could be read through it")
     return replace(below, **composed)
+
+
+def chain_change(
+    layers: Iterable[object], device: Device, bottom: Callable[[Change], None]
+) -> Callable[[Change], None]:
+    """Return what changes a disk, `bottom` being the handler's part, as the filters let it through."""
+    change = bottom
+    for layer in layers:
+        change = _layered(layer, CHANGES, change) or functools.partial(_unchanging, layer, device)
+    return change
+
+
+def changes_nothing(device: Device, change: Change) -> bool:
+    """Say whether a change asks for what is there: rtslib writes every attribute back when it restores a device."""
+    if change.size is not None:
+        return change.size == device.size
+    if change.cfgstring is not None:
+        return change.cfgstring == device.cfgstring
+    return change.write_cache == device.write_cache
+
+
+def _unchanging(layer: object, device: Device, change: Change) -> None:
+    if changes_nothing(device, change):
+        return
+    raise NotImplementedError(f"the filter {getattr(layer, 'name', type(layer).__name__)!r} lets no change through")
+
+
+def _layered(layer: object, name: str, lower: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """Return one operation as a layer has it."""
+    own = getattr(layer, name, None)
+    if own is None or name in getattr(layer, "passes", ()):
+        return lower if name in getattr(layer, "passes", ()) else None
+    if lower is None:
+        if name == "handle_cmd":
+            lower = _unanswered  # a command that no handler wants to see is the engine's
+        elif name not in getattr(layer, "provides", ()):
+            return None
+    if isinstance(own, types.MethodType):  # one call less than partial of a bound method
+        return functools.partial(own.__func__, own.__self__, lower)
+    return functools.partial(own, lower)
+
+
+def _unanswered(_command: object) -> None:
+    return None

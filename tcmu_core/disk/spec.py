@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from tcmu_core.cfgstring import split_runner_options
+from tcmu_core.cfgstring import FILTER_OPTION, split_runner_options
 
 
 def _nothing() -> Mapping[str, str]:
@@ -50,4 +50,9 @@ class DiskSpec:
             ConfigError: the runner's part of it is wrong.
         """
         options, body = split_runner_options(cfgstring)
-        return dataclasses.replace(self, cfgstring=body, patience=options.get("tcmur_cmd_time_out", 0))
+        return dataclasses.replace(
+            self,
+            cfgstring=body,
+            patience=options.get("tcmur_cmd_time_out", 0),
+            filters=options.get(FILTER_OPTION, ()) + self.filters,
+        )

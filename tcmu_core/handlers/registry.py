@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import importlib_metadata
-
 from tcmu_core.cfgstring import split_runner_options
 from tcmu_core.disk.disk import Disk
 from tcmu_core.disk.disk import check_config as ask_handler
 from tcmu_core.disk.layers import plugin_manager
 from tcmu_core.disk.spec import DiskSpec
+from tcmu_core.entrypoints import announced, reason
 from tcmu_core.errors import ConfigError, HandlerError, text_of
+from tcmu_core.filters.registry import make
 from tcmu_core.hookspecs import HOOKS
 from tcmu_core.options import Options, declared
 from tcmu_core.posix import Reactor
@@ -55,7 +55,7 @@ class Handler:
             plugin = self.make()
         except Exception as error:
             raise HandlerError(f"handler {self.name!r} can't be made: {text_of(error)}") from error
-        disk = Disk(spec, plugin)
+        disk = Disk(spec, plugin, make(spec.filters))
         disk.device.reactor = reactor
         disk.open()
         return disk
@@ -98,7 +98,7 @@ class Registry:
         handler = self.handlers.get(name)
         if handler is None:
             known = sorted(name for name, found in self.handlers.items() if not found.error)
-            close = difflib.get_close_matches(name, [*known, *sorted(OURS - set(known))], 1)
+            close = difflib.get_close_matches(name, [*known, *sorted(OURS - {name, *known})], 1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             # A name that we don't know may be anybody's: no word that could have a stranger's package installed.
             bring = f"; `pip install tcmu-{name}` brings it" if name in OURS else ""
@@ -122,17 +122,12 @@ class Registry:
             self._add(_from_file(file))
 
     def _add_distributions(self, paths: list[str] | None) -> None:
-        found = importlib_metadata.distributions() if paths is None else importlib_metadata.distributions(path=paths)
-        seen: set[tuple[str, str]] = set()
-        for distribution in found:
-            project = distribution.metadata["Name"] or "?"
-            for entry in distribution.entry_points:
-                # One distribution can be visible twice (an editable install beside its source): the first one counts.
-                if entry.group != ENTRY_POINT_GROUP or (project.lower(), entry.name) in seen:
-                    continue
-                seen.add((project.lower(), entry.name))
-                directory = str(Path(str(distribution.locate_file(""))).resolve())
-                self._add(_from_entry_point(entry, project, distribution.version, directory))
+        for found in announced(ENTRY_POINT_GROUP, paths):
+            if found.error:
+                self._add(Handler(found.name, found.source, found.version, found.directory, error=found.error))
+            else:
+                made = _inspect(found.name, found.source, found.version, found.value)
+                self._add(dataclasses.replace(made, directory=found.directory))
 
     def _add(self, handler: Handler) -> None:
         known = self.handlers.get(handler.name)
@@ -152,20 +147,6 @@ def _place(handler: Handler) -> str:
     return f"{handler.source} in {handler.directory}" if handler.directory else handler.source
 
 
-def _from_entry_point(entry: importlib_metadata.EntryPoint, project: str, version: str, directory: str) -> Handler:
-    return dataclasses.replace(_loaded(entry, f"{project} {version}", version), directory=directory)
-
-
-def _loaded(entry: importlib_metadata.EntryPoint, source: str, version: str) -> Handler:
-    try:
-        factory = entry.load()
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        return Handler(entry.name, source, version, error=f"{entry.value} can't be imported: {_reason(error)}")
-    return _inspect(entry.name, source, version, factory)
-
-
 def _from_file(file: Path) -> Handler:
     """Load a drop-in file: it has one class with hooks, or hooks of its own as a module."""
     name = file.stem.removeprefix("handler_")
@@ -181,7 +162,7 @@ def _from_file(file: Path) -> Handler:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        return Handler(name, source, error=_reason(error))
+        return Handler(name, source, error=reason(error))
     classes = [
         value
         for value in vars(module).values()
@@ -210,19 +191,8 @@ def _inspect(name: str, source: str, version: str, factory: object) -> Handler:
     except HandlerError as error:
         return Handler(name, source, version, error=str(error))
     except Exception as error:
-        return Handler(name, source, version, error=f"it can't be made: {_reason(error)}")
+        return Handler(name, source, version, error=f"it can't be made: {reason(error)}")
     able = tuple(hook for hook in CAPABILITIES if getattr(manager.hook, hook).get_hookimpls())
     options = declared(factory)
     desc = getattr(factory, "config_desc", "") or (options.description if options else inspect.getdoc(factory)) or ""
     return Handler(name, source, version, factory=factory, config_desc=str(desc), capabilities=able, options=options)
-
-
-def _reason(error: BaseException) -> str:
-    """Return one line that says what went wrong and where."""
-    where = ""
-    trace = error.__traceback__
-    while trace is not None:
-        where = f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"
-        trace = trace.tb_next
-    name, text = type(error).__name__, " ".join(text_of(error).split("\n"))
-    return f"{text if text.startswith(name) else f'{name}: {text}'}{where}"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from tcmu_core.iscsi import pdu as p
-from tcmu_core.iscsi.constants import ATTRIBUTE, COMMAND_READ, COMMAND_WRITE, FINAL, RESERVED_TAG, RejectReason
-from tcmu_core.iscsi.direction import DIRECTION, IN, OUT
+from tcmu_core.iscsi.constants import ATTRIBUTE, BHS, COMMAND_READ, COMMAND_WRITE, FINAL, RESERVED_TAG, RejectReason
 from tcmu_core.iscsi.errors import PduError
 from tcmu_core.iscsi.pending import Task, lay_out
 from tcmu_core.iscsi.responses import finish
@@ -12,8 +11,12 @@ from tcmu_core.iscsi.session import Session, State
 from tcmu_core.iscsi.transfer import Transfer
 from tcmu_core.iscsi.writes import Writes
 from tcmu_core.scsi import sense
-from tcmu_core.scsi.command import Command
+from tcmu_core.scsi.command import Command, Status
 from tcmu_core.scsi.lun import parse_lun
+from tcmu_core.scsi.opcodes import Direction
+
+MOST_SEGMENTS = 8192  # of one command: an initiator that takes 512 bytes at a time gets no more than 4 MiB at once
+NOWHERE = 131328  # bytes: what a LUN that there is not answers at most, REPORT LUNS of every one
 
 
 class Commands:
@@ -40,21 +43,52 @@ class Commands:
             raise PduError("this tag is in use", RejectReason.TASK_IN_PROGRESS)
         extra = p.parse_ahs(pdu.ahs)
         cdb = pdu.cdb + extra.cdb
-        length = min(pdu.expected_length, session.limits.transfer)
         if pdu.flags & COMMAND_WRITE:
-            self.writes.begin(Transfer(pdu, cdb, length, extra.read_length), pdu)
+            # No more is asked for than the CDB can move; what comes unasked is the initiator's to choose.
+            moved = self._moved(Direction.OUT, pdu.lun, cdb, pdu.expected_length)
+            length = min(pdu.expected_length, max(moved, session.parameters.first_burst))
+            self.writes.begin(Transfer(session.account, pdu, cdb, length, extra.read_length), pdu)
             return
         if pdu.data or not pdu.flags & FINAL:
             raise PduError("write data for a command that does not write", RejectReason.INVALID_PDU_FIELD)
-        if not pdu.flags & COMMAND_READ or DIRECTION[cdb[0]] == OUT:
-            length = 0
-        self._read(pdu, cdb, length)
+        self._read(pdu, cdb, self._read_length(pdu))
 
-    def room_for(self, pdu: p.ScsiCommand, *, force: bool = False) -> bool:
-        """Have room in the outbox for all the Data-In that a read may need."""
+    def must_wait(self, pdu: p.ScsiCommand) -> bool:
+        """Return whether a read has to wait, because there is no room in the outbox for its Data-In."""
         session = self._session
-        _segments, end = self._lay_out(0, min(pdu.expected_length, session.limits.transfer))
-        return session.outbox.make_room(end, force=force)
+        length = self._read_length(pdu)
+        return length > 0 and not session.outbox.make_room(self._room(length)) and session.must_wait()
+
+    def _read_length(self, pdu: p.ScsiCommand) -> int:
+        """Return how many bytes of Data-In a command may have."""
+        if not pdu.flags & COMMAND_READ or pdu.flags & COMMAND_WRITE:
+            return 0
+        return self._moved(Direction.IN, pdu.lun, pdu.cdb, pdu.expected_length)
+
+    def _moved(self, way: Direction, lun: bytes, cdb: bytes, expected: int) -> int:
+        """Return how many bytes a command can move that is sent with its data going this way.
+
+        An initiator that sends a write as a read must not have memory of ours written to its disk, nor one that sends
+        a read as a write be told GOOD for data that it never got: such a command runs without data.
+        """
+        attachment = self._session.attachment
+        number = parse_lun(lun)
+        engine = attachment.target.luns.get(number) if attachment is not None and number is not None else None
+        most = self._session.limits.transfer
+        if way is Direction.IN:
+            most = min(most, MOST_SEGMENTS * self._session.parameters.max_segment)
+        if engine is None:
+            return min(expected, NOWHERE if way is Direction.IN else most)
+        direction, limit = engine.expects(cdb)
+        if direction is not way and direction is not Direction.ANY:
+            return 0
+        return min(expected, most if limit is None else min(limit, most))
+
+    def _room(self, length: int) -> int:
+        """Return how many bytes of outbox Data-In of `length` bytes takes at most."""
+        parameters = self._session.parameters
+        segments = length // parameters.max_segment + length // parameters.max_burst + 2
+        return length + segments * (BHS + 12)
 
     def _lay_out(self, at: int, length: int) -> tuple[list[tuple[int, int, int]], int]:
         parameters, framing = self._session.parameters, self._session.framing
@@ -65,6 +99,12 @@ class Commands:
     def _read(self, pdu: p.ScsiCommand, cdb: bytes, length: int) -> None:
         session = self._session
         outbox = session.outbox
+        if length and not outbox.make_room(self._room(length)):  # and nothing of its own to wait for
+            session.economize()
+            command = self._command(cdb, [], 0, pdu.lun, pdu.itt, pdu.flags)
+            command.status = Status.BUSY
+            finish(session, Task(command, pdu.itt, pdu.lun, pdu.expected_length, True, []))
+            return
         segments, end = self._lay_out(outbox.cursor, length)
         memory = outbox.memory
         buffers = [memory.view[data : data + count] for _at, data, count in segments]
@@ -83,7 +123,7 @@ class Commands:
     def _run_write(self, transfer: Transfer) -> None:
         """Run a write whose data is complete, or answer for one that has failed before that."""
         buffers, length = transfer.pieces, transfer.received
-        if DIRECTION[transfer.cdb[0]] == IN:
+        if not self._moved(Direction.OUT, transfer.lun, transfer.cdb, 1):
             buffers, length = [], 0
         command = self._command(transfer.cdb, buffers, length, transfer.lun, transfer.itt, transfer.flags)
         task = Task(command, transfer.itt, transfer.lun, transfer.expected_length, False, [])
@@ -91,13 +131,16 @@ class Commands:
         task.bidi = transfer.bidi
         if transfer.failed is not None:
             command.status = transfer.failed.status
-            command.sense = sense.encode(transfer.failed)
+            if command.status == Status.CHECK_CONDITION:
+                command.sense = sense.encode(transfer.failed)
         elif not self._execute(command, transfer.lun):
-            task.pins = list(transfer.pins)
+            task.pins, transfer.pins = transfer.pins, []
+            transfer.drop()
             self._pend(task)
             return
-        transfer.unpin()
         finish(self._session, task)
+        command.buffers = []
+        transfer.drop()
 
     def _command(self, cdb: bytes, buffers: list[memoryview], length: int, lun: bytes, itt: int, flags: int) -> Command:
         attachment = self._session.attachment
@@ -115,7 +158,6 @@ class Commands:
     def _pend(self, task: Task) -> None:
         task.command.context = task
         self._session.tasks[task.itt] = task
-        self._session.reserved += task.reserved
 
     # -- on the way out -----------------------------------------------------------------------------------------------
 
@@ -134,7 +176,9 @@ class Commands:
         session = self._session
         if session.tasks.get(task.itt) is task:
             del session.tasks[task.itt]
-        session.reserved -= task.reserved
+        session.blocked = False
         if not session.closed and not task.command.silent:
             finish(session, task, pending=True)
         task.unpin()
+        task.command.context = None  # no circle keeps its buffers from being free at once
+        self.writes.ask_again()

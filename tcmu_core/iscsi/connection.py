@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from tcmu_core.iscsi import pdu as p
-from tcmu_core.iscsi.buffers import Inbox, Outbox
+from tcmu_core.iscsi.budget import Budget
+from tcmu_core.iscsi.buffers import MIN_ROOM, SMALL, Inbox, Outbox
 from tcmu_core.iscsi.constants import BHS, LoginStatus
 from tcmu_core.iscsi.errors import ConnectionEnded, PduError
-from tcmu_core.iscsi.login import Directory, Login, Outcome
+from tcmu_core.iscsi.login import Claim, Login, Outcome
 from tcmu_core.iscsi.pump import Pump
 from tcmu_core.iscsi.session import Life, Session, State
+from tcmu_core.iscsi.settings import PortalSettings
 
 LOGIN_SEGMENT = 8192  # MaxRecvDataSegmentLength while nothing was negotiated (RFC 7143 13.12)
-LOGIN_BUFFER = 65536
+LOGIN_BUFFER = SMALL
 _STALLED, _HEARD = State.STALLED, Life.HEARD
-SEGMENTS = 8  # PDUs of the longest data segment that either buffer holds: a queue of large commands in one piece
+SEGMENTS = 8  # PDUs of the longest data segment that either buffer grows to: a queue of large commands in one piece
+GUARANTEED = 4  # ... and that a connection always has memory for
 
 
-class Host(Directory, Protocol):
+class Host(Protocol):
     """What a connection asks of the portal."""
+
+    settings: PortalSettings
+
+    budget: Budget
 
     def serves(self, name: str) -> bool:
         """Return whether there is a target of this name, here or in another process."""
+
+    def has_target(self, name: str) -> bool:
+        """Return whether there is a target of this name to log in to; raises LoginError if it is busy."""
+
+    def has_session(self, tsih: int) -> bool:
+        """Return whether there is a session of this handle."""
+
+    def new_tsih(self) -> int:
+        """Return a session handle that is not in use, not 0."""
+
+    def admit(self, connection: Connection, claim: Claim) -> None:
+        """Have room for a session; raises LoginError if there is none, or the initiator port is somebody else's."""
 
     def open_session(self, connection: Connection, outcome: Outcome) -> Session:
         """Make the session of a login that has succeeded; an older session of the same name gives way to it."""
@@ -40,11 +60,13 @@ class Connection:
         limits = host.settings.limits
         self.host = host
         self.notify = notify
-        self._size = max(SEGMENTS * (BHS + limits.segment), LOGIN_BUFFER)
-        self.inbox = Inbox(LOGIN_BUFFER)
-        self.outbox = Outbox(LOGIN_BUFFER, limits.send_queue)
+        most = max(SEGMENTS * (BHS + limits.segment), SMALL)
+        longest = max(BHS + limits.segment, SMALL)
+        account = host.budget.account(limits.memory, GUARANTEED * longest, longest + MIN_ROOM)
+        self.inbox = Inbox(account, most)
+        self.outbox = Outbox(account, most, limits.send_queue)
         self.session: Session | None = None
-        self.login = Login(host)
+        self.login = Login(host, partial(host.admit, self))
         self.pump: Callable[[], None] = self._pump_login
         self._ended: str | None = None
         self.room = self.inbox.room
@@ -66,10 +88,25 @@ class Connection:
 
     def received(self, count: int) -> None:
         """Take the next `count` bytes, which lie in `room()`."""
-        self.inbox.end += count
+        inbox = self.inbox
+        inbox.end += count
+        if inbox.end == inbox.memory.size:
+            inbox.filled()
         if self.session is not None:
             self.session.life = _HEARD
         self.pump()
+
+    def squeeze(self) -> memoryview:
+        """Return where to receive where `room` has nothing left: data that came is packed together for that."""
+        if self.session is not None:
+            for transfer in self.session.transfers.values():
+                transfer.pack()
+        return self.inbox.room()
+
+    def shrink(self) -> None:
+        """Give back memory that an idle connection has no need of."""
+        self.inbox.shrink()
+        self.outbox.shrink()
 
     def close(self) -> None:
         """The socket is gone, and so are the buffers, at once: a session is full of circles, found who knows when."""
@@ -121,8 +158,6 @@ class Connection:
         self._ended = f"{request.OPCODE.name} before the login"
 
     def _begin(self, outcome: Outcome) -> None:
-        self.inbox.grow(self._size)
-        self.outbox.grow(self._size)
         self.session = self.host.open_session(self, outcome)
         self.pump = Pump(self.session).run
         self.pump()

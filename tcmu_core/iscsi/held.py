@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tcmu_core.iscsi.budget import OVERHEAD, Account
 from tcmu_core.iscsi.errors import PduError
 from tcmu_core.iscsi.pdu import DataOut, Pdu
-
-COST = 512  # bytes of memory that a held PDU takes besides its data
 
 
 class Held:
     """Held requests by CmdSN, `limit` bytes at most. One that was aborted before it came holds no PDU."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, account: Account, limit: int) -> None:
+        self._account = account
         self._limit = limit
         self._bytes = 0
         self._pdus: dict[int, list[Pdu]] = {}
@@ -24,6 +24,7 @@ class Held:
     def clear(self) -> None:
         """Forget everything."""
         self._pdus.clear()
+        self._account.release(self._bytes)
         self._bytes = 0
 
     def add(self, cmd_sn: int, pdu: Pdu) -> None:
@@ -44,14 +45,21 @@ class Held:
         self.pop(cmd_sn)
         self._pdus[cmd_sn] = []
 
-    def pop(self, cmd_sn: int) -> list[Pdu] | None:
-        """Return what is held for a number, and hold it no longer; None if nothing is."""
-        pdus = self._pdus.pop(cmd_sn, None)
-        self._bytes -= sum(len(pdu.data) + COST for pdu in pdus or ())
-        return pdus
+    def get(self, cmd_sn: int) -> list[Pdu] | None:
+        """Return what is held for a number; None if nothing is."""
+        return self._pdus.get(cmd_sn)
+
+    def pop(self, cmd_sn: int) -> None:
+        """Hold what there is for a number no longer."""
+        self._count(-sum(len(pdu.data) + 2 * OVERHEAD for pdu in self._pdus.pop(cmd_sn, ())))
 
     def _copy(self, pdu: Pdu) -> Pdu:
-        self._bytes += len(pdu.data) + COST
-        if self._bytes > self._limit:
+        size = len(pdu.data) + 2 * OVERHEAD
+        if self._bytes + size > self._limit or not self._account.allows_data(size):
             raise PduError("too much that is out of order", fatal=True)
+        self._count(size)
         return replace(pdu, data=memoryview(bytearray(pdu.data)))
+
+    def _count(self, size: int) -> None:
+        self._bytes += size
+        self._account.charge(size)

@@ -7,7 +7,8 @@ A failure ends the login: its response carries the status, and the connection cl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tcmu_core.iscsi.authentication import Exchange
@@ -21,6 +22,7 @@ from tcmu_core.iscsi.text import format_text, parse_text
 MAX_NAME = 223  # bytes of an iSCSI name (RFC 7143 4.2.7.2)
 VERSION = 0x00  # RFC 7143 11.12.4
 DECLARATIONS = ("InitiatorName", "TargetName", "SessionType")  # of the first request (6.3)
+AGAIN = {"InitiatorAlias"}  # may be declared again: nothing depends on it
 
 # The moves that an initiator may ask for (11.12.3): from CSG to NSG.
 MOVES = {
@@ -28,6 +30,20 @@ MOVES = {
     (Stage.SECURITY, Stage.FULL_FEATURE),
     (Stage.OPERATIONAL, Stage.FULL_FEATURE),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who wants a session with what, and has proved to be `user` if it names one. Target None: a discovery session."""
+
+    initiator: str
+    target: str | None
+    isid: bytes
+    user: str | None
+
+    def same_port(self, other: Claim) -> bool:
+        """Return whether both are one initiator port with one target: there can be but one session (6.3.5)."""
+        return (self.target, self.initiator.lower(), self.isid) == (other.target, other.initiator.lower(), other.isid)
 
 
 class Directory(Protocol):
@@ -63,16 +79,26 @@ class Outcome:
     cmd_sn: int  # of the first command
     stat_sn: int  # of the next response
 
+    @property
+    def claim(self) -> Claim:
+        """Who has which session."""
+        return Claim(self.initiator, self.target, self.isid, self.user)
+
 
 class Login:
-    """One connection's login. `answer` each request; `outcome` is set when it has succeeded, else `failed`."""
+    """One connection's login. `answer` each request; `outcome` is set when it has succeeded, else `failed`.
 
-    def __init__(self, directory: Directory) -> None:
+    `admit` has room made for the session, or raises the LoginError that tells why not.
+    """
+
+    def __init__(self, directory: Directory, admit: Callable[[Claim], None]) -> None:
         self._directory = directory
+        self._admit = admit
         self._settings = directory.settings
         self._stage: Stage | None = None
         self._first: LoginRequest | None = None
         self._text = bytearray()
+        self._requests = 0
         self._text_total = 0
         self._seen: set[str] = set()
         self._chap: Exchange | None = None
@@ -116,17 +142,21 @@ class Login:
                 request.isid,
                 tsih,
                 request.cid,
-                self._chap.user.name if self._chap is not None and self._chap.user is not None else None,
+                self._user,
                 self._parameters,
                 request.cmd_sn,
                 self._stat_sn,
             )
         return response
 
+    @property
+    def _user(self) -> str | None:
+        return self._chap.user.name if self._chap is not None and self._chap.user is not None else None
+
     def _step(self, request: LoginRequest) -> tuple[int, dict[str, str], int]:
         csg, move = self._check(request)
         if self._first is None:
-            self._first = request
+            self._first = replace(request, data=b"")  # its data lies in the inbox
         if request.flags & CONTINUE:  # more of this text follows (11.12.2)
             return csg << 2, {}, request.tsih
         try:
@@ -155,6 +185,7 @@ class Login:
         if move != Stage.FULL_FEATURE:
             return FINAL | csg << 2 | move, answers, request.tsih
         self._check_digests()
+        self._admit(Claim(self.initiator, self.target, request.isid, self._user))
         return FINAL | csg << 2 | move, answers, self._directory.new_tsih()
 
     def _check(self, request: LoginRequest) -> tuple[Stage, Stage | None]:
@@ -178,6 +209,9 @@ class Login:
             raise LoginError(LoginStatus.INITIATOR_ERROR, f"stage {csg} is not the current one")
         if move is not None and ((csg, move) not in MOVES or request.flags & CONTINUE):
             raise LoginError(LoginStatus.INITIATOR_ERROR, f"no way from stage {csg} to {move}")
+        self._requests += 1
+        if self._requests > self._settings.limits.login_requests:
+            raise LoginError(LoginStatus.INITIATOR_ERROR, "the login has too many requests")
         self._text_total += len(request.data)
         if self._text_total > self._settings.limits.login_text:
             raise LoginError(LoginStatus.INITIATOR_ERROR, "the login has too much text")
@@ -235,13 +269,16 @@ class Login:
             if self._chap is None:
                 raise LoginError(LoginStatus.INITIATOR_ERROR, "CHAP is not the method that was agreed on")
             answers |= self._chap.step(chap)
-            self._authenticated = self._chap.user is not None
+            user = self._chap.user
+            if user is not None and not user.may_be(self.initiator):
+                raise LoginError(LoginStatus.FORBIDDEN, f"user {user.name!r} is not to be {self.initiator!r}")
+            self._authenticated = user is not None
         return answers | self._operational(pairs, declare=False)
 
     def _operational(self, pairs: dict[str, str], *, declare: bool = True) -> dict[str, str]:
         if declare and not self._authenticated:
             raise LoginError(LoginStatus.AUTHENTICATION_FAILED, "CHAP is needed")
-        self._seen |= pairs.keys()
+        self._seen |= pairs.keys() - AGAIN
         if "AuthMethod" in pairs:  # 12.1: in SecurityNegotiation alone
             raise LoginError(LoginStatus.INITIATOR_ERROR, f"AuthMethod is for the security stage: {REJECT}")
         self._parameters, answers = negotiate(

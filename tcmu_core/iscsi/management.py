@@ -21,7 +21,7 @@ class TaskManagement:
     `go_on` takes what waited for the turn of a command that will not come any more.
     """
 
-    def __init__(self, session: Session, writes: Writes, go_on: Callable[[], None]) -> None:
+    def __init__(self, session: Session, writes: Writes, go_on: Callable[[], object]) -> None:
         self._session = session
         self._writes = writes
         self._go_on = go_on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Flag, auto
@@ -12,7 +13,9 @@ from tcmu_core.iscsi.settings import PortalSettings
 NOT_UNDERSTOOD = "NotUnderstood"
 IRRELEVANT = "Irrelevant"
 REJECT = "Reject"
+ANSWERS = {NOT_UNDERSTOOD, IRRELEVANT, REJECT}
 MAX_SEGMENT = 0xFFFFFF
+NUMERAL = re.compile(r"[0-9]{1,20}|0[xX][0-9a-fA-F]{1,16}")  # up to 64 bits (6.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +70,9 @@ class Key:
 
 def number(text: str, bounds: tuple[int, int]) -> int:
     """Return a decimal or hex numeral that lies within `bounds` (RFC 7143 6.1)."""
-    if not text.isascii() or not (text.isdigit() or text[:2] in {"0x", "0X"}):
+    if not NUMERAL.fullmatch(text):
         raise Invalid(text)
-    try:
-        value = int(text, 10 if text.isdigit() else 16)
-    except ValueError:
-        raise Invalid(text) from None
+    value = int(text, 16 if text[:2] in {"0x", "0X"} else 10)
     if not bounds[0] <= value <= bounds[1]:
         raise Invalid(text)
     return value
@@ -171,14 +171,14 @@ def negotiate(
     results: dict[str, Any] = {}
     for name, text in pairs.items():
         key = KEYS.get(name)
+        if text in ANSWERS:
+            continue  # to something that we have not asked
         if key is None:
             answers[name] = NOT_UNDERSTOOD
         elif phase not in key.when:
             answers[name] = REJECT
         elif discovery and When.NOT_IN_DISCOVERY in key.when:
             answers[name] = IRRELEVANT
-        elif text in {REJECT, IRRELEVANT, NOT_UNDERSTOOD}:
-            continue  # an answer to something we have not asked
         else:
             try:
                 value, answer = key.rule(key, text, settings)

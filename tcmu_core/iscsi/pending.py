@@ -28,11 +28,6 @@ class Task:
     exp_data_sn: int = 0
     bidi: int | None = None
 
-    @property
-    def reserved(self) -> int:
-        """Return how many bytes it keeps from other use while it is pending."""
-        return self.command.length + BHS
-
     def unpin(self) -> None:
         """Let go of the memories that it uses."""
         if self.memory is not None:

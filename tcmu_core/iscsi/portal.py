@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import socket
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 
+from tcmu_core.iscsi.admission import Full, Rank, Standing, enter, log_in
+from tcmu_core.iscsi.budget import Budget
 from tcmu_core.iscsi.connection import Connection
-from tcmu_core.iscsi.login import Outcome
-from tcmu_core.iscsi.session import Attachment, Session
-from tcmu_core.iscsi.settings import PortalSettings, format_address, parse_address
+from tcmu_core.iscsi.constants import LoginStatus
+from tcmu_core.iscsi.errors import LoginError
+from tcmu_core.iscsi.interfaces import own_addresses
+from tcmu_core.iscsi.login import Claim, Outcome
+from tcmu_core.iscsi.session import Attachment, Life, Session
+from tcmu_core.iscsi.settings import PortalSettings, format_address, parse_address, parse_advertised
 from tcmu_core.loop import READ, WRITE, Loop, Timer
 from tcmu_core.scsi.command import Initiator
 from tcmu_core.scsi.target import Target
@@ -39,6 +46,7 @@ class Peer:
         self.address = address
         self.connection = portal.connect(self)
         self.outbox = self.connection.outbox
+        self.host = address.rpartition(":")[0]
         self.local = sock.getsockname()
         self.closed = False
         self._events = READ
@@ -50,6 +58,14 @@ class Peer:
 
     def __str__(self) -> str:
         return f"{self.connection.login.initiator or 'unknown initiator'} ({self.address})"
+
+    @property
+    def standing(self) -> Standing:
+        """What it stands for when there is little room."""
+        session = self.connection.session
+        if session is None:
+            return Standing(Rank.LOGGING_IN, self.host)
+        return _standing(session.outcome.claim, self.host)
 
     def notify(self) -> None:
         """Send soon: several commands that end together share one send."""
@@ -76,8 +92,10 @@ class Peer:
 
     def _ready(self, events: int) -> None:
         connection = self.connection
+        choked = False  # no memory to receive into, until commands end
         if events & ~WRITE:  # data, or an error that recv tells
-            room = connection.room()
+            room = connection.room() or connection.squeeze()
+            choked = not room
             if room:
                 try:
                     count = self._recv_into(room)
@@ -93,9 +111,9 @@ class Peer:
             elif events & ~(READ | WRITE):
                 self.close("the connection broke")
                 return
-        self._flush()
+        self._flush(choked)
 
-    def _flush(self) -> None:
+    def _flush(self, choked: bool = False) -> None:
         """Send what is queued; let the session go on if it waited for that; wait for the socket if need be."""
         outbox = self.outbox
         if self.closed:
@@ -121,7 +139,7 @@ class Peer:
         if stalled and not outbox.queue and not connection.blocked:
             self.notify_pump()
         events = WRITE if outbox.queue else 0
-        if not stalled and connection.ended is None and outbox.queued <= outbox.limit:
+        if not stalled and not choked and connection.ended is None and outbox.queued <= outbox.limit:
             events |= READ
         if events != self._events:
             self._events = events
@@ -156,12 +174,16 @@ class Peer:
         self._timer = self.loop.call_later(session.limits.nop_interval, self._check_alive, session)
 
     def _check_alive(self, session: Session) -> None:
+        if session.life is Life.SILENT and session.attachment is None:
+            self.close("an idle discovery")
+            return
         delay = session.check_alive()
         if delay is None:
             self.close("the peer does not answer")
             return
         self._timer = self.loop.call_later(delay, self._check_alive, session)
         self._flush()
+        self.connection.shrink()
 
     def close(self, reason: str) -> None:
         """Close the socket and leave the target."""
@@ -187,6 +209,7 @@ class Portal:
     def __init__(self, loop: Loop, settings: PortalSettings, targets: Mapping[str, Target]) -> None:
         self.loop = loop
         self.settings = settings
+        self.budget = Budget(settings.limits.total)
         self.targets = dict(targets)
         self.peers: dict[Peer, None] = {}  # in the order in which they came
         self._by_connection: dict[Connection, Peer] = {}
@@ -205,7 +228,7 @@ class Portal:
         try:
             for text in self.settings.addresses:
                 host, port = parse_address(text)
-                family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                family = _family(host)
                 sock = socket.socket(family, socket.SOCK_STREAM)
                 self._listeners.append(sock)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -222,6 +245,33 @@ class Portal:
             self._stop_listening()
             raise
         return self.addresses
+
+    def configure(self, settings: PortalSettings) -> None:
+        """Take new settings: sessions that there are keep what they have agreed on, and follow the times alone.
+
+        Raises:
+            OSError: an address can't be had; then it listens where it did.
+        """
+        before, self.settings = self.settings, settings
+        for session in self.sessions():
+            session.keep_time(settings.limits)
+        if settings.addresses == before.addresses:
+            return
+        old, self._listeners = self._listeners, []
+        kept = {text: sock for text, sock in zip(before.addresses, old, strict=True) if text in settings.addresses}
+        self.settings = replace(settings, addresses=tuple(text for text in settings.addresses if text not in kept))
+        try:
+            self.listen()
+        except OSError:
+            self._listeners, self.settings = old, replace(settings, addresses=before.addresses)
+            raise
+        new = dict(zip(self.settings.addresses, self._listeners, strict=True))
+        self.settings = settings
+        self._listeners = [kept.get(text) or new[text] for text in settings.addresses]
+        for sock in old:
+            if sock not in self._listeners:
+                self.loop.unregister(sock.fileno())
+                sock.close()
 
     @property
     def addresses(self) -> list[str]:
@@ -246,8 +296,9 @@ class Portal:
             return
         self._admit(sock, address)
 
-    def take(self, sock: socket.socket, heard: bytes, told: int) -> None:
+    def take(self, fd: int, heard: bytes, told: int) -> None:
         """Serve a connection that another process has accepted; see `Peer.resume`."""
+        sock = socket.socket(fileno=fd)
         try:
             address = sock.getpeername()
         except OSError:  # the peer has gone meanwhile
@@ -259,17 +310,18 @@ class Portal:
 
     def _admit(self, sock: socket.socket, address: tuple[str, int]) -> Peer | None:
         """Have a peer on a new connection, unless there are too many already."""
-        if len(self.peers) >= self.settings.limits.connections:
-            idle = next((peer for peer in self.peers if peer.connection.session is None), None)
-            if idle is not None:  # the oldest that has not logged in makes room
-                idle.close("others want to log in")
-        if len(self.peers) >= self.settings.limits.connections:
-            log.warning("%s: refused, there are %d connections already", address[0], len(self.peers))
+        text = format_address(*address[:2])
+        try:
+            victim = enter(self.peers, text.rpartition(":")[0], self.settings.limits)
+        except Full as error:
+            log.warning("%s: refused: %s", text, error)
             sock.close()
             return None
+        if victim is not None:
+            victim.close("others want to log in")
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        peer = Peer(self, sock, format_address(*address[:2]))
+        peer = Peer(self, sock, text)
         self.peers[peer] = None
         self._by_connection[peer.connection] = peer
         return peer
@@ -306,14 +358,32 @@ class Portal:
             if not self.has_session(self._tsih):
                 return self._tsih
 
+    def admit(self, connection: Connection, claim: Claim) -> None:
+        """Have room for a session; the one that it takes the place of ends (RFC 7143 6.3.5).
+
+        Raises:
+            LoginError: there is no room, or another user has a session of this initiator port.
+        """
+        own = self._by_connection[connection]
+        others = [peer for peer in self.peers if peer is not own]
+        for peer in others:
+            session = peer.connection.session
+            if claim.target is not None and session is not None and session.outcome.claim.same_port(claim):
+                if session.outcome.user != claim.user:
+                    raise LoginError(LoginStatus.FORBIDDEN, f"{claim.initiator!r} is logged in as another user")
+                peer.close("its initiator has logged in again")
+                return
+        try:
+            victim = log_in(others, _standing(claim, own.host), self.settings.limits)
+        except Full as error:
+            raise LoginError(LoginStatus.OUT_OF_RESOURCES, str(error)) from None
+        if victim is not None:
+            victim.close("others want to log in")
+
     def open_session(self, connection: Connection, outcome: Outcome) -> Session:
-        """Make a session; one of the same initiator port to the same target ends first (RFC 7143 6.3.5)."""
+        """Make the session of a login that was admitted."""
         attachment = None
         if outcome.target is not None:
-            for peer in list(self.peers):
-                other = peer.connection.session
-                if other is not None and _same_port(other.outcome, outcome):
-                    peer.close("its initiator has logged in again")
             target = self.targets[outcome.target]
             initiator = Initiator(outcome.initiator, transport_id(outcome.initiator, outcome.isid))
             attachment = Attachment(target, target.connect(initiator))
@@ -333,14 +403,26 @@ class Portal:
         return session
 
     def _listing(self, initiator: str, local: tuple[str, int]) -> Iterable[tuple[str, list[str]]]:
-        """List the targets that an initiator may see, at the address that it came to."""
-        host, port = local[:2]
-        if host.startswith("::ffff:"):
-            host = host.removeprefix("::ffff:")
-        address = f"{format_address(host, port)},{self.settings.portal_group}"
+        """List the targets that an initiator may see, at every address that it can reach them at (appendix C)."""
+        group = self.settings.portal_group
+        addresses = [f"{format_address(host, port)},{group}" for host, port in self._reachable(*local[:2])]
         for name in sorted(self.targets):
             if self.settings.access_to(name).allows(initiator):
-                yield name, [address]
+                yield name, addresses
+
+    def _reachable(self, host: str, port: int) -> Iterable[tuple[str, int]]:
+        """Return the addresses to tell a client that came to this one, that one first where it is among them."""
+        if self.settings.advertise:
+            return [parse_advertised(text) for text in self.settings.advertise]
+        here = (host, port)
+        found = {here: None}
+        for sock in self._listeners:
+            listening, number = sock.getsockname()[:2]
+            if not ipaddress.ip_address(listening).is_unspecified:
+                found[listening, number] = None
+            elif sock.family != _family(host) or number != port:
+                found |= {(own, number): None for own in own_addresses(sock.family == socket.AF_INET6)}
+        return found
 
     def _reset_target(self, target: Target) -> None:
         """TARGET COLD RESET: end every session of the target, once what is queued was sent."""
@@ -367,6 +449,13 @@ class Portal:
             login = peer.connection.login
             if login.target == name:
                 peer.close(f"target {name} is removed")
+
+    def drop(self, target: str, initiator: str = "") -> None:
+        """Break the connections of an initiator, or of all of them, to a target: without a word, as a cable would."""
+        for peer in list(self.peers):
+            login = peer.connection.login
+            if login.target == target and initiator.lower() in ("", login.initiator.lower()):
+                peer.close("its link was dropped")
 
     def forget(self, peer: Peer) -> None:
         """A peer has closed."""
@@ -404,6 +493,11 @@ class Portal:
             peer.close("the portal closes")
 
 
-def _same_port(one: Outcome, other: Outcome) -> bool:
-    """Return whether two logins come from one initiator port to one target."""
-    return (one.target, one.initiator.lower(), one.isid) == (other.target, other.initiator.lower(), other.isid)
+def _family(host: str) -> int:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _standing(claim: Claim, host: str) -> Standing:
+    if claim.target is None:
+        return Standing(Rank.DISCOVERY, host, claim.user)
+    return Standing(Rank.OPEN if claim.user is None else Rank.PROVED, host, claim.user)

@@ -17,8 +17,8 @@ from functools import partial
 
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.commands import Commands
-from tcmu_core.iscsi.constants import ATTRIBUTE, BHS, COMMAND_READ, RESERVED_TAG, SERIAL, RejectReason
-from tcmu_core.iscsi.direction import DIRECTION, IN, OUT
+from tcmu_core.iscsi.constants import ATTRIBUTE, BHS, RESERVED_TAG, SERIAL, Opcode, RejectReason
+from tcmu_core.iscsi.direction import directions
 from tcmu_core.iscsi.errors import ConnectionEnded, DigestError, PduError
 from tcmu_core.iscsi.management import TaskManagement
 from tcmu_core.iscsi.pending import Task
@@ -26,13 +26,16 @@ from tcmu_core.iscsi.requests import Requests
 from tcmu_core.iscsi.responses import finish
 from tcmu_core.iscsi.session import MOVES, Event, Session, State
 from tcmu_core.scsi.command import Command, Nexus
-from tcmu_core.scsi.lun import format_lun
+from tcmu_core.scsi.lun import format_lun, parse_lun
+from tcmu_core.scsi.opcodes import Direction
 
 log = logging.getLogger("tcmu.iscsi")
 
 BATCH = 256  # PDUs handled before other connections get their turn
 IMMEDIATE_COMMANDS = 16  # beyond the window
+ROOM = 512  # bytes that any answer without data fits in, and the sense data of a command
 HEAVY = 1 << 20  # bytes: a command of more is the last of its batch
+SEGMENTS = 256  # ... and so is one of more segments
 
 
 class Next(Enum):
@@ -44,6 +47,8 @@ class Next(Enum):
 
 
 GO_ON, DONE, LATER = Next.GO_ON, Next.DONE, Next.LATER
+_ECHOED = {Opcode.NOP_OUT, Opcode.TEXT_REQUEST}
+IN, OUT = int(Direction.IN), int(Direction.OUT)  # a member takes longer to compare
 _AT_WORK = {State.PUMPING}
 _PUMP, _REST, _STALL = MOVES[Event.PUMP], MOVES[Event.REST], MOVES[Event.STALL]
 
@@ -65,17 +70,36 @@ class Pump:
             p.LogoutRequest: requests.logout,
             p.NopOut: requests.nop_out,
         }
-        self._luns: dict[bytes, tuple[Callable[[Command], bool], Nexus]] = {}
+        self._luns: dict[bytes, tuple[Callable[[Command], bool], Nexus, bytes]] = {}
         if session.attachment is not None:
-            for lun, found in session.attachment.it.luns.items():
-                raw = format_lun(lun)
-                self._luns[raw] = found
-                found[1].on_clear = partial(self._cleared, raw)  # another initiator has cleared the task set
+            for lun in session.attachment.it.luns:
+                self._know(lun)
         digests = session.framing.header_digest or session.framing.data_digest
         self.run: Callable[[], None] = self._digests if digests else self._plain
 
-    def _cleared(self, lun: bytes) -> None:
-        self._writes.drop(lun)
+    def _know(self, lun: int) -> None:
+        """Have a logical unit at hand: `execute`, the nexus, and for each operation code which way its data goes."""
+        attachment = self._session.attachment
+        assert attachment is not None
+        execute, nexus = attachment.it.luns[lun]
+        self._luns[format_lun(lun)] = execute, nexus, directions(attachment.target.luns[lun].table)
+        nexus.on_clear = partial(self._cleared, lun)
+
+    def _look_for(self, raw: bytes) -> None:
+        """Know a logical unit that was added to the target meanwhile."""
+        attachment = self._session.attachment
+        if raw not in self._luns and attachment is not None:
+            lun = parse_lun(raw)
+            if lun is not None and lun in attachment.it.luns:
+                self._know(lun)
+
+    def _cleared(self, lun: int) -> None:
+        """Another initiator has cleared the task set of a logical unit, or it was taken away."""
+        attachment = self._session.attachment
+        raw = format_lun(lun)
+        self._writes.drop(raw)
+        if attachment is None or lun not in attachment.it.luns:
+            self._luns.pop(raw, None)
 
     def _begin(self) -> bool:
         """Begin a batch, unless output or commands must go first."""
@@ -87,8 +111,9 @@ class Pump:
             session.move(Event.STALL)
             return False
         session.move(Event.PUMP)
-        if session.held:
-            self._replay()
+        if session.held and not self._replay():
+            self._rest(stalled=True)
+            return False
         return True
 
     def _rest(self, stalled: bool) -> None:
@@ -116,7 +141,7 @@ class Pump:
             session.state = state
         unpack, pack_data, pack_response = p.SCSI_COMMAND.unpack_from, p.DATA_IN.pack_into, p.SCSI_RESPONSE.pack_into
         luns, tasks, transfers = self._luns, session.tasks, session.transfers
-        done, direction = self._commands.done, DIRECTION
+        done = self._commands.done
         parameters = session.parameters
         single = min(parameters.max_segment, parameters.max_burst)
         immediate = min(parameters.first_burst, session.limits.segment) if parameters.immediate_data else 0
@@ -141,18 +166,18 @@ class Pump:
                 and itt not in tasks
                 and itt not in transfers
             ):
-                if flags & 0xE0 == 0xC0 and not lengths and expected <= single and direction[cdb[0]] != OUT:
+                execute, nexus, ways = luns[lun]
+                if flags & 0xE0 == 0xC0 and not lengths and expected <= single and ways[cdb[0]] == IN:
                     if cursor + expected + 52 > room:
                         outbox.cursor = cursor
                         if not outbox.make_room(expected + 52):
-                            stalled = True
-                            break
+                            in_order = False  # `_next` knows whether it waits
+                            continue
                         arena, cursor = outbox.memory, outbox.cursor
                         out, room = arena.view, arena.size
                     exp_cmd_sn = (exp_cmd_sn + 1) & SERIAL
                     pos += BHS
                     data = cursor + BHS
-                    execute, nexus = luns[lun]
                     command = Command(cdb, [out[data : data + expected]], expected, nexus, done, itt, flags & ATTRIBUTE)
                     if execute(command):
                         if not command.status and command.transferred == expected == command.wanted and expected:
@@ -180,12 +205,11 @@ class Pump:
                     tasks[itt] = command.context = Task(
                         command, itt, lun, expected, True, [(data - BHS, data, expected)], arena
                     )
-                    session.reserved += expected + BHS
                     continue
                 if (
-                    (flags & 0xE0 == 0xA0 or (flags & 0xC0 == 0x80 and not expected))
-                    and lengths == expected <= immediate
-                    and direction[cdb[0]] != IN
+                    lengths == expected <= immediate
+                    and (flags & 0xE0 == 0xA0 or (flags & 0xC0 == 0x80 and not expected))
+                    and (ways[cdb[0]] == OUT or not expected)
                 ):
                     data = pos + BHS
                     padded = (data + expected + 3) & ~3
@@ -195,13 +219,12 @@ class Pump:
                     if cursor + BHS > room:
                         outbox.cursor = cursor
                         if not outbox.make_room(BHS):
-                            stalled = True
-                            break
+                            in_order = False
+                            continue
                         arena, cursor = outbox.memory, outbox.cursor
                         out, room = arena.view, arena.size
                     exp_cmd_sn = (exp_cmd_sn + 1) & SERIAL
                     pos = padded
-                    execute, nexus = luns[lun]
                     buffers = [view[data : data + expected]] if expected else []
                     command = Command(cdb, buffers, expected, nexus, done, itt, flags & ATTRIBUTE)
                     if execute(command):
@@ -219,7 +242,6 @@ class Pump:
                         continue
                     memory.pins += 1
                     tasks[itt] = command.context = Task(command, itt, lun, expected, False, [], pins=[memory])
-                    session.reserved += expected + BHS
                     continue
             # Anything else: with all that is in locals given back first, and taken again afterwards.
             inbox.start = pos
@@ -274,13 +296,17 @@ class Pump:
         if inbox.end - start < size:
             inbox.need = size
             return DONE
+        # Room for the answer: a ping brings its own data back. A command asks for more where it reads.
+        if not session.outbox.make_room(size + ROOM if view[start] & 0x3F in _ECHOED else ROOM) and session.must_wait():
+            return LATER
         heavy = False
         try:
             pdu = framing.decode(view, start)
             if isinstance(pdu, p.ScsiCommand):
-                if pdu.flags & COMMAND_READ and not self._commands.room_for(pdu):
+                self._look_for(pdu.lun)
+                if (pdu.immediate or pdu.cmd_sn == session.exp_cmd_sn) and self._commands.must_wait(pdu):
                     return LATER
-                heavy = pdu.expected_length > HEAVY
+                heavy = pdu.expected_length > min(HEAVY, SEGMENTS * session.parameters.max_segment)
             self._accept(pdu)
         except DigestError:
             session.reject(header, RejectReason.DATA_DIGEST_ERROR)
@@ -293,11 +319,10 @@ class Pump:
         except ConnectionEnded as error:
             session.end(str(error))
         inbox.start = start + size
-        if session.held:
-            self._replay()
+        waits = bool(session.held) and not self._replay()
         if session.ended is not None:
             return DONE
-        return LATER if heavy else GO_ON
+        return LATER if heavy or waits else GO_ON
 
     def _accept(self, pdu: p.Pdu) -> None:
         session = self._session
@@ -325,22 +350,24 @@ class Pump:
             session.held.add(cmd_sn, pdu)
         # else 4.2.2.1: outside of the window: silently ignored
 
-    def _replay(self) -> None:
-        """Handle what waited for its turn, as far as that has come now."""
+    def _replay(self) -> bool:
+        """Handle what waited for its turn, as far as that has come now; False if it has to wait longer."""
         session = self._session
         held = session.held
-        while held and session.ended is None:
-            pdus = held.pop(session.exp_cmd_sn)
-            if pdus is None:
-                return
+        for _ in range(BATCH):
+            pdus = held.get(session.exp_cmd_sn)
+            if pdus is None or session.ended is not None:
+                return True
+            if pdus and isinstance(pdus[0], p.ScsiCommand) and self._commands.must_wait(pdus[0]):
+                return False
+            held.pop(session.exp_cmd_sn)
             session.exp_cmd_sn = (session.exp_cmd_sn + 1) & SERIAL
             for pdu in pdus:  # a request and its data; none if it was aborted before it came
                 try:
                     if isinstance(pdu, p.DataOut):
                         self._writes.data_out(pdu)
-                        continue
-                    if isinstance(pdu, p.ScsiCommand) and pdu.flags & COMMAND_READ:
-                        self._commands.room_for(pdu, force=True)
-                    self._handlers[type(pdu)](pdu)
+                    else:
+                        self._handlers[type(pdu)](pdu)
                 except PduError as error:
                     session.reject(p.LAYOUTS[pdu.OPCODE].encode(pdu), error.reason)
+        return False

@@ -32,6 +32,10 @@ class Redirector(Portal):
         super().__init__(loop, settings, {name: Target(name, {}) for name in targets})
         self._pass_on = pass_on
 
+    def expect(self, targets: Iterable[str]) -> None:
+        """Listen for the targets of these names from now on."""
+        self.targets = {name: self.targets.get(name) or Target(name, {}) for name in targets}
+
     def connect(self, peer: Peer) -> Visit:
         """Return the connection of a new peer."""
         return Visit(self, peer.notify)

@@ -17,7 +17,7 @@ from tcmu_core.iscsi.constants import BHS, SERIAL, AsyncEvent, RejectReason
 from tcmu_core.iscsi.held import Held
 from tcmu_core.iscsi.login import Outcome
 from tcmu_core.iscsi.pending import Task
-from tcmu_core.iscsi.settings import PortalSettings
+from tcmu_core.iscsi.settings import Limits, PortalSettings
 from tcmu_core.iscsi.transfer import Transfer
 from tcmu_core.scsi.target import ITNexus, Target
 
@@ -119,8 +119,9 @@ class Session:
         self.tasks: dict[int, Task] = {}  # in the engine's hands, by initiator task tag
         self.transfers: dict[int, Transfer] = {}  # writes whose data has not all come
         self.finished: list[Task] = []  # ended while the pump was at work
-        self.held = Held(self.limits.memory // 8)
-        self.reserved = 0  # bytes of pending commands
+        self.account = inbox.account
+        self.held = Held(self.account, self.limits.memory // 8)
+        self.blocked = False  # whether it waits for pending commands to end before it takes more
         self.framing = p.Framing(self.parameters.header_digest == "CRC32C", self.parameters.data_digest == "CRC32C")
         self._tag = 0
 
@@ -140,10 +141,19 @@ class Session:
         """Whether the session has left its target."""
         return self.state is State.CLOSED
 
-    @property
-    def blocked(self) -> bool:
-        """Whether the session waits for pending commands to end before it takes more."""
-        return self.reserved > self.limits.memory
+    def must_wait(self) -> bool:
+        """Return whether what there is no memory for now can have it later: when something of our own has ended."""
+        self.outbox.close_run()
+        if self.outbox.queue:
+            return True
+        self.blocked = bool(self.tasks)
+        return self.blocked
+
+    def economize(self) -> None:
+        """Need less memory from now on: there was none for a command."""
+        self.inbox.lean = True
+        self.outbox.close_run()
+        self.outbox.shrink()
 
     def end(self, reason: str) -> None:
         """Have the connection closed when all output is sent."""
@@ -158,7 +168,7 @@ class Session:
         self.end("closed")
         self.move(Event.CLOSE)
         for transfer in self.transfers.values():
-            transfer.unpin()
+            transfer.drop()
         self.transfers.clear()
         self.held.clear()
         if self.attachment is not None:
@@ -172,6 +182,10 @@ class Session:
     def busy(self) -> int:
         """How many commands are in flight."""
         return len(self.tasks) + len(self.transfers)
+
+    def keep_time(self, limits: Limits) -> None:
+        """Take the times of new limits; what was agreed on with the initiator stays."""
+        self.limits = replace(self.limits, nop_interval=limits.nop_interval, nop_timeout=limits.nop_timeout)
 
     def max_cmd_sn(self) -> int:
         """Return MaxCmdSN: what is in flight narrows the window, so that it never moves back (4.2.2.1)."""

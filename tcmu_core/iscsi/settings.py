@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -13,14 +14,22 @@ from tcmu_core.iscsi.chap import Algorithm
 DIGESTS = ("CRC32C", "None")
 PORT = 3260  # IANA's for iSCSI targets
 MIN_SECRET = 12  # bytes; a CHAP secret of less than 96 bits can be found by trying (RFC 7143 9.2.1)
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_NAMED = re.compile(rf"({_LABEL}(?:\.{_LABEL})*)(?::([0-9]{{1,5}}))?")  # a host name (RFC 1123 2.1), and a port
+_DIGITS = re.compile(r"[0-9.]+")
 
 
 @dataclass(frozen=True, slots=True)
 class ChapUser:
-    """A name and its secret."""
+    """A name and its secret, and the initiator names that it may log in with: patterns; none: any."""
 
     name: str
     secret: bytes = field(repr=False)
+    initiators: tuple[str, ...] = ()
+
+    def may_be(self, initiator: str) -> bool:
+        """Return whether this user may log in with this initiator name."""
+        return _matches(self.initiators, initiator)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +53,7 @@ class Access:
 
     def allows(self, initiator: str) -> bool:
         """Return whether the initiator of this name may log in at all."""
-        name = initiator.lower()
-        return not self.initiators or any(fnmatchcase(name, pattern.lower()) for pattern in self.initiators)
+        return _matches(self.initiators, initiator)
 
     @property
     def restricted(self) -> bool:
@@ -59,6 +67,7 @@ class Limits:
 
     connections: int = 64
     login_text: int = 16384  # of one login, all its requests together
+    login_requests: int = 64  # of one login
     login_timeout: float = 15.0
     nop_interval: float = 30.0  # silence after which the peer is asked for a sign of life
     nop_timeout: float = 15.0  # ... and how long it may take to give one
@@ -68,8 +77,14 @@ class Limits:
     first_burst: int = 262144  # FirstBurstLength likewise
     outstanding_r2t: int = 4  # MaxOutstandingR2T likewise
     transfer: int = 16777216  # data of one command; more is not asked for and reported as residual
-    memory: int = 67108864  # data in flight for one session
+    memory: int = 67108864  # all that one session makes us keep
+    total: int = 134217728  # ... and all sessions of a process together, besides a share that each always has
     send_queue: int = 4194304  # unsent output beyond which a session's commands wait
+
+    @property
+    def share(self) -> int:
+        """The sessions that one address, or one user, may have."""
+        return max(1, self.connections * 3 // 4)
 
     def __post_init__(self) -> None:
         for name in ("segment", "burst", "first_burst"):
@@ -93,11 +108,14 @@ class PortalSettings:
     portal_group: int = 1
     limits: Limits = Limits()
     insecure: bool = False  # listen beyond loopback although nobody is kept out
+    advertise: tuple[str, ...] = ()  # what discovery tells instead: addresses in front of a port mapping, names too
 
     def __post_init__(self) -> None:
         for value in (*self.header_digests, *self.data_digests):
             if value not in DIGESTS:
                 raise ConfigError(f"digest {value!r}: choose from {', '.join(DIGESTS)}")
+        for address in self.advertise:
+            parse_advertised(address)
         for address in self.addresses:
             host, _port = parse_address(address)
             if not self.insecure and not ipaddress.ip_address(host).is_loopback:
@@ -138,6 +156,26 @@ def parse_address(text: str) -> tuple[str, int]:
     if bad or not 0 <= number <= 65535:
         raise ConfigError(f"portal address {text!r}: write it like 127.0.0.1:3260 or [::1]:3260")
     return host, number
+
+
+def parse_advertised(text: str) -> tuple[str, int]:
+    """Return host and port of an address as clients reach it: as `parse_address`, or with a host name.
+
+    Raises:
+        ConfigError: it is neither, or an address that stands for all.
+    """
+    named = _NAMED.fullmatch(text)
+    if named is not None and not _DIGITS.fullmatch(named[1]) and 0 < int(named[2] or PORT) <= 65535:
+        return named[1], int(named[2] or PORT)
+    host, number = parse_address(text)
+    if ipaddress.ip_address(host).is_unspecified or not number:
+        raise ConfigError(f"advertised address {text!r}: clients need one that they can reach")
+    return host, number
+
+
+def _matches(patterns: tuple[str, ...], initiator: str) -> bool:
+    name = initiator.lower()
+    return not patterns or any(fnmatchcase(name, pattern.lower()) for pattern in patterns)
 
 
 def format_address(host: str, port: int) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from tcmu_core.iscsi.errors import TextError
 from tcmu_core.iscsi.pdu import Buffer
 
-KEY = re.compile(r"[A-Za-z][A-Za-z0-9.\-+@_]{0,62}")  # standard labels, and X- ones
+# A standard label, or an extension's: X-, Y- and Z- with a reversed domain name, X#, Y# and Z# with a registered name
+KEY = re.compile(r"(?=.{1,63}\Z)(?:[XYZ]#)?[A-Za-z0-9.\-+@_]+")
 MAX_VALUE = 8192  # bytes; a binary value may have 1024 bytes, a list a few hundred
 MAX_PAIRS = 128
 

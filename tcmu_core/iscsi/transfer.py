@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 
 from tcmu_core.errors import CommandError
+from tcmu_core.iscsi.budget import Account
 from tcmu_core.iscsi.buffers import Memory
 from tcmu_core.iscsi.constants import FINAL, RESERVED_TAG, RejectReason
 from tcmu_core.iscsi.errors import PduError
 from tcmu_core.iscsi.pdu import DataOut, ScsiCommand
 
-MAX_PIECES = 64  # more views than this are gathered in one buffer
+MAX_PIECES = 64  # more views than this are packed into one buffer
 
 
 class Burst:
@@ -28,7 +29,9 @@ class Burst:
 class Transfer:
     """The data of one write command on its way in. `want` bytes are taken; `pieces` hold what has come, in order."""
 
-    def __init__(self, command: ScsiCommand, cdb: bytes, want: int, bidi: int | None) -> None:
+    def __init__(self, account: Account, command: ScsiCommand, cdb: bytes, want: int, bidi: int | None) -> None:
+        self._account = account
+        self._promised = 0  # bytes of the account
         self.lun = command.lun
         self.itt = command.itt
         self.flags = command.flags
@@ -44,32 +47,66 @@ class Transfer:
         self.pins: list[Memory] = []
         self.failed: CommandError | None = None
         self.admitted = False  # may ask for data
-        self._gathered: memoryview | None = None
+        self._packed = memoryview(b"")  # a buffer that holds all data
+
+    def promise(self, size: int) -> bool:
+        """Have memory kept for `size` bytes of data in all; False if there is none."""
+        more = size - self._covered
+        if more > 0:
+            if not self._account.allows_data(more):
+                return False
+            self._account.charge(more)
+            self._promised += more
+        return True
+
+    @property
+    def _covered(self) -> int:
+        return self._promised + len(self._packed)
 
     def keep(self, data: memoryview, memory: Memory) -> None:
         """Take the next bytes of data, which lie in `memory`."""
         if not data:
             return
-        if self._gathered is None and len(self.pieces) < MAX_PIECES:
+        if not self._packed and len(self.pieces) < MAX_PIECES:
             if not self.pins or self.pins[-1] is not memory:
                 memory.pins += 1
                 self.pins.append(memory)
             self.pieces.append(data)
         else:
-            gathered = self._gathered
-            if gathered is None:
-                gathered = self._gathered = memoryview(bytearray(self.want))
-                gathered[: self.received] = b"".join(self.pieces)
-                self.unpin()
-                self.pieces = [gathered]
-            gathered[self.received : self.received + len(data)] = data
+            self.pack(len(data))
+            self._packed[self.received : self.received + len(data)] = data
+            self.pieces = [self._packed[: self.received + len(data)]]
         self.received += len(data)
+
+    def pack(self, more: int = 0) -> None:
+        """Have all data in one buffer of our own, with room for `more` bytes; it takes what was promised."""
+        need = self.received + more
+        if need > len(self._packed):
+            size = max(need, self._covered)
+            self.settle()
+            packed = self._account.block(size)
+            packed[: self.received] = b"".join(self.pieces)
+            self._packed = packed
+            self.pieces = [packed[: self.received]]
+            self.unpin()
 
     def unpin(self) -> None:
         """Let go of the memories that the data lies in."""
         for memory in self.pins:
             memory.pins -= 1
         self.pins.clear()
+
+    def settle(self) -> None:
+        """Give back what was promised: no more data comes."""
+        self._account.release(self._promised)
+        self._promised = 0
+
+    def drop(self) -> None:
+        """Forget the data."""
+        self.settle()
+        self.unpin()
+        self.pieces = []
+        self._packed = memoryview(b"")
 
     def unsolicited(self, end: int) -> None:
         """Expect data up to `end` (at most) that the initiator sends without being asked."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from tcmu_core.errors import AbortedCommand
+from tcmu_core.errors import AbortedCommand, Busy, CommandError
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.constants import FINAL, RESERVED_TAG, Opcode, RejectReason
 from tcmu_core.iscsi.errors import PduError
@@ -34,14 +34,15 @@ class DataCorrupted(AbortedCommand):
 class Writes:
     """Looks after the transfers of one session. A complete one, or one that has failed, goes to `run`.
 
-    Data that was asked for is bounded over all transfers together; those beyond the bound wait for their turn.
+    A transfer that may ask for data has memory promised for all of it; those for which there is none wait for others of
+    the session to end, and where there are no others, are told to come again (BUSY).
     """
 
     def __init__(self, session: Session, run: Callable[[Transfer], None]) -> None:
         self._session = session
         self._run = run
         self._dropped: deque[int] = deque(maxlen=1024)  # tags of aborted transfers, whose data may still come
-        self._incoming = 0  # bytes of transfers that may ask for data
+        self._admitted = 0  # transfers that may ask for data
         self._waiting: deque[Transfer] = deque()  # those that may not yet
 
     def begin(self, transfer: Transfer, pdu: p.ScsiCommand) -> None:
@@ -53,6 +54,9 @@ class Writes:
             transfer.failed = UnexpectedData()
         elif len(pdu.data) > first or (more and len(pdu.data) == first):
             transfer.failed = WrongAmount()
+        elif more and not transfer.promise(first):
+            self._session.economize()
+            transfer.failed = Busy()
         else:
             assert isinstance(pdu.data, memoryview)
             transfer.keep(pdu.data, self._session.inbox.memory)
@@ -79,7 +83,7 @@ class Writes:
             self._session.reject(p.LAYOUTS[Opcode.DATA_OUT].encode(pdu), error.reason)
             if error.reason != RejectReason.PROTOCOL_ERROR:
                 return
-            transfer.failed = transfer.failed or WrongAmount()
+            self._fail(transfer, WrongAmount())
             transfer.swallow(pdu)
         self._go_on(transfer)
 
@@ -91,7 +95,7 @@ class Writes:
         assert isinstance(pdu, p.DataOut)
         transfer = self._session.transfers.get(pdu.itt)
         if transfer is not None:
-            transfer.failed = transfer.failed or DataCorrupted()
+            self._fail(transfer, DataCorrupted())
             transfer.swallow(pdu)
             self._go_on(transfer)
 
@@ -99,43 +103,59 @@ class Writes:
         """Forget commands whose data has not come yet: of one LUN, one tag, or all. Return how many there were."""
         found = [t for t in self._session.transfers.values() if lun in {None, t.lun} and itt in {None, t.itt}]
         for transfer in found:
-            transfer.unpin()
+            transfer.drop()
             self._dropped.append(transfer.itt)
             self._forget(transfer)
+        if found:
+            self.ask_again()
         return len(found)
+
+    def ask_again(self) -> None:
+        """Ask for the data of transfers that wait, as far as there is memory now."""
+        for _ in range(len(self._waiting)):
+            if not self._ask(self._waiting[0]):
+                return
+            self._waiting.popleft()
+
+    def _fail(self, transfer: Transfer, error: CommandError) -> None:
+        transfer.failed = transfer.failed or error
+        transfer.drop()
 
     def _go_on(self, transfer: Transfer) -> None:
         """Do what the state of a transfer asks for: run or fail the command, ask for more data, or wait."""
         complete = transfer.received == transfer.want or transfer.failed is not None
         if complete and not transfer.bursts:
             self._forget(transfer)
+            transfer.settle()
             self._run(transfer)
+            self.ask_again()
             return
         self._session.transfers[transfer.itt] = transfer
-        if not complete:
-            self._ask(transfer)
+        if not complete and not self._ask(transfer):
+            self._waiting.append(transfer)
 
     def _forget(self, transfer: Transfer) -> None:
-        if self._session.transfers.pop(transfer.itt, None) is None or not transfer.admitted:
-            return
-        self._incoming -= transfer.want
-        for _ in range(len(self._waiting)):
-            self._ask(self._waiting.popleft())
+        if self._session.transfers.pop(transfer.itt, None) is not None and transfer.admitted:
+            self._admitted -= 1
 
-    def _ask(self, transfer: Transfer) -> None:
-        """Send the R2Ts that a transfer may have outstanding (11.8)."""
+    def _ask(self, transfer: Transfer) -> bool:
+        """Send the R2Ts that a transfer may have outstanding (11.8); False if it has to wait for memory."""
         session = self._session
         if session.closed or session.transfers.get(transfer.itt) is not transfer or transfer.failed is not None:
-            return
+            return True
         if transfer.bursts and transfer.bursts[0].ttt == RESERVED_TAG:
-            return
+            return True
         if not transfer.admitted:
-            if self._incoming and self._incoming + transfer.want > session.limits.memory:
-                if transfer not in self._waiting:
-                    self._waiting.append(transfer)
-                return
+            if not transfer.promise(transfer.want):
+                if self._admitted or session.tasks:
+                    return False
+                session.economize()
+                self._fail(transfer, Busy())
+                self._forget(transfer)
+                self._run(transfer)
+                return True
             transfer.admitted = True
-            self._incoming += transfer.want
+            self._admitted += 1
         parameters = session.parameters
         while transfer.asked < transfer.want and len(transfer.bursts) < parameters.max_outstanding_r2t:
             r2t_sn = transfer.r2t_sn
@@ -153,3 +173,4 @@ class Writes:
                     length=burst.end - burst.offset,
                 )
             )
+        return True

@@ -8,7 +8,10 @@ is an offset from the start of the mapping. All numbers are of the machine's own
 from __future__ import annotations
 
 import struct
+import sys
 from enum import IntEnum, IntFlag
+
+BYTE_ORDER = sys.byteorder
 
 # -- struct tcmu_mailbox ------------------------------------------------------------------------------------------
 
@@ -106,16 +109,15 @@ class Netlink(IntEnum):
     SET_FEATURES = 7
 
 
-# enum tcmu_genl_attr, as pyroute2 takes it: in numerical order, with the type of each.
-ATTRIBUTES = (
-    ("TCMU_ATTR_UNSPEC", "none"),
-    ("TCMU_ATTR_DEVICE", "asciiz"),
-    ("TCMU_ATTR_MINOR", "uint32"),
-    ("TCMU_ATTR_PAD", "hex"),
-    ("TCMU_ATTR_DEV_CFG", "asciiz"),
-    ("TCMU_ATTR_DEV_SIZE", "uint64"),
-    ("TCMU_ATTR_WRITECACHE", "uint8"),
-    ("TCMU_ATTR_CMD_STATUS", "int32"),
-    ("TCMU_ATTR_DEVICE_ID", "uint32"),
-    ("TCMU_ATTR_SUPP_KERN_CMD_REPLY", "uint8"),
-)
+class Attribute(IntEnum):
+    """enum tcmu_genl_attr, with the type of each."""
+
+    DEVICE = 1  # string
+    MINOR = 2  # u32
+    PAD = 3
+    DEV_CFG = 4  # string
+    DEV_SIZE = 5  # u64
+    WRITECACHE = 6  # u8
+    CMD_STATUS = 7  # s32
+    DEVICE_ID = 8  # u32
+    SUPP_KERN_CMD_REPLY = 9  # u8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -14,6 +15,8 @@ CORE = Path("/sys/kernel/config/target/core")
 MODULE = "target_core_user"
 PARAMETERS = Path("/sys/module") / MODULE / "parameters"
 DEFAULT_MAX_SECTORS = 128  # what the kernel puts where nobody set hw_max_sectors
+DEFAULT_TIME_OUT = 30  # seconds: what the kernel puts into cmd_time_out where nobody set it
+TIME_OUT = 300  # seconds: time for a person to read that a worker hangs, and to replace it
 RESET_BUSY = "1"  # reset_ring: commands in flight end with BUSY, so initiators try again; "2" is CHECK CONDITION
 
 _HINTS = {
@@ -82,9 +85,24 @@ class Backstore:
         return 0 if sectors == DEFAULT_MAX_SECTORS else sectors * self.block_size
 
     @property
+    def data_area(self) -> int:
+        """Return in bytes what the data area holds: the kernel refuses a command that moves more."""
+        return int(self.read("attrib/max_data_area_mb")) << 20
+
+    @property
     def serial(self) -> str:
         """Return the unit serial number that the administrator (or rtslib) gave, empty before that."""
         return self.read("wwn/vpd_unit_serial").rpartition(":")[2].strip()
+
+    def keep_commands(self) -> None:
+        """Have commands wait long enough for a worker to be replaced, unless the administrator chose how long.
+
+        The kernel ends what has no answer after `cmd_time_out` seconds with an error; it takes another value only while
+        the device is not exported.
+        """
+        with contextlib.suppress(ConfigfsError):
+            if int(self.read("attrib/cmd_time_out")) == DEFAULT_TIME_OUT:
+                self.write("attrib/cmd_time_out", TIME_OUT)
 
     @property
     def info(self) -> str:

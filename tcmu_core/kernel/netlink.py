@@ -1,6 +1,7 @@
 """TCM-user's generic netlink family: the kernel's requests about devices, and our answers.
 
-Messages are packed and unpacked by pyroute2; the sockets are our own, because the supervisor waits on its own loop.
+A message is `struct nlmsghdr`, `struct genlmsghdr` and attributes (linux/netlink.h, linux/genetlink.h), all of the
+machine's own byte order, each attribute padded to a multiple of four bytes.
 """
 
 from __future__ import annotations
@@ -8,25 +9,37 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import sys
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, genlmsg
-from pyroute2.netlink.generic import CTRL_CMD_GETFAMILY, GENL_ID_CTRL, ctrlmsg
 
 from tcmu_core.disk.device import Change
 from tcmu_core.errors import TcmuError
 from tcmu_core.kernel import abi
-from tcmu_core.kernel.abi import Netlink
+from tcmu_core.kernel.abi import Attribute, Netlink
 from tcmu_core.kernel.uio import UioName
 
 NETLINK_GENERIC = 16  # linux/netlink.h
 SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1
-HEADER = 16  # struct nlmsghdr
+NLMSG_ERROR = 2
+NLM_F_REQUEST = 1
+NLM_F_ACK = 4
+NLMSGHDR = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
+GENLMSGHDR = struct.Struct("=BBH")  # command, version, reserved
+NLATTR = struct.Struct("=HH")  # length with this header, type
+NLA_TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+
+GENL_ID_CTRL = 16  # linux/genetlink.h: the family that knows the families
+CTRL_CMD_GETFAMILY = 3
+CTRL_ATTR_FAMILY_ID = 1
+CTRL_ATTR_FAMILY_NAME = 2
+CTRL_ATTR_MCAST_GROUPS = 7
+CTRL_ATTR_MCAST_GRP_NAME = 1
+CTRL_ATTR_MCAST_GRP_ID = 2
+
 RECEIVE_BUFFER = 1 << 20
+LARGEST = 65536
 TIMEOUT = 10.0  # seconds for an answer of the kernel
 
 _DONE = {
@@ -38,12 +51,6 @@ _DONE = {
 
 class NetlinkError(TcmuError):
     """The kernel's netlink family is missing or refuses us."""
-
-
-class tcmu_message(genlmsg):  # type: ignore[misc]  # pyroute2 has no types, and names its classes so
-    """A message of the family, as pyroute2 describes one."""
-
-    nla_map = abi.ATTRIBUTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,90 +67,99 @@ class Request:
 
 def parse(data: bytes) -> Iterator[Request]:
     """Yield the requests in a datagram; raises `NetlinkError` for the kernel's refusal of something we sent."""
-    for raw in _split(data):
-        if _type(raw) == NLMSG_ERROR:
-            code = _error_code(raw)
+    for kind, body in _messages(data):
+        if kind == NLMSG_ERROR:
+            code = _error_code(body)
             if code:
                 raise NetlinkError(f"the kernel refused a reply: {os.strerror(code)}")
             continue
-        request = _request(_unpack(raw, tcmu_message))
+        request = _request(body) if len(body) >= GENLMSGHDR.size else None
         if request is not None:
             yield request
 
 
-def _request(message: Any) -> Request | None:
-    if message["cmd"] not in _DONE:
+def _request(body: bytes) -> Request | None:
+    command, version, _ = GENLMSGHDR.unpack_from(body)
+    if command not in _DONE:
         return None
-    name = UioName.parse(message.get_attr("TCMU_ATTR_DEVICE") or "")
-    if name is None:
+    found = attributes(body[GENLMSGHDR.size :])
+    name = UioName.parse(_text(found.get(Attribute.DEVICE, b"")))
+    if name is None or Attribute.MINOR not in found:
         return None
     change = None
-    if message["cmd"] == Netlink.RECONFIG_DEVICE:
-        cache = message.get_attr("TCMU_ATTR_WRITECACHE")
-        config = message.get_attr("TCMU_ATTR_DEV_CFG")
+    if command == Netlink.RECONFIG_DEVICE:
+        size, config, cache = (
+            found.get(kind) for kind in (Attribute.DEV_SIZE, Attribute.DEV_CFG, Attribute.WRITECACHE)
+        )
         change = Change(
-            size=message.get_attr("TCMU_ATTR_DEV_SIZE"),
-            cfgstring=None if config is None else config.rstrip("\n"),
-            write_cache=None if cache is None else bool(cache),
+            size=None if size is None else _number(size),
+            cfgstring=None if config is None else _text(config).rstrip("\n"),
+            write_cache=None if cache is None else bool(_number(cache)),
         )
     return Request(
-        kind=Netlink(message["cmd"]),
-        minor=message.get_attr("TCMU_ATTR_MINOR"),
-        device_id=message.get_attr("TCMU_ATTR_DEVICE_ID") or 0,
+        kind=Netlink(command),
+        minor=_number(found[Attribute.MINOR]),
+        device_id=_number(found.get(Attribute.DEVICE_ID, b"")),
         name=name,
         change=change,
-        wants_reply=message["version"] > 1,
+        wants_reply=version > 1,
     )
 
 
 def reply(request: Request, status: int, family: int) -> bytes:
     """Return the answer to `request`: `status` is 0 or a negative errno."""
-    return _pack(
+    return _message(
         family,
         _DONE[request.kind],
+        abi.FAMILY_VERSION,
         NLM_F_REQUEST,
-        ("TCMU_ATTR_CMD_STATUS", status),
-        ("TCMU_ATTR_DEVICE_ID", request.device_id),
+        (Attribute.CMD_STATUS, struct.pack("=i", status)),
+        (Attribute.DEVICE_ID, struct.pack("=I", request.device_id)),
     )
 
 
-def _pack(family: int, command: int, flags: int, *attributes: tuple[str, object]) -> bytes:
-    message = tcmu_message()
-    message["cmd"] = command
-    message["version"] = abi.FAMILY_VERSION
-    message["attrs"] = [list(pair) for pair in attributes]
-    message["header"]["type"] = family
-    message["header"]["flags"] = flags
-    message["header"]["sequence_number"] = 1
-    message["header"]["pid"] = 0
-    message.encode()
-    return bytes(message.data)
+def _message(family: int, command: int, version: int, flags: int, *pairs: tuple[int, bytes]) -> bytes:
+    body = GENLMSGHDR.pack(command, version, 0)
+    for kind, value in pairs:
+        body += NLATTR.pack(NLATTR.size + len(value), kind) + value + bytes(-len(value) & 3)
+    return NLMSGHDR.pack(NLMSGHDR.size + len(body), family, flags, 1, 0) + body
 
 
-def _split(data: bytes) -> Iterator[bytes]:
-    """Yield the messages of a datagram (struct nlmsghdr: length, type, flags, sequence number, port)."""
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield type and body of the messages in a datagram."""
     at = 0
-    while at + HEADER <= len(data):
-        length = int.from_bytes(data[at : at + 4], sys.byteorder)
-        if length < HEADER:
+    while at + NLMSGHDR.size <= len(data):
+        length, kind, *_ = NLMSGHDR.unpack_from(data, at)
+        if not NLMSGHDR.size <= length <= len(data) - at:
             return
-        yield data[at : at + length]
+        yield kind, data[at + NLMSGHDR.size : at + length]
         at += (length + 3) & ~3
 
 
-def _type(message: bytes) -> int:
-    return int.from_bytes(message[4:6], sys.byteorder)
+def attributes(data: bytes) -> Mapping[int, bytes]:
+    """Return the attributes in `data` by type."""
+    found = {}
+    at = 0
+    while at + NLATTR.size <= len(data):
+        length, kind = NLATTR.unpack_from(data, at)
+        if not NLATTR.size <= length <= len(data) - at:
+            break
+        found[kind & NLA_TYPE_MASK] = data[at + NLATTR.size : at + length]
+        at += (length + 3) & ~3
+    return found
 
 
-def _error_code(message: bytes) -> int:
-    """Return the errno of an NLMSG_ERROR: the s32 behind the header."""
-    return -int.from_bytes(message[HEADER : HEADER + 4], sys.byteorder, signed=True)
+def _number(value: bytes) -> int:
+    return int.from_bytes(value, abi.BYTE_ORDER)
 
 
-def _unpack(message: bytes, kind: type[Any]) -> Any:
-    unpacked = kind(message)
-    unpacked.decode()
-    return unpacked
+def _text(value: bytes) -> str:
+    return value.split(b"\0", 1)[0].decode(errors="replace")
+
+
+def _error_code(body: bytes) -> int:
+    """Return the errno of an NLMSG_ERROR: the s32 behind the header, negative."""
+    return -int.from_bytes(body[:4], abi.BYTE_ORDER, signed=True)
 
 
 class NetlinkSocket:
@@ -173,12 +189,11 @@ class NetlinkSocket:
 
     def set_features(self, answers: bool = True) -> bool:
         """Tell the kernel whether anybody answers its requests; False for a kernel that does not know of answers."""
-        feature = ("TCMU_ATTR_SUPP_KERN_CMD_REPLY", int(answers))
-        data = _pack(self.family, Netlink.SET_FEATURES, NLM_F_REQUEST | NLM_F_ACK, feature)
-        with _open() as control:
-            control.settimeout(TIMEOUT)
-            control.send(data)
-            code = _error_code(control.recv(65536))
+        feature = (Attribute.SUPP_KERN_CMD_REPLY, bytes([answers]))
+        _, body = _asked(
+            _message(self.family, Netlink.SET_FEATURES, abi.FAMILY_VERSION, NLM_F_REQUEST | NLM_F_ACK, feature)
+        )
+        code = _error_code(body)
         if code in (errno.EOPNOTSUPP, errno.EINVAL):
             return False
         if code:
@@ -196,7 +211,7 @@ class NetlinkSocket:
         requests: list[Request] = []
         while True:
             try:
-                data = self._socket.recv(65536)
+                data = self._socket.recv(LARGEST)
             except BlockingIOError:
                 return requests
             requests += parse(data)
@@ -217,28 +232,34 @@ def _open() -> socket.socket:
     return made
 
 
-def _find_family() -> tuple[int, int]:
-    """Return the family's number and that of its multicast group."""
-    message = ctrlmsg()
-    message["cmd"] = CTRL_CMD_GETFAMILY
-    message["version"] = 1
-    message["attrs"] = [["CTRL_ATTR_FAMILY_NAME", abi.FAMILY]]
-    message["header"]["type"] = GENL_ID_CTRL
-    message["header"]["flags"] = NLM_F_REQUEST
-    message["header"]["sequence_number"] = 1
-    message["header"]["pid"] = 0
-    message.encode()
+def _asked(message: bytes) -> tuple[int, bytes]:
+    """Send one message to the kernel; return type and body of its answer."""
     with _open() as control:
         control.settimeout(TIMEOUT)
-        control.send(message.data)
-        data = control.recv(65536)
-    if _type(data) == NLMSG_ERROR:
+        control.send(message)
+        answer = next(_messages(control.recv(LARGEST)), None)
+    if answer is None:
+        raise NetlinkError("the kernel's answer holds no message")
+    return answer
+
+
+def _find_family() -> tuple[int, int]:
+    """Return the family's number and that of its multicast group."""
+    name = (CTRL_ATTR_FAMILY_NAME, abi.FAMILY.encode() + b"\0")
+    kind, body = _asked(_message(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, 1, NLM_F_REQUEST, name))
+    if kind == NLMSG_ERROR:
         raise NetlinkError(
-            f"the kernel has no netlink family {abi.FAMILY}: {os.strerror(_error_code(data))}; "
+            f"the kernel has no netlink family {abi.FAMILY}: {os.strerror(_error_code(body))}; "
             "is the module target_core_user loaded?"
         )
-    answer = _unpack(data, ctrlmsg)
-    for group in answer.get_attr("CTRL_ATTR_MCAST_GROUPS") or []:
-        if group.get_attr("CTRL_ATTR_MCAST_GRP_NAME") == abi.MULTICAST_GROUP:
-            return answer.get_attr("CTRL_ATTR_FAMILY_ID"), group.get_attr("CTRL_ATTR_MCAST_GRP_ID")
+    return family_of(body)
+
+
+def family_of(body: bytes) -> tuple[int, int]:
+    """Return what an answer to CTRL_CMD_GETFAMILY says: the family's number and its multicast group's."""
+    found = attributes(body[GENLMSGHDR.size :])
+    for entry in attributes(found.get(CTRL_ATTR_MCAST_GROUPS, b"")).values():
+        group = attributes(entry)
+        if _text(group.get(CTRL_ATTR_MCAST_GRP_NAME, b"")) == abi.MULTICAST_GROUP:
+            return _number(found[CTRL_ATTR_FAMILY_ID]), _number(group[CTRL_ATTR_MCAST_GRP_ID])
     raise NetlinkError(f"the netlink family {abi.FAMILY} has no group {abi.MULTICAST_GROUP!r}")

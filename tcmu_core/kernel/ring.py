@@ -105,6 +105,11 @@ class Ring:
         self._lock = threading.Lock()
         self._lock.acquire()
 
+    @property
+    def pending(self) -> bool:
+        """Whether the ring has entries that were not taken."""
+        return self._words[self._head_word] != self._at
+
     def process(self) -> None:
         """Take the commands that are in the ring and answer those that end at once.
 

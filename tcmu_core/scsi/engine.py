@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 import traceback
 from collections import deque
@@ -26,14 +25,14 @@ from tcmu_core.errors import (
 )
 from tcmu_core.log import DEBUG_SCSI_CMD
 from tcmu_core.scsi import hot, sense
-from tcmu_core.scsi.attention import COMMANDS_CLEARED, LUN_RESET, establish
+from tcmu_core.scsi.attention import CAPACITY_CHANGED, COMMANDS_CLEARED, LUN_RESET, establish
 from tcmu_core.scsi.command import Command, Initiator, Nexus, Status, TaskAttribute
 from tcmu_core.scsi.commands.block import partial
 from tcmu_core.scsi.opcodes import Access, Direction, Op, Opcode, Table, Touches, describe, find
 from tcmu_core.scsi.reservations import StateStore
 from tcmu_core.scsi.steps import PAUSE, Abort, Ask, OnItsOwn, Shielded, Steps, checked, not_a_result
 from tcmu_core.scsi.table import table_for
-from tcmu_core.scsi.taskset import EVERYTHING, MEDIUM, REGISTRATIONS, Span, countdown
+from tcmu_core.scsi.taskset import CACHE, EVERYTHING, MEDIUM, REGISTRATIONS, Span, countdown
 from tcmu_core.scsi.unit import Unit
 
 _ORDERED = int(TaskAttribute.ORDERED)  # looking a member up costs a tenth of a microsecond, for each command
@@ -202,6 +201,8 @@ class Engine:
                 return (MEDIUM,)
             case Touches.REGISTRATIONS:
                 return (REGISTRATIONS,)
+            case Touches.CACHE:
+                return (CACHE,)
         return ()
 
     def _admit(self, command: Command, row: Opcode | None) -> Future[None] | None:
@@ -533,7 +534,12 @@ class Engine:
     # -- changes of the device ----------------------------------------------------------------------------------------
 
     def _notified(self, asc: int, ascq: int, but: Nexus | None) -> None:
-        self.post(functools.partial(self.unit.attention, asc, ascq, but=but))
+        self.post(self._tell, asc, ascq, but)
+
+    def _tell(self, asc: int, ascq: int, but: Nexus | None) -> None:
+        if (asc, ascq) == CAPACITY_CHANGED:  # the handler has noticed that its storage has another size
+            self.refresh()
+        self.unit.attention(asc, ascq, but=but)
 
     def change(self, change: Change) -> None:
         """Have the disk take a change (bytes), and the unit and its nexuses learn of it; raises as `Disk.change`."""

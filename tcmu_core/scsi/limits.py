@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-DEFAULT_MAX_TRANSFER = 16 << 20  # bytes of one command, where the device sets no limit
+MAX_TRANSFER = 16 << 20  # bytes of one command, where the device sets no lower limit: transports move no more
 CHUNK = 1 << 20  # bytes that a command of several steps holds in memory, and moves before others have their turn
 MAX_COMPARE_AND_WRITE = 255  # blocks: one byte in VPD page B0
 MAX_ATOMIC = 1 << 20  # bytes: an honest bound on what one write has for itself

@@ -91,6 +91,7 @@ class Touches(Enum):
     BLOCKS = "the blocks that its CDB names"
     MEDIUM = "any block"
     REGISTRATIONS = "the persistent reservations"
+    CACHE = "what was written and is not on stable storage yet"
     OWN_WAY = "blocks of several units, which the command itself asks for"
 
 

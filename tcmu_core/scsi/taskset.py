@@ -20,9 +20,10 @@ from concurrent.futures import Future
 from tcmu_core.scsi.command import Command
 
 Span = tuple[int, int]  # first LBA, and the LBA after the last
-EVERYTHING: Span = (-1, 1 << 64)
+EVERYTHING: Span = (-2, 1 << 64)
 MEDIUM: Span = (0, 1 << 64)
 REGISTRATIONS: Span = (-1, 0)  # of no block: the persistent reservations, which one command at a time changes
+CACHE: Span = (-2, -1)  # of no block: what a flush empties, for which an ORDERED command alone makes it wait
 
 
 def overlap(one: Span, other: Span) -> bool:

@@ -12,7 +12,7 @@ from tcmu_core.scsi.background import Background
 from tcmu_core.scsi.command import Initiator, Nexus
 from tcmu_core.scsi.copies import CopyResults
 from tcmu_core.scsi.identity import Identity
-from tcmu_core.scsi.limits import DEFAULT_MAX_TRANSFER, MAX_UNMAP_BLOCKS, MAX_WRITE_SAME
+from tcmu_core.scsi.limits import MAX_TRANSFER, MAX_UNMAP_BLOCKS, MAX_WRITE_SAME
 from tcmu_core.scsi.modes import ModePages
 from tcmu_core.scsi.opcodes import Table
 from tcmu_core.scsi.reservations import Registrant, Reservations, StateStore
@@ -61,7 +61,7 @@ class Unit:
         self.block_size = device.block_size
         self.blocks = device.blocks
         self.read_only = self.disk.read_only
-        self.max_blocks = (device.max_transfer_length or DEFAULT_MAX_TRANSFER) // device.block_size
+        self.max_blocks = min(device.max_transfer_length or MAX_TRANSFER, MAX_TRANSFER) // device.block_size
         self.write_cache = self.modes.write_cache and self.operations.flush is not None
 
     @property

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields, replace
 from types import ModuleType
 from typing import Any
@@ -14,20 +17,38 @@ from tcmu_core.disk.disk import Disk
 from tcmu_core.disk.layers import Operations
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.errors import HandlerError
-from tcmu_core.loop import Loop
+from tcmu_core.filters.registry import make
 
-TIMEOUT = 60.0  # seconds that a hook's Future may take
+TIMEOUT = 60.0  # seconds that a hook, or its Future, may take
+CLOSING = 1.0  # seconds for the close of a device whose hook is known to hang
+
+# What a promise asks of the devices that are opened for it, over what their maker says: `read_only`, `block_size` …
+_asked: ContextVar[dict[str, Any] | None] = ContextVar("asked", default=None)
+
+
+class PromiseBroken(AssertionError):
+    """A handler does not keep a promise; `doing` is the call that showed it, with its offset and length in bytes."""
+
+    def __init__(self, message: str, doing: str = "") -> None:
+        super().__init__(f"{doing}: {message}" if doing else message)
+        self.doing = doing
+
+
+class Hangs(PromiseBroken):
+    """A call has not ended in time."""
 
 
 class OpenDevice:
     """An open device: `device`, its `disk`, and the hooks as calls that return when the work is done.
 
     Offsets and lengths are bytes, whole blocks, and lie within the device: the engine never asks for anything else.
+    `doing` is the last call, as messages have it.
     """
 
     def __init__(self, disk: Disk) -> None:
         self.disk = disk
         self.device = disk.device
+        self.doing = "open"
 
     @property
     def operations(self) -> Operations:
@@ -40,49 +61,71 @@ class OpenDevice:
         assert self.device.size is not None
         return self.device.size
 
+    def start(self, name: str, *arguments: Any) -> Future[Any] | None:
+        """Call a data hook and return what it returns: None, or its Future; for commands that are in flight together.
+
+        Raises:
+            HandlerError: it returned something else.
+        """
+        self.doing = _call(name, arguments)
+        pending = self.hook(name)(*arguments)
+        if pending is not None and not isinstance(pending, Future):
+            kind = type(pending).__name__
+            raise HandlerError(f"{self.doing} returned a {kind}: it must be None or a concurrent.futures.Future")
+        return pending
+
+    def finish(self, pending: Future[Any] | None) -> None:
+        """Wait for what a data hook returned."""
+        if pending is None:
+            return
+        try:
+            result = pending.result(TIMEOUT)
+        except FutureTimeoutError:
+            if pending.done():  # the storage's own timeout
+                raise
+            raise Hangs(f"its Future has not ended within {TIMEOUT:g} s", self.doing) from None
+        if result is not None:
+            raise HandlerError(f"the Future of {self.doing} ended with a {type(result).__name__}: it must be None")
+
     def read(self, offset: int, length: int, parts: Sequence[int] = ()) -> bytes:
         """Return `length` bytes from `offset`; `parts` are the lengths of the first buffers to read into."""
         # What is in a buffer before must not matter: a handler has to fill it, with zeros too.
         buffers = split(bytearray(b"\xa5") * length, parts)
         given = list(buffers)
-        self.wait(self.operations.read(offset, buffers))
+        self.finish(self.start("read", offset, buffers))
         return b"".join(given)
 
     def write(self, offset: int, data: bytes, parts: Sequence[int] = ()) -> None:
         """Write `data` at `offset`; `parts` are the lengths of the first buffers that hold it."""
-        self.wait(self.hook("write")(offset, split(bytearray(data), parts)))
+        self.finish(self.start("write", offset, split(bytearray(data), parts)))
 
     def flush(self) -> None:
         """Flush."""
-        self.wait(self.hook("flush")())
+        self.finish(self.start("flush"))
 
     def discard(self, offset: int, length: int) -> None:
         """Discard a range."""
-        self.wait(self.hook("discard")(offset, length))
+        self.finish(self.start("discard", offset, length))
 
     def write_zeroes(self, offset: int, length: int) -> None:
         """Write zeros over a range."""
-        self.wait(self.hook("write_zeroes")(offset, length))
-
-    def wait(self, pending: Future[Any] | None) -> None:
-        """Wait for what a data hook returned; the device's loop, if it was given one as `reactor`, runs meanwhile."""
-        loop = self.device.reactor
-        if isinstance(loop, Loop) and isinstance(pending, Future):
-            guard = loop.call_later(TIMEOUT, loop.stop)
-            pending.add_done_callback(lambda _done: loop.stop())
-            loop.run()
-            guard.cancel()
-        wait(pending)
+        self.finish(self.start("write_zeroes", offset, length))
 
     def extents(self, offset: int, length: int) -> list[Extent]:
         """Return the extents of a range."""
-        return list(self.hook("extents")(offset, length))
+        self.doing = _call("extents", (offset, length))
+        found = self.hook("extents")(offset, length)
+        if isinstance(found, Future):
+            found = found.result(TIMEOUT)
+        return list(found if found is not None else [Extent(offset, length, mapped=True)])
 
     def reconfigure(
         self, *, size: int | None = None, cfgstring: str | None = None, write_cache: bool | None = None
     ) -> None:
         """Ask for one change."""
-        self.disk.change(Change(size, cfgstring, write_cache))
+        change = Change(size, cfgstring, write_cache)
+        self.doing = f"reconfigure({change})"
+        self.disk.change(change)
 
     def has(self, name: str) -> bool:
         """Say whether the handler has the hook `name`."""
@@ -90,7 +133,7 @@ class OpenDevice:
 
     def hook(self, name: str) -> Any:
         """Return the hook `name` as the engine calls it; raises HandlerError if the handler has none."""
-        found = getattr(self.operations, name)
+        found = getattr(self.disk.operations, name)
         if found is None:
             raise HandlerError(f"handler {self.device.handler!r} has no {name} hook")
         return found
@@ -98,11 +141,18 @@ class OpenDevice:
 
 def make_disk(plugin: object, spec: DiskSpec, **attributes: Any) -> Disk:
     """Return a disk, still to be opened; `attributes` are fields of `DiskSpec`, or of `Device`."""
+    filters = attributes.get("filters", ())
     of_spec = {field.name for field in fields(DiskSpec)} & attributes.keys()
-    disk = Disk(replace(spec, **{name: attributes.pop(name) for name in of_spec}), plugin)
+    disk = Disk(replace(spec, **{name: attributes.pop(name) for name in of_spec}), plugin, make(filters))
     for name, value in attributes.items():
         setattr(disk.device, name, value)
     return disk
+
+
+class Latest:
+    """The device that was opened last, for what is said when a call never returns."""
+
+    device: OpenDevice | None = None
 
 
 @contextmanager
@@ -111,26 +161,40 @@ def open_device(
 ) -> Iterator[OpenDevice]:
     """Open a device with `handler`, a class or a module, and close it at the end.
 
-    `attributes` are fields of `DiskSpec` and `Device` that the runner would set, such as `block_size` or `options`.
+    `attributes` are fields of `DiskSpec` and `Device` that the runner would set, such as `block_size` or `filters`.
     Raises what the handler's open raises.
     """
     plugin = handler() if isinstance(handler, type) else handler
     subtype = str(getattr(handler, "__name__", "handler")).rpartition(".")[2]
-    disk = make_disk(plugin, DiskSpec(subtype, cfgstring, name, size), **attributes)
+    asked = {**attributes, "size": size, **(_asked.get() or {})}
+    disk = make_disk(plugin, DiskSpec(subtype, cfgstring, name), **asked)
     disk.open()
+    opened = OpenDevice(disk)
+    Latest.device = opened
     try:
-        yield OpenDevice(disk)
-    finally:
+        yield opened
+    except Hangs:
+        # A close that waits for what hangs would hide it.
+        closing = threading.Thread(target=disk.close, daemon=True)
+        closing.start()
+        closing.join(CLOSING)
+        raise
+    except BaseException:
+        disk.close()
+        raise
+    else:
+        opened.doing = "close"
         disk.close()
 
 
-def wait(pending: Future[Any] | None) -> None:
-    """Wait for what a data hook returned."""
-    if pending is None:
-        return
-    if not isinstance(pending, Future):
-        raise HandlerError(f"a hook returned {pending!r}: it must be None or a concurrent.futures.Future")
-    pending.result(TIMEOUT)
+@contextmanager
+def asking(**attributes: Any) -> Iterator[None]:
+    """Have every device that is opened meanwhile opened with these attributes, whatever its maker says."""
+    token = _asked.set(attributes)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
 
 
 def split(data: bytearray, parts: Sequence[int]) -> list[memoryview]:
@@ -143,3 +207,11 @@ def split(data: bytearray, parts: Sequence[int]) -> list[memoryview]:
             buffers.append(view[at : at + part])
             at += part
     return [*buffers, view[at:]]
+
+
+def _call(name: str, arguments: Sequence[Any]) -> str:
+    """Return a call as a message has it: buffers by their length in bytes, never by what is in them."""
+    shown = [
+        f"{sum(map(len, one))} bytes in {len(one)} buffers" if isinstance(one, list) else str(one) for one in arguments
+    ]
+    return f"{name}({', '.join(shown)})"

@@ -23,6 +23,7 @@ from tcmu_core import sdnotify
 from tcmu_core.bus import BusService
 from tcmu_core.kernel.configfs import Backstore, set_parameter
 from tcmu_core.kernel.netlink import NetlinkSocket
+from tcmu_core.kernel.release import is_meant
 from tcmu_core.kernel.uio import UioDevice, holders
 from tcmu_core.loop import Loop
 
@@ -98,6 +99,10 @@ def leave_namespace() -> None:
 def main() -> None:
     """Try all, say that we are ready, and note signals until SIGTERM."""
     report, signals = Path(sys.argv[1]), Path(sys.argv[2])
+    if "--release" in sys.argv:  # ExecStopPost
+        with signals.open("a") as file:
+            file.write(f"released:{os.environ['SERVICE_RESULT']}:{is_meant()}\n")
+        return
     loop = Loop()
     threading.Thread(target=loop.run, daemon=True).start()
     bus = BusService([], change_medium=lambda *_: (0, ""), post=loop.post)

@@ -4,7 +4,6 @@ import builtins
 import gc
 import logging
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from gi.repository import Gio, GLib
 from tcmu_core.bus import BusService, connection, service
 from tcmu_core.bus.interface import BUS_NAME
 from tcmu_core.loop import Loop
+from tests.waiting import wait_for
 
 from .conftest import OPEN_POLICY, SYSTEM_POLICY, Client, PrivateBus, make_handler, no_medium
 
@@ -31,13 +31,6 @@ def unstarted(bus: PrivateBus, loop: Loop) -> Any:
     made = BusService([make_handler("ram")], change_medium=no_medium, post=loop.post, address=bus.address)
     yield made
     made.stop()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_the_start_up_lines_are_the_c_runners(bus: PrivateBus, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:

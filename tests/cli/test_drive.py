@@ -73,7 +73,7 @@ def test_a_drive_that_there_is_not_is_named_with_those_that_there_are(
 ) -> None:
     nothing = call("eject", "cd", *state)
     assert nothing.status == 1
-    assert "no `tcmu serve` of yours has a drive" in nothing.err
+    assert "no process of yours has a drive" in nothing.err
     serve("fbo", f"ro/{discs[0]}", "--name", "cd")
     serve("ram", "--size", "1M", "--name", "ram")
     other = call("eject", "dvd", *state)
@@ -117,7 +117,7 @@ def test_two_drives_of_one_name_are_not_guessed_at(
 ) -> None:
     for _ in range(2):
         serve("fbo", f"ro/{discs[0]}", "--name", "cd")
-    assert "2 processes serve a drive called 'cd'" in call("eject", "cd", *state).err
+    assert "2 processes serve a disk called 'cd'" in call("eject", "cd", *state).err
 
 
 def test_a_stopped_process_leaves_no_socket_and_a_killed_one_leaves_one_that_does_no_harm(
@@ -138,3 +138,19 @@ def test_only_the_user_and_root_may_use_the_socket(serve: Serve, discs: list[Pat
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o077 == 0
     assert path.stat().st_uid == os.geteuid()
+
+
+@pytest.mark.parametrize(("asked", "size"), [("2M", 2 << 20), ("1536K", 3 << 19)])
+def test_a_disk_that_is_served_gets_a_new_size(
+    serve: Serve, call: Call, state: list[str], asked: str, size: int
+) -> None:
+    disk = serve("file", "disk.img", "--size", "1M", "--name", "grows", *state)
+    assert call("resize", "grows", asked, *state).status == 0
+    assert blocks(disk) == str(size)
+
+
+def test_a_size_that_can_not_be_leaves_the_old_one(serve: Serve, call: Call, state: list[str]) -> None:
+    disk = serve("file", "disk.img", "--size", "1M", "--name", "grows", *state)
+    said = call("resize", "grows", "1000", *state)
+    assert (said.status, "not whole blocks" in said.err) == (4, True)
+    assert blocks(disk) == str(1 << 20)

@@ -71,7 +71,8 @@ def test_a_list_for_people_says_what_each_handler_takes(call: Call, path: Path) 
 
 def test_json_has_the_same_keys_for_every_handler(call: Call, path: Path) -> None:
     for handler in json.loads(call("handlers", "--json", "--handler-path", path).out):
-        assert list(handler) == ["name", "usable", "error", "source", "version", "capabilities", "config_help"]
+        keys = ["name", "usable", "error", "source", "version", "capabilities", "config_help", "options"]
+        assert list(handler) == keys
 
 
 def test_an_installed_handler_shows_its_distribution(call: Call) -> None:
@@ -124,7 +125,11 @@ def test_a_relative_path_is_made_absolute(call: Call, tmp_path: Path, monkeypatc
         ("file", "", ""),
         ("fbo", "a.iso", "{cwd}/a.iso"),
         ("fbo", "ro//srv/a.iso", "ro//srv/a.iso"),
-        ("ram", "x", "x"),
+        ("fbo", "ro/a.iso", "{cwd}/ro/a.iso"),
+        ("ram", "x;load=y;size=1M", "{cwd}/x;load={cwd}/y;size=1M"),
+        ("ram", ";load=/y", ";load=/y"),
+        ("file", ";tcmur_cmd_time_out=3;a", ";tcmur_cmd_time_out=3;{cwd}/a"),
+        ("no-such-handler", "a", "a"),
     ],
 )
 def test_only_what_is_a_relative_path_is_changed(
@@ -136,7 +141,12 @@ def test_only_what_is_a_relative_path_is_changed(
 
 @pytest.mark.parametrize(
     ("cfgstring", "why"),
-    [("/a:b", "it holds a colon"), ("/a,b", "it holds a comma"), ("/" + "a" * 250, "it is longer than 255 bytes")],
+    [
+        ("/a:b", "it holds a colon"),
+        ("/a,b", "it holds a comma"),
+        ("/srv/a b", "it holds a space"),
+        ("/" + "a" * 250, "it is longer than the 255 bytes"),
+    ],
 )
 def test_what_the_kernel_could_not_take_is_said(call: Call, cfgstring: str, why: str) -> None:
     said = call("check", "file", cfgstring)
@@ -161,3 +171,56 @@ def test_check_answers_in_json(call: Call, cfgstring: str, status: int) -> None:
 
 def test_arguments_may_stand_after_options(call: Call) -> None:
     assert json.loads(call("check", "file", "--json", "/x").out)["cfgstring"] == "/x"
+
+
+def test_one_handler_is_shown_in_full(call: Call) -> None:
+    said = call("handlers", "ram")
+    assert said.status == 0
+    assert "cfgstring: [IMAGE][;size=SIZE][;load=PATH][;save=PATH]" in said.out
+    assert "size=SIZE" in said.out
+    assert "an image to begin with, which has to be there" in said.out
+    assert "[handlers] [[ram]]" in said.out
+    assert "file  " not in said.out
+
+
+def test_one_handler_that_declares_nothing_is_shown_as_far_as_it_goes(call: Call, path: Path) -> None:
+    said = call("handlers", "mine", "--handler-path", path)
+    assert "Nothing: the disk is in memory" in said.out
+    assert "can: read, write" in said.out
+
+
+@pytest.mark.parametrize(("name", "reason"), [("typo", "raed"), ("fiel", "did you mean 'file'?")])
+def test_one_that_can_not_be_shown_says_why(call: Call, path: Path, name: str, reason: str) -> None:
+    said = call("handlers", name, "--handler-path", path)
+    assert said.status == 3
+    assert reason in said.err
+
+
+def test_json_tells_the_options_that_are_declared(call: Call, path: Path) -> None:
+    said = json.loads(call("handlers", "ram", "--json").out)
+    assert said["options"]["body"] == {
+        "placeholder": "IMAGE",
+        "help": "an image that is loaded if it is there, and saved",
+        "required": False,
+        "path": True,
+    }
+    assert [one["name"] for one in said["options"]["options"]] == ["size", "load", "save"]
+    assert json.loads(call("handlers", "mine", "--json", "--handler-path", path).out)["options"] is None
+
+
+def test_the_place_of_a_mistake_is_shown(call: Call) -> None:
+    said = call("check", "file", "/x;dircet=1;ro")
+    assert said.err.splitlines()[1:] == ["  /x;dircet=1;ro", "     ^^^^^^^^"]
+
+
+def test_any_handler_may_have_a_path_that_is_relative(
+    call: Call, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = DROP_IN.replace("import hookimpl", "import Body, Options, hookimpl")
+    text = text.replace(
+        "    @hookimpl\n    def open", "    options = Options(body=Body())\n\n    @hookimpl\n    def open", 1
+    )
+    (path / "handler_paths.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert call("check", "paths", "x", "--handler-path", path).out == f"valid: paths/{tmp_path}/x\n"
+    assert call("check", "mine", "x", "--handler-path", path).out == "valid: mine/x\n"

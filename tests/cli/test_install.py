@@ -114,6 +114,7 @@ def test_an_older_file_of_ours_is_replaced(tmp_path: Path) -> None:
 def test_unit_and_activation_start_what_exec_names(tmp_path: Path) -> None:
     run("install", tmp_path, "--exec", "/opt/tcmu/bin/tcmu-runner")
     assert "\nExecStart=/opt/tcmu/bin/tcmu-runner\n" in (tmp_path / UNIT).read_text()
+    assert "\nExecStopPost=/opt/tcmu/bin/tcmu-runner --release\n" in (tmp_path / UNIT).read_text()
     assert "\nExec=/opt/tcmu/bin/tcmu-runner\n" in (tmp_path / ACTIVATION).read_text()
 
 

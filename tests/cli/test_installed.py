@@ -84,7 +84,7 @@ def test_what_is_not_installed_is_not_found(fresh: Path) -> None:
     words = [str(fresh / "tcmu"), "check", "file", "/x"]
     done = subprocess.run(words, env=clean(), cwd="/", capture_output=True, text=True, check=False)
     assert done.returncode == 3
-    assert "no handler 'file': installed are shout; `pip install tcmu-file` may bring it" in done.stderr
+    assert "no handler 'file': installed are shout; `pip install tcmu-file` brings it" in done.stderr
 
 
 def test_what_it_needs_beside_its_code_is_installed_too(fresh: Path, tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ def test_it_is_found_when_it_is_installed(made: Path, call: Call, tmp_path: Path
     found = {handler["name"]: handler for handler in json.loads(call("handlers", "--json", "--handler-path", goal).out)}
     assert found["two_words"]["usable"], found["two_words"]["error"]
     assert found["two_words"]["source"] == "tcmu-two_words 0.1.0"
-    assert found["two_words"]["config_help"] == "The path to the file that holds the disk."
+    assert found["two_words"]["options"]["syntax"] == "PATH"
+    assert "the file that holds the disk" in found["two_words"]["config_help"]
 
 
 def test_every_name_is_filled_in(made: Path) -> None:

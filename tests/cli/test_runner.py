@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from subprocess import run
 from typing import Any
 
@@ -10,6 +16,7 @@ import pytest
 
 import tcmu_core
 from tcmu_core.cli import runner
+from tests.waiting import wait_for
 
 
 def start(*arguments: str) -> Any:
@@ -44,3 +51,163 @@ def test_a_bad_configuration_is_named_with_its_line(tmp_path: Any) -> None:
     said = start("--config", str(config))
     assert said.returncode == 1
     assert f"{config}:1" in said.stderr
+
+
+def test_a_configuration_that_is_asked_for_must_be_there(tmp_path: Path) -> None:
+    said = start("--config", str(tmp_path / "missing.conf"), "--state-dir", str(tmp_path))
+    assert said.returncode == 1
+    assert f"tcmu-runner: {tmp_path}/missing.conf: No such file or directory" in said.stderr
+
+
+def test_a_fifo_is_no_configuration(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    said = start("--config", str(tmp_path / "fifo"), "--state-dir", str(tmp_path))
+    assert (said.returncode, f"{tmp_path}/fifo: no regular file" in said.stderr) == (1, True)
+
+
+def test_with_nothing_to_serve_it_ends_with_one_message(tmp_path: Path) -> None:
+    (tmp_path / "tcmu.conf").write_text("log_level = warn\n")
+    said = start("--config", str(tmp_path / "tcmu.conf"), "--state-dir", str(tmp_path / "state"))
+    assert said.returncode == 1
+    assert "no [targets] to serve instead" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+IQN = "iqn.2026-01.org.example:disk"
+CONFIG = f"""\
+[portal]
+listen = 127.0.0.1:0
+[targets]
+[[{IQN}]]
+[[[lun 0]]]
+handler = file
+cfgstring = {{disk}}
+size = 1M
+"""
+
+
+class Running:
+    """A tcmu-runner that serves a target, as an ordinary user where this process may be another one."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        self.directory = directory
+        self.options = options
+        self.config = directory / "tcmu.conf"
+        self.config.write_text(CONFIG.format(disk=directory / "disk"))
+        self.process: subprocess.Popen[str] | None = None
+        self.log = directory / "stderr"
+
+    def start(self) -> None:
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", AS_USER, "--config", str(self.config), *self.options],
+                stderr=log, stdin=subprocess.DEVNULL, text=True, cwd=self.directory,
+                env={**os.environ, "XDG_RUNTIME_DIR": str(self.directory / "run"), "HOME": str(self.directory),
+                     "XDG_STATE_HOME": str(self.directory / "state"), "DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nowhere"},
+            )  # fmt: skip
+        self.wait(lambda: "is ready" in self.said())
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def wait(self, condition: Callable[[], object]) -> None:
+        def over() -> object:
+            assert self.process is None or self.process.poll() is None, self.said()
+            return condition()
+
+        wait_for(over, why=self.said)
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        status = self.process.wait(30)
+        self.process = None
+        return status
+
+    def reads(self) -> bool:
+        """Return whether the disk can be read."""
+        address = re.findall(r"the portal listens at (\S+)", self.said())[-1]
+        command = ["iscsi-readcapacity16", "-s", f"iscsi://{address}/{IQN}/0"]
+        return run(command, capture_output=True, text=True, check=False).stdout.strip() == str(1 << 20)
+
+
+# What it is told of who it is. Files of root's interpreter can't be read by somebody else on every machine.
+AS_USER = "import os, sys; os.geteuid = lambda: 1000; from tcmu_core.cli.runner import main; sys.exit(main())"
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    made = Running(tmp_path)
+    yield made
+    if made.process is not None:
+        made.end()
+
+
+def test_an_ordinary_user_serves_targets_without_the_kernels_side(running: Running) -> None:
+    running.start()
+    running.wait(lambda: f"{IQN} is served, LUN 0" in running.said())
+    assert "kernel devices are not served" in running.said()
+    assert running.reads()
+    places = {path.name for path in (running.directory / "run/tcmu").iterdir()}
+    assert places == {"tcmu.lock", "hosts"}
+    second = run(
+        [sys.executable, "-c", AS_USER, "--config", str(running.config)], capture_output=True, text=True, check=False,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(running.directory / "run")},
+    )  # fmt: skip
+    assert "already running" in second.stderr
+    assert running.end() == 0
+    assert not list((running.directory / "run/tcmu/hosts").iterdir())
+
+
+def test_a_disk_of_a_target_is_changed_by_its_name(running: Running) -> None:
+    running.options = ("--state-dir", str(running.directory / "own"))
+    running.config.write_text(running.config.read_text() + "name = grows\n")
+    running.start()
+    running.wait(lambda: f"{IQN} is served, LUN 0" in running.said())
+    command = [sys.executable, "-m", "tcmu_core.cli.tcmu", "resize", "grows", "2M", "--state-dir", running.options[1]]
+    said = run(command, capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stdout) == (0, "grows: 2 MiB\n"), said.stderr
+    assert not running.reads()  # as a disk of 1M
+    assert (running.directory / "disk").stat().st_size == 2 << 20
+
+
+def test_nothing_of_the_kernels_side_is_imported_for_targets() -> None:
+    code = "import sys, tcmu_core.cli.runner; print([name for name in sys.modules if 'tcmu_core.kernel' in name])"
+    said = run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "[]\n"
+
+
+def test_a_runner_that_is_killed_leaves_its_workers_to_the_next(running: Running) -> None:
+    running.options = ("--state-dir", str(running.directory / "own"))
+    running.start()
+    running.wait(lambda: f"{IQN} is served, LUN 0" in running.said())
+    running.end(signal.SIGKILL)
+    assert running.reads()
+    running.log.write_text("")
+    running.start()
+    running.wait(lambda: f"{IQN} is served on by process" in running.said())
+    running.wait(lambda: "the portal is served on by process" in running.said())
+    assert running.reads()
+    assert running.end() == 0
+
+
+def test_a_target_that_nobody_asks_for_any_more_ends_with_the_next_runner(running: Running) -> None:
+    running.start()
+    running.wait(lambda: f"{IQN} is served, LUN 0" in running.said())
+    running.end(signal.SIGKILL)
+    running.config.write_text(running.config.read_text().replace(":disk]", ":other]").replace("/disk", "/another"))
+    running.start()
+    running.wait(lambda: "serves what nobody asks for any more" in running.said())
+    running.wait(lambda: len(list((running.directory / "run/tcmu/hosts").iterdir())) == 2)
+    assert running.end() == 0
+
+
+def test_an_emptied_configuration_changes_nothing_and_a_new_one_does(running: Running) -> None:
+    running.start()
+    text = running.config.read_text()
+    running.wait(lambda: f"{IQN} is served, LUN 0" in running.said())
+    running.config.write_text("")
+    running.wait(lambda: "is empty: the settings stay as they were" in running.said())
+    assert running.reads()
+    running.config.write_text(text.replace("1M", "2M"))
+    running.wait(lambda: running.said().count(f"{IQN} is served, LUN 0") == 2)

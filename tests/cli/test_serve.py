@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import DROP_IN, Serving, Start, run
+from tests.waiting import wait_for
 
 Serve = Callable[..., Serving]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -208,6 +210,65 @@ def test_it_stops_while_a_handler_does_not_answer(serve: Serve, tmp_path: Path) 
         client.kill()
 
 
+HANGS = """\
+import time
+
+from tcmu_core import hookimpl
+
+
+class Hangs:
+    @hookimpl
+    def open(self, device):
+        device.threads = {threads}
+
+    @hookimpl
+    def read(self, offset, buffers):
+        hang("read")
+
+    @hookimpl
+    def close(self):
+        hang("close")
+
+
+def hang(where):
+    if where == "{where}":
+        open("hangs", "w").close()
+        while True:
+            time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "threads", "says"),
+    [
+        ("read", 0, "waiting for the handler to return from a call (hangs/disk)"),
+        ("read", 1, "waiting for the handler to end commands, 1 of them: "),
+        ("close", 0, "waiting for the handler to close the disk (hangs/disk)"),
+    ],
+    ids=["on the loop", "on a thread", "in close"],
+)
+def test_a_stop_that_a_handler_holds_up_says_so_and_a_second_signal_ends_it(
+    serve: Serve, tmp_path: Path, where: str, threads: int, says: str
+) -> None:
+    (tmp_path / "handler_hangs.py").write_text(HANGS.format(where=where, threads=threads))
+    disk = serve("hangs", "--handler-path", tmp_path, "--size", "1M")
+    client = None
+    if where == "read":
+        command = ["qemu-io", "-r", "-f", "raw", "-c", "read 0 4k", disk.uri]
+        client = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_for((tmp_path / "hangs").exists)
+    disk.process.send_signal(signal.SIGTERM)
+    assert disk.process.stderr is not None
+    said = disk.process.stderr.readline()
+    assert says in said
+    assert "a second signal ends it at once" in said
+    assert disk.process.poll() is None
+    assert disk.stop(signal.SIGINT).status == 128 + signal.SIGINT
+    if client is not None:
+        client.kill()
+        client.wait()
+
+
 def test_two_signals_are_as_one(serve: Serve) -> None:
     disk = serve("ram", "--size", "1M")
     disk.process.send_signal(signal.SIGINT)
@@ -389,3 +450,140 @@ def test_debug_logs_each_command_by_name(command: Start) -> None:
     _out, err = process.communicate()
     assert process.returncode == 0
     assert any("[DEBUG_SCSI_CMD]" in line and "ram/disk: " in line and "INQUIRY" in line for line in err.splitlines())
+
+
+# -- who a disk is --------------------------------------------------------------------------------------------------
+
+# A disk in memory that takes a cfgstring and says nothing of it.
+NAMED = DROP_IN.replace('"""Nothing: the disk is in memory, as large as --size says."""', '"""Anything."""')
+
+
+def identity(disk: Serving) -> tuple[str, bytes]:
+    """Return the serial number of VPD page 80h, and the NAA designator of page 83h that Linux makes a WWN of."""
+    serial = run("iscsi-inq", "-e", "1", "-c", "128", disk.uri).stdout
+    page = subprocess.run(["iscsi-inq", "-e", "1", "-c", "131", disk.uri], capture_output=True, check=True).stdout
+    _, naa, after = page.partition(b"(3) NAA")
+    assert naa
+    return serial, after
+
+
+@pytest.mark.parametrize("words", [("ram",), ("ram", ";size=1M"), ("mine",), ("mine", "/the/same"), ("fbo",)])
+def test_disks_of_two_processes_that_share_no_storage_are_not_one(
+    serve: Serve, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "handler_mine.py").write_text(NAMED)
+    size = () if words[0] == "fbo" or ";size=1M" in words else ("--size", "1M")
+    first, second = (serve(*words, *size, "--handler-path", tmp_path) for _ in range(2))
+    assert first.said["target"] == second.said["target"]
+    assert all(one != other for one, other in zip(identity(first), identity(second), strict=True))
+
+
+def test_two_drives_with_other_discs_are_not_one(serve: Serve, tmp_path: Path) -> None:
+    for name in ("a.iso", "b.iso"):
+        (tmp_path / name).write_bytes(bytes(1 << 20))
+    first, second = (serve("fbo", f"{name}.iso;ro=1") for name in "ab")
+    assert all(one != other for one, other in zip(identity(first), identity(second), strict=True))
+
+
+def test_one_disk_keeps_its_identity_and_a_serial_number_that_was_given_is_its_own(serve: Serve) -> None:
+    disk = serve("file", "disk.img", "--size", "1M")
+    before = identity(disk)
+    disk.stop()
+    assert identity(serve("file", "disk.img")) == before
+    assert "SN-17" in identity(serve("ram", "--size", "1M", "--serial", "SN-17"))[0]
+
+
+def test_what_a_person_made_read_only_no_handler_writes_to(serve: Serve, tmp_path: Path) -> None:
+    text = DROP_IN.replace("bytearray(device.size)", "bytearray(device.size); device.read_only = False")
+    (tmp_path / "handler_mine.py").write_text(text)
+    disk = serve("mine", "--handler-path", tmp_path, "--size", "1M", "--read-only")
+    assert disk.said["read_only"] is True
+    assert qemu_io(disk.uri, "write 0 4k").returncode != 0
+
+
+# -- what is said ---------------------------------------------------------------------------------------------------
+
+# Prints at import, in each hook, and past Python.
+NOISY = (
+    "import os\nprint('at import')\nos.write(1, b'past Python\\n')\n"
+    + DROP_IN.replace("self.data = bytearray(device.size)", "self.data = bytearray(device.size); print('in open')")
+    + "\n    @hookimpl\n    def close(self): print('in close'); os.system('echo from a child')\n"
+)
+NOISES = ("at import", "past Python", "in open", "in close", "from a child")
+
+
+def test_what_a_handler_prints_is_not_what_we_say(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "handler_noisy.py").write_text(NOISY)
+    disk = serve("noisy", "--handler-path", tmp_path, "--size", "1M")  # its first line is JSON
+    said = disk.stop()
+    assert (said.status, said.out) == (0, "")
+    for noise in NOISES:
+        assert noise in said.err
+
+
+@pytest.mark.parametrize(
+    "words", [("handlers", "--json"), ("check", "noisy", "--json"), ("handlers", "noisy", "--json")]
+)
+def test_what_a_handler_prints_when_it_is_loaded_is_not_what_we_say_either(
+    command: Start, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "handler_noisy.py").write_text(NOISY)
+    out, err = command(*words, "--handler-path", tmp_path).communicate()
+    assert json.loads(out)
+    assert "at import\n" in err
+    assert "past Python\n" in err
+
+
+def test_the_output_of_the_command_that_is_run_is_its_own(command: Start, tmp_path: Path) -> None:
+    (tmp_path / "handler_noisy.py").write_text(NOISY)
+    process = command(
+        "serve", "noisy", "--handler-path", tmp_path, "--size", "1M", "--run", "echo hello; echo $lun >&2"
+    )
+    out, err = process.communicate()
+    assert out == "hello\n"
+    assert "0\n" in err
+
+
+def test_several_portals_are_all_listened_on(serve: Serve) -> None:
+    disk = serve("ram", "--size", "1M", "--portal", "127.0.0.2:0", "--portal", "[::1]:0")
+    assert [address.rpartition(":")[0] for address in disk.said["portals"]] == ["127.0.0.2", "[::1]", "127.0.0.1"]
+    for address in disk.said["portals"]:
+        assert run("iscsi-inq", f"iscsi://{address}/{disk.said['target']}/0").returncode == 0
+
+
+@pytest.mark.parametrize(("password", "warned"), [("a", True), ("elevenchars", True), ("twelve chars", False)])
+def test_a_password_that_can_be_guessed_is_warned_of(command: Start, password: str, warned: bool) -> None:
+    process = command("serve", "ram", "--size", "1M", "--chap", f"alice:{password}", "--run", "iscsi-inq $uri")
+    _out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert ("the password of alice is shorter than 12 characters" in err) is warned
+
+
+def test_a_login_that_fails_is_shown(serve: Serve) -> None:
+    disk = serve("ram", "--size", "1M", "--chap", "alice:rightpassword")
+    run("iscsi-inq", disk.uri, LIBISCSI_CHAP_USERNAME="alice", LIBISCSI_CHAP_PASSWORD="wrongpassword")
+    assert "login failed" in disk.stop().err
+
+
+@pytest.mark.parametrize("words", [("file", ";tcmur_cmd_timeout=3;a.img"), ("ram", ";tcmur_cmd_time_out=x;")])
+def test_a_wrong_option_of_the_runner_is_refused(command: Start, words: tuple[str, ...]) -> None:
+    process = command("serve", *words, "--size", "1M")
+    _out, err = process.communicate()
+    assert process.returncode == 4
+    assert "tcmur_cmd_time_out" in err
+
+
+def test_a_handler_of_twenty_lines_without_a_size_says_what_to_do(command: Start, tmp_path: Path) -> None:
+    (tmp_path / "handler_mine.py").write_text(DROP_IN)
+    process = command("serve", "mine", "--handler-path", tmp_path)
+    _out, err = process.communicate()
+    assert process.returncode == 4
+    assert "no size: give one (tcmu serve --size 1G)" in err
+
+
+def test_a_wrong_default_of_tcmu_conf_is_named_with_its_line(command: Start, tmp_path: Path) -> None:
+    (tmp_path / "tcmu.conf").write_text("[handlers]\n[[file]]\n\ndirct = yes\n")
+    process = command("serve", "file", "a.img", "--size", "1M", "--config", tmp_path / "tcmu.conf")
+    _out, err = process.communicate()
+    assert process.returncode == 4
+    assert f"{tmp_path}/tcmu.conf:4: unknown option 'dirct': did you mean 'direct'?" in err

@@ -117,7 +117,7 @@ def test_the_shipped_file_shows_the_defaults() -> None:
     assert dataclasses.replace(portal, targets=plain.portal.targets) == plain.portal
     assert [user.name for user in config.portal.access.users] == ["alice"]
     assert config.targets[0].luns == (
-        LunConfig(0, "file", "/var/lib/tcmu/disk1.img", "disk1-0", 10 << 30, 512, read_only=False),
+        LunConfig(0, "file", "/var/lib/tcmu/disk1.img", "disk1-0", 10 << 30, 512, False, ("rate;iops=500", "log")),
     )
 
 
@@ -243,3 +243,11 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path, data: bytes, message:
 
 def test_foreign_devices_can_be_left_to_others() -> None:
     assert parse("foreign_devices = ignore").foreign_devices is ForeignDevices.IGNORE
+
+
+def test_the_options_of_a_handler_know_their_lines():
+    config = parse("[handlers]\n[[file]]\n\ndirect = yes\nsize = 3M\n", "/etc/tcmu/tcmu.conf")
+    options = config.handlers["file"]
+    assert dict(options) == {"direct": "yes", "size": "3M"}
+    assert options["direct"].where == "/etc/tcmu/tcmu.conf:4"
+    assert options["size"].where == "/etc/tcmu/tcmu.conf:5"

@@ -1,4 +1,4 @@
-"""What the supervisor sees of a worker process."""
+"""What the supervisor sees of a host process."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import mmap
 import os
 import subprocess
 
-from tcmu_core.daemon.spawner import WorkerProcess
+from tcmu_core.daemon.spawner import Process
 
 MIB = 1 << 20
 
 
-def _worker(pid: int) -> WorkerProcess:
-    worker = WorkerProcess(lambda _message: None, lambda _reason: None)
+def _worker(pid: int) -> Process:
+    worker = Process(lambda _message: None, lambda _reason: None)
     worker.pid = pid
     return worker
 
 
-def test_the_memory_that_a_worker_touched_for_itself_is_counted() -> None:
+def test_the_memory_that_a_host_touched_for_itself_is_counted() -> None:
     worker = _worker(os.getpid())
     before = worker.memory
     assert before > 0
@@ -27,7 +27,7 @@ def test_the_memory_that_a_worker_touched_for_itself_is_counted() -> None:
         assert worker.memory >= before + 24 * MIB
 
 
-def test_a_worker_that_has_ended_takes_no_memory() -> None:
+def test_a_host_that_has_ended_takes_no_memory() -> None:
     process = subprocess.Popen(["true"])
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert _worker(process.pid).memory == 0

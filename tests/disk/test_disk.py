@@ -9,7 +9,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from tcmu_core import Change, ConfigError, HandlerError, WriteProtected, hookimpl
+from tcmu_core import Body, Change, ConfigError, HandlerError, Option, Options, WriteProtected, hookimpl
 from tcmu_core.disk.disk import check_config
 from tests.disk.conftest import SIZE, Minimal, Writable, opened
 
@@ -348,3 +348,44 @@ def test_failing_to_close_what_was_refused_is_logged(caplog):
     with caplog.at_level(logging.ERROR, "tcmu.handler.test"), pytest.raises(ConfigError, match="less than one block"):
         opened(Twice())
     assert "closing failed: stuck" in caplog.text
+
+
+# -- declared options -----------------------------------------------------------------------------------------------
+
+
+class Declares(Writable):
+    options = Options(Option("depth", int, least=1), body=Body("IMAGE", "an image"))
+
+    def __init__(self):
+        self.opens = 0
+
+    @hookimpl
+    def open(self, device):
+        self.opens += 1
+        device.size = SIZE
+
+
+@pytest.mark.parametrize(
+    ("cfgstring", "defaults", "message"),
+    [
+        ("/i;dept=1", {}, "unknown option 'dept': did you mean 'depth'?"),
+        ("/i;depth=0", {}, "option 'depth': '0' is too small"),
+        ("", {}, "no image: write an image"),
+        ("/i", {"dept": "1"}, "the handler's defaults in tcmu.conf: unknown option 'dept'"),
+    ],
+)
+def test_what_a_handler_declares_is_checked_for_it(cfgstring, defaults, message):
+    handler = Declares()
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        opened(handler, cfgstring, options=defaults)
+    assert not handler.opens
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_config(handler, "test", cfgstring, defaults)
+
+
+def test_a_change_of_the_cfgstring_is_checked_too():
+    disk = opened(Declares(), "/i")
+    with pytest.raises(ConfigError, match="did you mean 'depth'"):
+        disk.change(Change(cfgstring="/i;dept=1"))
+    disk.change(Change(cfgstring="/other;depth=2"))
+    assert disk.device.cfgstring == "/other;depth=2"

@@ -1,4 +1,5 @@
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -175,7 +176,7 @@ BROKEN_SOURCES = {
     "no read": (HOOKS + OPEN, "has no read hook"),
     "misspelt hook": (
         HOOKS + OPEN + READ + "    @hookimpl\n    def flsh(self): pass\n",
-        "unknown hook 'flsh'",
+        "there is no hook 'flsh': did you mean 'flush'?",
     ),
     "wrong argument": (
         HOOKS + OPEN + "    @hookimpl\n    def read(self, offset, buffer): pass\n",
@@ -219,7 +220,7 @@ BROKEN_ENTRY_POINTS = {
     "misspelt hook": (
         "tcmu_test_bad:Handler",
         HOOKS + OPEN + READ + "    @hookimpl\n    def raed(self): pass\n",
-        "unknown hook 'raed'",
+        "there is no hook 'raed': did you mean 'read'?",
     ),
     "malformed": ("tcmu_test_bad:", "x = 1", "can't be imported"),
 }
@@ -274,7 +275,44 @@ def test_a_missing_handler_path_is_an_error_that_names_it(tmp_path):
         Registry([tmp_path / "missing"])
 
 
-def test_an_unknown_handler_brings_the_nearest_name_and_the_command_that_may_help(tmp_path):
+def test_one_distribution_in_two_places_is_named_with_its_versions_and_directories(tmp_path, install):
+    install("tcmu-same", {"same": "tcmu_test_same:Handler"}, "1.0", tcmu_test_same=TWENTY_LINES)
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in tmp_path.glob("*.dist-info"):
+        shutil.copytree(path, other / "tcmu_same-2.0.dist-info")
+    metadata = other / "tcmu_same-2.0.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text().replace("Version: 1.0", "Version: 2.0"))
+    error = Registry([tmp_path, other]).handlers["same"].error
+    assert f"tcmu-same 1.0 in {tmp_path} and tcmu-same 2.0 in {other}" in error
+
+
+def test_an_unknown_handler_brings_the_nearest_name_and_nobody_elses_package(tmp_path):
     drop_in(tmp_path, "array", TWENTY_LINES)
-    with pytest.raises(HandlerError, match=r"did you mean 'array'.*pip install tcmu-aray"):
+    with pytest.raises(HandlerError, match="did you mean 'array'") as told:
         Registry([tmp_path]).get("aray")
+    assert "pip install" not in str(told.value)
+
+
+def test_one_of_ours_that_is_not_installed_brings_the_command_that_helps():
+    registry = Registry()
+    registry.handlers.pop("ram", None)
+    with pytest.raises(HandlerError, match="`pip install tcmu-ram` brings it"):
+        registry.get("ram")
+    with pytest.raises(HandlerError, match="did you mean 'ram'") as told:
+        registry.get("rm")
+    assert "pip install" not in str(told.value)
+
+
+def test_what_open_lacks_in_a_handler_of_twenty_lines_is_said(tmp_path):
+    drop_in(tmp_path, "array", TWENTY_LINES.replace("device.size = device.size or 1 << 20", "pass"))
+    with pytest.raises(ConfigError, match="no size: give one"):
+        Registry([tmp_path]).get("array").open(DiskSpec("array"))
+
+
+def test_a_reason_is_one_line_even_if_the_exception_has_several_or_can_not_be_printed(tmp_path):
+    drop_in(tmp_path, "lines", "raise ValueError('one\\ntwo')")
+    drop_in(tmp_path, "mute", "class E(Exception):\n    def __str__(self): 1 / 0\nraise E")
+    handlers = Registry([tmp_path]).handlers
+    assert handlers["lines"].error.startswith("ValueError: one two (handler_lines.py:1)")
+    assert handlers["mute"].error.startswith("E (which can't be printed)")

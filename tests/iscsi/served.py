@@ -21,11 +21,12 @@ from tcmu_core.loop import Loop
 from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.target import Target
 from tcmu_core.testing.harness import make_disk
-from tests.iscsi.initiator import OPERATIONAL, TARGET, Initiator
+from tests.iscsi.initiator import OPERATIONAL, TARGET, Initiator, cdb_10
 
 SECOND = "iqn.2026-01.test:second"
 SIZE = 32 << 20
 TIMEOUT = 60.0
+ATTENTIONS = 4  # unit attentions that a nexus may have to be told, one by one
 T = TypeVar("T")
 
 
@@ -78,7 +79,7 @@ class Served:
 
     def _pass_on(self, _target: str, fd: int, heard: bytes, told: int) -> bool:
         if not self.away:
-            self.loop.post(self.portal.take, socket.socket(fileno=os.dup(fd)), heard, told)
+            self.loop.post(self.portal.take, os.dup(fd), heard, told)
         return not self.away
 
     def _unit(self, number: int, disk: MemoryDisk, threads: int) -> Engine:
@@ -179,13 +180,31 @@ class Client:
         )
         return self
 
-    def read(self, lba: int, blocks: int) -> bytes:
-        """Read blocks; a unit attention that waits is taken first."""
-        answer = self.ask(self.initiator.read_10(lba, blocks))
-        if isinstance(answer, p.ScsiResponse):
-            answer = self.ask(self.initiator.read_10(lba, blocks))
-        assert isinstance(answer, p.DataIn)
-        return bytes(answer.data)
+    def read(self, lba: int, blocks: int, lun: int = 0) -> bytes:
+        """Read blocks; unit attentions that wait are taken first."""
+        for _ in range(ATTENTIONS):
+            answer = self.ask(self.initiator.read_10(lba, blocks, lun))
+            if isinstance(answer, p.DataIn):
+                return bytes(answer.data)
+        raise AssertionError(answer)
+
+    def write(self, lba: int, data: bytes, lun: int = 0) -> None:
+        """Write blocks; unit attentions that wait are taken first."""
+        cdb = cdb_10(0x2A, lba, len(data) // 512)
+        for _ in range(ATTENTIONS):
+            answer = self.ask(self.initiator.command(cdb, write=data, data=data, lun=lun))
+            if isinstance(answer, p.ScsiResponse) and not answer.status:
+                return
+        raise AssertionError(answer)
+
+    def sense(self, cdb: bytes, lun: int = 0) -> tuple[int, int, int] | None:
+        """Send a command without data; return sense key, ASC and ASCQ, None when it is GOOD."""
+        answer = self.ask(self.initiator.command(cdb, lun=lun))
+        assert isinstance(answer, p.ScsiResponse)
+        if not answer.status:
+            return None
+        sense = bytes(answer.data)[2:]
+        return sense[2] & 0x0F, sense[12], sense[13]
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@ from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.chap import Algorithm, decode_binary, encode_binary
 from tcmu_core.iscsi.constants import FINAL, LoginStatus, Stage
 from tcmu_core.iscsi.errors import LoginError
-from tcmu_core.iscsi.settings import Access, ChapUser, PortalSettings
+from tcmu_core.iscsi.settings import Access, ChapUser, Limits, PortalSettings
 from tests.iscsi.initiator import NAME, OPERATIONAL, TARGET, Initiator, text_of
 from tests.iscsi.wire import FakeHost, Wire
 
@@ -249,6 +249,24 @@ def test_a_binary_constant_longer_than_1024_bytes_is_refused() -> None:
         decode_binary("0x" + "00" * 1025)
 
 
+@pytest.mark.parametrize("stage", [SECURITY, OPERATION])
+@pytest.mark.parametrize("key", ["X#NodeArchitecture", "X-com.example.a", "RDMAExtensions"])
+def test_a_key_that_we_do_not_know_is_not_understood_in_any_stage(stage: Stage, key: str) -> None:
+    walk = Walk()
+    answer = walk.step({key: "os:linux"}, stage, FULL)
+    assert answer.status == 0
+    assert text_of(answer)[key] == "NotUnderstood"
+    assert walk.wire.connection.session is not None
+    (response,) = walk.wire.send(p.TextRequest(itt=1, data=f"{key}=again\0".encode()))
+    assert text_of(response) == {key: "NotUnderstood"}
+
+
+def test_an_alias_may_be_declared_again() -> None:
+    walk = Walk()
+    walk.step({"InitiatorAlias": "me"}, SECURITY, OPERATION)
+    assert walk.step({"InitiatorAlias": "me", **OPERATIONAL}, OPERATION, FULL).status == 0
+
+
 # -- ways that lead nowhere -------------------------------------------------------------------------------------------
 
 
@@ -351,6 +369,18 @@ def test_too_much_text_fails() -> None:
     for _ in range(2):
         walk.step({"X-a": "y" * 7000}, OPERATION, more=True)
     failed(walk.step({"X-a": "y" * 7000}, OPERATION, more=True), LoginStatus.INITIATOR_ERROR, walk)
+
+
+def test_too_many_requests_fail() -> None:
+    walk = Walk()
+    for _ in range(Limits().login_requests):
+        assert walk.step({}, OPERATION).status == 0
+    failed(walk.step({}, OPERATION), LoginStatus.INITIATOR_ERROR, walk)
+
+
+def test_too_many_keys_fail() -> None:
+    walk = Walk()
+    failed(walk.step({f"X-{n}": "" for n in range(200)}, OPERATION), LoginStatus.INITIATOR_ERROR, walk)
 
 
 def test_text_that_is_none_fails() -> None:

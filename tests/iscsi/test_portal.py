@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -9,12 +10,14 @@ from functools import partial
 import pytest
 
 from tcmu_core.iscsi import pdu as p
-from tcmu_core.iscsi.constants import AsyncEvent, TaskFunction
+from tcmu_core.iscsi import portal as portal_module
+from tcmu_core.iscsi.chap import Algorithm, decode_binary, encode_binary, response
+from tcmu_core.iscsi.constants import AsyncEvent, LoginStatus, Stage, TaskFunction
 from tcmu_core.iscsi.portal import Portal, transport_id
-from tcmu_core.iscsi.settings import Limits, PortalSettings
+from tcmu_core.iscsi.settings import Access, ChapUser, Limits, PortalSettings
 from tcmu_core.loop import Loop
-from tests.iscsi.initiator import TARGET, Initiator
-from tests.iscsi.served import SECOND, TIMEOUT, Served, served
+from tests.iscsi.initiator import OPERATIONAL, TARGET, Initiator, text_of
+from tests.iscsi.served import SECOND, TIMEOUT, Client, Served, served
 
 LOOPBACK = ("127.0.0.1:0",)
 
@@ -75,18 +78,142 @@ def test_another_port_of_the_same_initiator_has_a_session_beside_it(portal: Serv
         assert one.read(0, 1) == two.read(0, 1)
 
 
-def test_more_connections_than_the_limit_are_closed_at_once() -> None:
+def test_more_sessions_than_the_limit_are_refused() -> None:
     with served(limited(connections=1)) as running, running.client() as one:
         one.login()
-        with running.client() as two:
+        with running.client(Initiator(isid=bytes(6))) as two:
+            answer = two.ask(two.initiator.login(OPERATIONAL))
+            assert isinstance(answer, p.LoginResponse)
+            assert LoginStatus(answer.status) is LoginStatus.OUT_OF_RESOURCES
             assert two.receive() is None
         assert one.read(0, 1) == bytes(512)
 
 
-def test_a_peer_that_has_not_logged_in_makes_room_for_the_next() -> None:
-    with served(limited(connections=1)) as running, running.client() as idle, running.client() as busy:
-        assert busy.login().read(0, 1) == bytes(512)
-        assert idle.receive() is None
+def test_peers_that_have_not_logged_in_make_room_for_the_next() -> None:
+    with served(limited(connections=1)) as running:
+        idle = [running.client() for _ in range(30)]
+        with running.client() as busy:
+            assert busy.login().read(0, 1) == bytes(512)
+        assert idle[0].receive() is None
+        for one in idle:
+            one.sock.close()
+
+
+def test_a_discovery_that_is_idle_is_closed() -> None:
+    with served(limited(nop_interval=0.05)) as running, running.client(Initiator(target=None)) as client:
+        client.ask(client.initiator.login({}))
+        assert client.receive() is None
+
+
+# -- a password, and none ---------------------------------------------------------------------------------------------
+
+JOE = ChapUser("joe", b"secret of joe", ("iqn.2026-01.test:joe*",))
+ANN = ChapUser("ann", b"secret of ann")
+CLOSED = PortalSettings(addresses=LOOPBACK, targets={TARGET: Access(users=(JOE, ANN))}, limits=Limits(connections=8))
+
+
+def prove(client: Client, user: ChapUser) -> LoginStatus:
+    """Log in with a password."""
+    initiator = client.initiator
+    client.ask(initiator.login({"AuthMethod": "CHAP"}, Stage.SECURITY, None))
+    answer = client.ask(initiator.login({"CHAP_A": "5"}, Stage.SECURITY, None, first=False))
+    assert isinstance(answer, p.LoginResponse)
+    keys = text_of(answer)
+    value = response(Algorithm.MD5, int(keys["CHAP_I"]), user.secret, decode_binary(keys["CHAP_C"]))
+    pairs = {"CHAP_N": user.name, "CHAP_R": encode_binary(value)}
+    answer = client.ask(initiator.login(pairs, Stage.SECURITY, Stage.FULL_FEATURE, first=False))
+    assert isinstance(answer, p.LoginResponse)
+    return LoginStatus(answer.status)
+
+
+@pytest.mark.parametrize("redirector", [False, True])
+@pytest.mark.parametrize("target", [None, SECOND], ids=["discovery", "an open target"])
+def test_a_login_with_a_password_is_not_kept_out_by_those_without(redirector: bool, target: str | None) -> None:
+    with served(CLOSED, redirector=redirector) as running:
+        crowd = [running.client(Initiator(target=target, isid=bytes([0, 0, 0, 0, 0, n]))) for n in range(64)]
+        for one in crowd:
+            with contextlib.suppress(OSError):
+                one.ask(one.initiator.login({} if target is None else OPERATIONAL))
+        for n in range(3):
+            with running.client(Initiator(name=f"iqn.2026-01.test:joe{n}")) as client:
+                assert prove(client, JOE) is LoginStatus.SUCCESS
+        for one in crowd:
+            one.sock.close()
+
+
+def test_a_user_has_no_more_than_a_share_of_the_sessions() -> None:
+    with served(CLOSED) as running:
+        clients = [running.client(Initiator(name=f"iqn.2026-01.test:joe{n}")) for n in range(8)]
+        statuses = [prove(client, JOE) for client in clients]
+        assert statuses == [LoginStatus.SUCCESS] * 6 + [LoginStatus.OUT_OF_RESOURCES] * 2
+        for client in clients:
+            client.sock.close()
+
+
+def test_a_user_is_bound_to_names() -> None:
+    with served(CLOSED) as running:
+        for name, status in (("joe-1", LoginStatus.SUCCESS), ("ann", LoginStatus.FORBIDDEN)):
+            with running.client(Initiator(name=f"iqn.2026-01.test:{name}")) as client:
+                assert prove(client, JOE) is status
+
+
+def test_another_user_does_not_end_a_session() -> None:
+    with served(CLOSED) as running, running.client(Initiator(name="iqn.2026-01.test:joe")) as own:
+        assert prove(own, JOE) is LoginStatus.SUCCESS
+        with running.client(Initiator(name="iqn.2026-01.test:joe")) as other:
+            assert prove(other, ANN) is LoginStatus.FORBIDDEN
+            assert own.read(0, 1) == bytes(512)
+        with running.client(Initiator(name="iqn.2026-01.test:joe")) as again:
+            assert prove(again, JOE) is LoginStatus.SUCCESS
+            assert own.receive() is None
+
+
+# -- discovery --------------------------------------------------------------------------------------------------------
+
+
+def addresses_told(running: Served, address: str) -> list[str]:
+    running.address = address
+    with running.client(Initiator(target=None)) as client:
+        client.ask(client.initiator.login({}))
+        answer = client.ask(p.TextRequest(itt=1, data=b"SendTargets=" + TARGET.encode() + b"\0"))
+    assert answer is not None
+    pairs = [pair.partition("=")[::2] for pair in bytes(answer.data).decode().split("\0") if pair]
+    return [value for key, value in pairs if key == "TargetAddress"]
+
+
+@pytest.mark.parametrize("redirector", [False, True])
+def test_a_discovery_lists_every_address(redirector: bool) -> None:
+    settings = PortalSettings(addresses=("127.0.0.1:0", "127.0.0.2:0", "[::1]:0"))
+    with served(settings, redirector=redirector) as running:
+        everywhere = {f"{address},1" for address in running.addresses}
+        for address in list(running.addresses):
+            told = addresses_told(running, address)
+            assert set(told) == everywhere
+            assert told[0] == f"{address},1"
+
+
+def test_an_address_that_stands_for_all_is_told_as_the_client_reached_it() -> None:
+    with served(PortalSettings(addresses=("0.0.0.0:0",), insecure=True)) as running:
+        port = running.addresses[0].rpartition(":")[2]
+        assert addresses_told(running, f"127.0.0.3:{port}") == [f"127.0.0.3:{port},1"]
+
+
+def test_an_address_that_stands_for_all_of_the_other_family_is_told_as_the_hosts_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(portal_module, "own_addresses", lambda ipv6: ["2001:db8::1", "2001:db8::2"] if ipv6 else [])
+    with served(PortalSettings(addresses=("127.0.0.1:0", "[::]:0"), insecure=True)) as running:
+        here, six = running.addresses
+        port = six.rpartition(":")[2]
+        told = addresses_told(running, here)
+    assert told == [f"{here},1", f"[2001:db8::1]:{port},1", f"[2001:db8::2]:{port},1"]
+
+
+@pytest.mark.parametrize("redirector", [False, True])
+def test_what_is_advertised_is_told_instead(redirector: bool) -> None:
+    settings = PortalSettings(addresses=LOOPBACK, advertise=("disks.example.com", "192.0.2.7:3261"))
+    with served(settings, redirector=redirector) as running:
+        assert addresses_told(running, running.address) == ["disks.example.com:3260,1", "192.0.2.7:3261,1"]
 
 
 def test_a_portal_that_can_not_accept_tries_again(portal: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Callable
+
 import pytest
 
 from tcmu_core.errors import ReadError
+from tcmu_core.iscsi import commands
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.constants import RESERVED_TAG, AsyncEvent, LogoutResponse, RejectReason
 from tcmu_core.iscsi.settings import Limits, PortalSettings
@@ -176,20 +181,6 @@ def test_more_reads_than_the_outbox_holds_wait_for_the_peer() -> None:
     assert len(answers) == 64
 
 
-def test_a_session_with_too_much_pending_takes_no_more_until_some_ends() -> None:
-    wire = logged_in(settings=PortalSettings(limits=Limits(memory=10000)))
-    wire.unit.hold = True
-    wire.send(*[wire.initiator.read_10(0, 8) for _ in range(3)])
-    wire.send(wire.initiator.read_10(0, 1))
-    assert len(wire.unit.held) == 3
-    assert wire.connection.stalled
-    assert wire.connection.blocked
-    wire.unit.finish()
-    assert not wire.connection.blocked
-    wire.connection.pump()
-    assert len(wire.unit.held) == 3
-
-
 def test_a_read_of_many_segments_is_the_last_of_its_batch() -> None:
     wire = logged_in({"MaxRecvDataSegmentLength": "512"})
     greedy = wire.initiator.command(cdb_10(0x28, 0, 1), read=0xFFFFFFFF)
@@ -279,6 +270,27 @@ def test_commands_run_in_the_order_of_their_numbers(wire: Wire) -> None:
     assert wire.feed(encode(numbered[2]) + encode(numbered[1]) + encode(numbered[3])) == []
     answers = wire.feed(encode(numbered[0]))
     assert [answer.itt for answer in answers] == [1, 2, 3, 4]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("agreed", [{}, DIGESTS], ids=["plain", "digests"])
+def test_very_many_commands_may_come_out_of_order(agreed: dict[str, str]) -> None:
+    wire = logged_in(agreed, PortalSettings(limits=Limits(queue_depth=2000)))
+    encode, number = wire.initiator.framing.encode, wire.initiator.number
+    requests = [encode(number(wire.initiator.read_10(n, 1))) for n in range(1500)]
+    assert wire.feed(b"".join(requests[:0:-1])) == []
+    answers = wire.feed(requests[0])
+    assert [answer.itt for answer in answers] == list(range(1, 1501))  # type: ignore[attr-defined]
+
+
+def test_very_many_commands_may_end_at_once() -> None:
+    wire = logged_in(settings=PortalSettings(limits=Limits(queue_depth=2000)))
+    wire.unit.hold = True
+    wire.send(*[wire.initiator.read_10(n, 1) for n in range(1500)])
+    pending, wire.unit.held = wire.unit.held, []
+    for one in pending:
+        one.run()
+        one.future.set_result(None)
+    assert len(wire.collect()) == 1500
 
 
 def test_data_follows_a_write_that_waits_for_its_turn(wire: Wire) -> None:
@@ -423,3 +435,80 @@ def test_two_sessions_share_a_unit() -> None:
     one.send(one.initiator.write_10(0, pattern(512)))
     (answer,) = two.send(two.initiator.read_10(0, 1))
     assert answer.data == pattern(512)
+
+
+@pytest.mark.parametrize("agreed", [{}, DIGESTS], ids=["plain", "digests"])
+def test_what_a_command_claims_to_read_costs_nothing(agreed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    laid: list[int] = []
+    real = commands.lay_out
+
+    def lay_out(at: int, length: int, *rest: int) -> object:
+        laid.append(length)
+        return real(at, length, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(commands, "lay_out", lay_out)
+    wire = logged_in({"MaxRecvDataSegmentLength": "512", **agreed})
+    for cdb in (bytes(6), cdb_10(0x2A, 0, 1), b"\x35" + bytes(9), cdb_10(0x28, 0, 1)):
+        wire.send(wire.initiator.command(cdb, read=0xFFFFFFFF))
+    assert max(laid) <= 512
+
+
+def test_a_command_has_a_bounded_number_of_segments() -> None:
+    wire = logged_in({"MaxRecvDataSegmentLength": "512"}, units=[Scripted(8 << 20)])
+    answers = wire.send(wire.initiator.read_10(0, 16384))
+    assert len(answers) == 8192
+    last = answers[-1]
+    assert isinstance(last, p.DataIn)
+    assert (last.flags, last.residual) == (0x83, 4 << 20)
+
+
+# -- what ended may still write ---------------------------------------------------------------------------------------
+
+END: dict[str, Callable[[Wire], object]] = {
+    "the connection breaks": lambda wire: wire.connection.close(),
+    "logout": lambda wire: (wire.send(p.LogoutRequest(reason=0x80, itt=99)), wire.connection.close()),
+    "aborted, then logout": lambda wire: (
+        wire.send(p.TaskManagementRequest(immediate=True, function=0x82, itt=98)),
+        wire.send(p.LogoutRequest(reason=0x80, itt=99)),
+        wire.connection.close(),
+    ),
+}
+
+
+@pytest.mark.parametrize("end", END.values(), ids=END)
+def test_a_write_of_a_session_that_has_ended_never_lands_on_a_newer_one(end: Callable[[Wire], object]) -> None:
+    host = FakeHost()
+    unit = host.units[0]
+    old, new = Wire(host), Wire(host)
+    old.login()
+    unit.hold = True
+    old.send(old.initiator.write_10(8, b"old!" * 128))
+    end(old)
+    unit.hold = False
+    assert new.login().status == 0  # at once
+    (answer,) = new.send(new.initiator.write_10(100, b"else" * 128))
+    assert answer.status == 0  # type: ignore[attr-defined]
+    assert new.send(new.initiator.write_10(8, b"new!" * 128)) == []  # it waits for the hook
+    unit.finish()
+    (answer,) = new.collect()
+    assert answer.status == 0  # type: ignore[attr-defined]
+    assert unit.disk[8 * 512 : 9 * 512] == b"new!" * 128
+
+
+def test_a_session_that_has_ended_is_free_when_its_commands_have_ended() -> None:
+    host = FakeHost()
+    host.units[0].watch = False
+    wire = Wire(host)
+    wire.login()
+    host.units[0].hold = True
+    wire.send(wire.initiator.write_10(8, bytes(4096)), wire.initiator.read_10(0, 8))
+    host.sessions.clear()
+    session = weakref.ref(wire.session)
+    wire.connection.close()
+    while host.units[0].held:
+        host.units[0].finish()
+    wire.connection.session = None
+    wire.connection.pump = lambda: None
+    gc.collect()
+    assert session() is None
+    assert host.budget.used < 4096

@@ -15,6 +15,16 @@ def test_pairs_go_around_and_come_back() -> None:
     assert parse_text(format_text(pairs)) == pairs
 
 
+@pytest.mark.parametrize(
+    "key",
+    ["X#NodeArchitecture", "Y#SHA3", "Z#CRC64", "X-com.example.a", "Y-com.example.b", "X-com.microsoft.a_b+c@d",
+     "iSCSIProtocolLevel", "RDMAExtensions", "K" * 63, "X#" + "K" * 61],
+)  # fmt: skip
+@pytest.mark.parametrize("value", ["", "os:linux,arch:x86-64", "a=b", "0x7f", "0bAAEC", "x" * 8192, "caf\u00e9"])
+def test_each_key_and_value_that_there_may_be_is_read(key: str, value: str) -> None:
+    assert parse_text(format_text({key: value})) == {key: value}
+
+
 def test_the_last_pair_may_lack_its_null() -> None:
     assert parse_text(b"A=1\0B=2") == {"A": "1", "B": "2"}
 
@@ -26,6 +36,9 @@ def test_the_last_pair_may_lack_its_null() -> None:
         (b"=x\0", "no key=value"),
         (b"A B=x\0", "no key=value"),
         (b"K" * 64 + b"=x\0", "no key=value"),
+        (b"X#" + b"K" * 62 + b"=x\0", "no key=value"),
+        (b"X#=x\0", "no key=value"),
+        (b"A#b=x\0", "no key=value"),
         (b"A=1\0A=2\0", "comes twice"),
         (b"A=" + b"x" * 8193 + b"\0", "longer than"),
         (b"A=\xff\xfe\0", "UTF-8"),

@@ -13,13 +13,14 @@ from tcmu_core.disk.device import Device
 from tcmu_core.disk.disk import Disk
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.iscsi import pdu as p
+from tcmu_core.iscsi.budget import Budget
 from tcmu_core.iscsi.connection import Connection
-from tcmu_core.iscsi.login import Outcome
+from tcmu_core.iscsi.login import Claim, Outcome
 from tcmu_core.iscsi.session import Attachment, Session
 from tcmu_core.iscsi.settings import PortalSettings
 from tcmu_core.scsi import command as scsi
 from tcmu_core.scsi.engine import Engine
-from tcmu_core.scsi.target import ITNexus, Target
+from tcmu_core.scsi.target import Target
 from tcmu_core.testing.harness import make_disk
 from tests.iscsi.initiator import NAME, OPERATIONAL, TARGET, Initiator
 
@@ -38,14 +39,16 @@ class Scripted:
     def __init__(self, size: int = 1 << 20) -> None:
         self.disk = bytearray(size)
         self.hold = False
+        self.watch = True  # whether it keeps each command in `commands`, with its buffers
         self.error: Exception | None = None
         self.held: list[Pending] = []
+        self.pieces = 0  # buffers of the last write
         self.commands: list[scsi.Command] = []
         self.calls: list[str] = []
         self.posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         opened = make_disk(self, DiskSpec("scripted", size=size))
         opened.open()
-        self.unit = WatchedEngine(self, opened)
+        self.engine = WatchedEngine(self, opened)
 
     @hookimpl
     def open(self, device: Device) -> None:
@@ -63,6 +66,8 @@ class Scripted:
 
     @hookimpl
     def write(self, offset: int, buffers: list[memoryview]) -> Future[None] | None:
+        self.pieces = len(buffers)
+
         def run() -> None:
             at = offset
             for buffer in buffers:
@@ -116,7 +121,7 @@ class Answering(Scripted):
 
 
 class WatchedEngine(Engine):
-    """An engine that notes what it is asked to do; no unit attention stands before a test's first command."""
+    """A unit that notes what it is asked to do; no unit attention stands before a test's first command."""
 
     def __init__(self, scripted: Scripted, opened: Disk) -> None:
         self._scripted = scripted
@@ -128,7 +133,8 @@ class WatchedEngine(Engine):
         return nexus
 
     def execute(self, command: scsi.Command) -> bool:
-        self._scripted.commands.append(command)
+        if self._scripted.watch:
+            self._scripted.commands.append(command)
         return super().execute(command)
 
     def detach(self, nexus: scsi.Nexus, then: Callable[[], object] | None = None) -> None:
@@ -153,8 +159,9 @@ class FakeHost:
 
     def __init__(self, settings: PortalSettings | None = None, units: Iterable[Scripted] = ()) -> None:
         self.settings = settings or PortalSettings()
+        self.budget = Budget(self.settings.limits.total)
         self.units = list(units) or [Scripted(), Scripted()]
-        self.target = Target(TARGET, {lun: scripted.unit for lun, scripted in enumerate(self.units)})
+        self.target = Target(TARGET, {lun: scripted.engine for lun, scripted in enumerate(self.units)})
         self.sessions: list[Session] = []
         self.notified = 0
         self.reset: list[Target] = []
@@ -171,10 +178,13 @@ class FakeHost:
     def new_tsih(self) -> int:
         return len(self.sessions) + 1
 
+    def admit(self, connection: Connection, claim: Claim) -> None:
+        pass
+
     def open_session(self, connection: Connection, outcome: Outcome) -> Session:
         attachment = None
         if outcome.target is not None:
-            attachment = Attachment(self.target, ITNexus(self.target, scsi.Initiator(outcome.initiator, b"id")))
+            attachment = Attachment(self.target, self.target.connect(scsi.Initiator(outcome.initiator, b"id")))
         session = Session(
             self.settings,
             outcome,
@@ -214,7 +224,7 @@ class Wire:
         """Let `data` arrive, in pieces of `step` bytes; return what is answered."""
         answers: list[p.Pdu] = []
         while data:
-            room = self.connection.room()
+            room = self.connection.room() or self.connection.squeeze()
             count = min(len(room), len(data), step or len(data))
             if not count or self.connection.ended is not None:
                 break

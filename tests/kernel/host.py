@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from tests.vm import Job, Machine, Result
+from tests.waiting import wait_for
 
 START_SECONDS = 90.0  # emulated, from a cold cache
 CORE = "/sys/kernel/config/target/core"
@@ -76,20 +77,19 @@ class Host:
 
     def wait(self, condition: Any, seconds: float, what: str) -> Any:
         """Wait until `condition()` is true; returns its value."""
-        deadline = time.monotonic() + seconds
-        while not (value := condition()):
+
+        def over() -> Any:
             if self.runner is not None and self.runner.poll() is not None:
                 raise AssertionError(f"the runner ended:\n{self.log()[-5000:]}")
-            if time.monotonic() > deadline:
-                log = self.log()[-5000:] if self.runner is not None else ""
-                raise AssertionError(f"not within {seconds:g} s: {what}\n{log}")
-            time.sleep(0.1)
-        return value
+            return condition()
+
+        log = self.log if self.runner is not None else str
+        return wait_for(over, seconds, every=0.1, why=lambda: f"not within {seconds:g} s: {what}\n{log()[-5000:]}")
 
     def worker(self, name: str) -> int:
         """Return the pid of the worker that serves a device."""
-        lines = [line for line in self.log().splitlines() if f"/{name}: " in line and "is served by process" in line]
-        return int(lines[-1].rpartition(" ")[2])
+        found = re.findall(rf"/{name}: .* is served (?:on )?by process (\d+)$", self.log(), re.MULTILINE)
+        return int(found[-1])
 
     # -- devices, by configfs alone ---------------------------------------------------------------------------------
 

@@ -24,7 +24,8 @@ def test_a_device_from_create_to_delete(host: Host) -> None:
     assert (made.returncode, made.stdout) == (0, "disk: 64 MiB, file//var/tmp/t/disk.img\n"), made.stderr
     shown = tcmu(host, "export", "disk")
     assert shown.returncode == 0, shown.stderr
-    disk = shown.stdout.strip()
+    disk, _, fstab = shown.stdout.splitlines()
+    assert fstab.startswith("/dev/disk/by-id/wwn-0x6001405")
     host.sh(f"set -e; test -b {disk}; echo Hello World | dd of={disk}; sync")
     assert host.sh("head -c 12 /var/tmp/t/disk.img") == "Hello World\n"
 

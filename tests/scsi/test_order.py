@@ -161,6 +161,23 @@ def test_an_ordered_command_is_not_overtaken_by_what_came_later(slow: Rig) -> No
     assert later
 
 
+@pytest.mark.parametrize(("first", "second"), [(SIMPLE, ORDERED), (ORDERED, SIMPLE)])
+def test_a_flush_keeps_its_place_beside_an_ordered_command(slow: Rig, first: int, second: int) -> None:
+    slow.start(cdb10(0x2A, 0, 1), A, attribute=first)
+    _, flush = slow.start(cdb10(0x35, 0, 0), attribute=second)
+    assert len(slow.memory.held) == 1
+    assert not slow.memory.flushed
+    finish(slow)
+    assert flush
+    assert slow.memory.flushed
+
+
+def test_a_flush_does_not_wait_for_a_command_that_has_its_blocks_alone(slow: Rig) -> None:
+    slow.start(COMPARE_AND_WRITE, bytes(BLOCK) + A)
+    slow.start(cdb10(0x35, 0, 0))
+    assert len(slow.memory.held) == 2
+
+
 def test_head_of_queue_does_not_wait_for_those_who_wait(slow: Rig) -> None:
     slow.start(cdb10(0x2A, 0, 1), A)
     slow.start(cdb10(0x2A, 9, 1), A, attribute=ORDERED)

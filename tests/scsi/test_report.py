@@ -153,6 +153,16 @@ def test_a_handler_can_notify_from_any_thread(rig: Rig) -> None:
     assert rig.send("0 0 0 0 0 0").error == (6, 0x28, 0)
 
 
+def test_a_handler_can_notice_that_its_storage_has_another_size(rig: Rig) -> None:
+    rig.nexus()
+    rig.unit.device.size = 1 << 19
+    rig.unit.device.notify(0x2A, 9)
+    rig.turn()
+    assert rig.send("0 0 0 0 0 0").error == (6, 0x2A, 9)
+    assert rig.good("25 0 0 0 0 0 0 0 0 0", room=8)[:4] == (1023).to_bytes(4, "big")
+    assert rig.send(cdb10(0x28, 1024, 1), room=BLOCK).error == (5, 0x21, 0)
+
+
 # -- starting, stopping, diagnostics, logs -----------------------------------------------------------------------------
 
 
@@ -262,3 +272,12 @@ def test_a_device_that_is_no_disk_has_no_pages_of_a_disk() -> None:
 def test_provisioning_page_follows_the_handler() -> None:
     assert make_rig(thin=True).good("12 1 b2 0 ff 0", room=255)[4:] == bytes([0, 0xE4, 2, 0])
     assert make_rig(Plain()).good("12 1 b2 0 ff 0", room=255)[4:] == bytes(4)
+
+
+@pytest.mark.parametrize("told", [0, 32 << 20, 1 << 40])
+def test_maximum_transfer_length_is_never_more_than_transports_move(told: int) -> None:
+    rig = make_rig(size=64 << 20, max_transfer_length=told, optimal_transfer_length=told)
+    limits = rig.good("12 1 b0 0 40 0", room=64)
+    assert int.from_bytes(limits[8:12], "big") == (16 << 20) // 512
+    assert int.from_bytes(limits[12:16], "big") <= (16 << 20) // 512
+    assert rig.send(cdb16(0x88, 0, (16 << 20) // 512 + 1), room=16 << 20).error == (5, 0x24, 0)

@@ -39,7 +39,8 @@ class Machine:
     directory at the same path here and there, written from both sides; it goes with the machine too.
 
     `kernel` is a `…/boot/vmlinuz-RELEASE` other than the newest installed one; `keep` a directory to create
-    that holds the console's log and every command's output, and stays.
+    that holds the console's log and every command's output, and stays. `disks` are raw images or QEMU's URLs of them,
+    each a virtio disk (/dev/vda and so on, once the module virtio_blk is loaded).
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Machine:
         kernel: Path | None = None,
         visible: Sequence[Path] = (),
         keep: Path | None = None,
+        disks: Sequence[str] = (),
         boot_timeout: float = BOOT_TIMEOUT,
     ) -> None:
         self.cpus = cpus
@@ -58,6 +60,7 @@ class Machine:
         self.boot_time = 0.0  # seconds
         self._visible = [*visible, ROOT, Path(sys.prefix), Path(sys.base_prefix)]
         self._keep = keep
+        self._disks = tuple(disks)
         self._boot_timeout = boot_timeout
         self._directory = NOWHERE
         self._console = ""
@@ -144,6 +147,7 @@ class Machine:
                     cpus=self.cpus,
                     memory=self.memory,
                     env=env,
+                    disks=self._disks,
                 ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 KVM_CREATE_VM = 0xAE01  # linux/kvm.h: _IO(KVMIO, 0x01)
@@ -57,6 +58,7 @@ def command(
     cpus: int,
     memory: str,
     env: dict[str, str],
+    disks: Sequence[str] = (),
 ) -> list[str]:
     """The arguments of QEMU; `channel` is the descriptor of a connected socket, the agent's port in the guest.
 
@@ -65,6 +67,10 @@ def command(
     """
     accel, cpu = ("kvm", "host") if kvm_works() else ("tcg,thread=multi", TCG_CPU)
     append = " ".join([*KERNEL_PARAMETERS, *(f"{name}={value}" for name, value in env.items())])
+    drives = []
+    for number, disk in enumerate(disks):  # flushes of the guest go through, nothing is cached on the way
+        drives += ["-drive", f"file={disk},format=raw,if=none,cache=none,id=disk{number}"]
+        drives += ["-device", f"virtio-blk-pci,drive=disk{number}"]
     # fmt: off
     return [
         "setpriv", "--pdeathsig", "KILL", "--",
@@ -78,5 +84,6 @@ def command(
         "-device", "virtio-9p-pci,fsdev=share,mount_tag=share",
         "-chardev", f"socket,id=agent,fd={channel}",
         "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent,name=agent",
+        *drives,
     ]
     # fmt: on

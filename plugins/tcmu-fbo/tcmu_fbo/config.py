@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from tcmu_core import ConfigError, boolean, parse_cfgstring
+from tcmu_core import Body, ConfigError, Option, Options, boolean
 from tcmu_fbo.profiles import BY_NAME, Profile
 
 PREFIX_OPTIONS = ("ro",)
@@ -21,7 +21,18 @@ def profile_named(name: str) -> Profile:
     return profile
 
 
-OPTIONS = {"ro": boolean, "profile": profile_named, "lock": boolean}
+OPTIONS = Options(
+    Option("ro", boolean, "a write-protected disc", default=False),
+    Option("profile", profile_named, f"the kind of disc: {', '.join(sorted(BY_NAME))}; by its size, if not given"),
+    Option("lock", boolean, "keep other processes from the image", default=True),
+    body=Body(
+        "IMAGE",
+        "the path of an image or block device, ro/ in front of it for a write-protected disc; none is an empty drive",
+        required=False,
+        prefixes=PREFIX_OPTIONS,
+    ),
+    summary="An optical drive.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +53,9 @@ def parse(cfgstring: str, defaults: Mapping[str, str] = NOTHING) -> Disc | None:
     Raises:
         ConfigError: with what to write instead.
     """
-    parsed = parse_cfgstring(cfgstring, OPTIONS, defaults)
+    parsed = OPTIONS.parse(cfgstring, defaults)
     options = parsed.options
-    read_only = options.get("ro", False)
+    read_only: bool = options["ro"]
     path = parsed.body
     # The C runner's form: options as path components in front of the one that begins with a slash.
     while not path.startswith("/") and "//" in path:
@@ -56,4 +67,4 @@ def parse(cfgstring: str, defaults: Mapping[str, str] = NOTHING) -> Disc | None:
         if parsed.given or path != parsed.body:
             raise ConfigError("options without an image: write the path of an image, or nothing for an empty drive")
         return None
-    return Disc(path, read_only, options.get("profile"), options.get("lock", True))
+    return Disc(path, read_only, options["profile"], options["lock"])

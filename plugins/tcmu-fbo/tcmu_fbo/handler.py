@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from concurrent.futures import Future
 
-from tcmu_core import Body, Change, Command, Device, Option, Options, Status, hookimpl
+from tcmu_core import Change, Command, Device, Status, hookimpl
 from tcmu_fbo import config, table
 from tcmu_fbo.data import writable
 from tcmu_fbo.drive import Drive
@@ -22,14 +21,7 @@ class Optical:
     read-only one is a CD-ROM, DVD-ROM or BD-ROM by its size. Without an image the drive is empty.
     """
 
-    config_desc = (
-        "The path of an image or block device, an optical disc: in front of it ro/ for a write-protected one, "
-        "behind it ;profile=cd-rom, dvd-rom, bd-rom or dvd-ram, or ;lock=no. Nothing at all is an empty drive."
-    )
-    options = Options(
-        *itertools.starmap(Option, config.OPTIONS.items()),
-        body=Body("IMAGE", "the path of an image or block device", required=False, prefixes=config.PREFIX_OPTIONS),
-    )
+    options = config.OPTIONS
     drive: Drive
 
     @hookimpl

@@ -22,6 +22,7 @@ def test_the_promises_are_kept(tmp_path: Path, waits: str) -> None:
             lambda: open_device(Optical, f"{tmp_path}/disc.img", size=4 << 20, reactor=reactor),
             persistent=True,
             examples=15,
+            claims=["own block size"],
         )
 
 

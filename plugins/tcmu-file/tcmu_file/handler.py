@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from time import monotonic
 
-from tcmu_core import Body, Change, ConfigError, Device, Extent, Option, Options, hookimpl, posix
+from tcmu_core import Change, ConfigError, Device, Extent, hookimpl, posix
 from tcmu_file import storage
 
 STALL = 0.010  # a write into the page cache that took longer (seconds) was held back by the kernel
@@ -21,14 +21,7 @@ PAGE_MASK = posix.PAGE - 1
 class FileHandler:
     """The path to the file or block device to use as a backstore; options: ro, direct, sync, size, block_size."""
 
-    config_desc = (
-        "The path to the file or block device to use as a backstore, then options: "
-        "/path[;ro=1][;direct=1][;sync=1][;size=10G][;block_size=4096]"
-    )
-    options = Options(
-        *itertools.starmap(Option, storage.OPTIONS.items()),
-        body=Body("PATH", "/path/of/the/disk.img, or /dev/name for a block device"),
-    )
+    options = storage.OPTIONS
 
     # -- opening and closing ----------------------------------------------------------------------------------------
 
@@ -147,9 +140,13 @@ class FileHandler:
         ):
             try:
                 done = os.pwritev(self._fd, buffers, offset, self._write_flags)
-            except OSError as error:  # EAGAIN: it would wait; a true error comes again on the thread
+            except BlockingIOError:
+                pass  # it would wait
+            except OSError as error:
                 if error.errno == errno.EOPNOTSUPP:
                     self._write_flags = 0  # most file systems know RWF_NOWAIT for reads only
+                elif error.errno != errno.EINVAL:  # these are more buffers than one call takes
+                    raise
             if not self._in_memory and (ended := monotonic()) - started > STALL:
                 self._threads_until = ended + (ended - started) * BACK_OFF
             if done == total:

@@ -9,9 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tcmu_core import ConfigError, boolean, parse_cfgstring, posix, size
+from tcmu_core import Body, ConfigError, Option, Options, boolean, posix, size
 
-OPTIONS = {"block_size": size, "direct": boolean, "ro": boolean, "size": size, "sync": boolean}
+OPTIONS = Options(
+    Option("ro", boolean, "refuse writes", default=False),
+    Option("direct", boolean, "pass the page cache by", default=False),
+    Option("sync", boolean, "make each write stable before it is answered", default=False),
+    Option("size", size, "the size of the disk, where nothing else says it"),
+    Option("block_size", size, "bytes of a block: 512, 1024, 2048 or 4096"),
+    body=Body("PATH", "/path/of/the/disk.img, or /dev/name for a block device"),
+    summary="A file or block device as a disk.",
+)
 PAGE = 4096
 
 
@@ -44,13 +52,8 @@ class Storage:
 
 def parse(cfgstring: str, defaults: Mapping[str, str] | None = None) -> Config:
     """Return the configuration that `cfgstring` means, `defaults` being its options from tcmu.conf."""
-    parsed = parse_cfgstring(cfgstring, OPTIONS)
-    if not parsed.body:
-        raise ConfigError("no path: write /path/of/the/disk.img, or /dev/name for a block device")
-    if "\0" in parsed.body:
-        raise ConfigError("a path can't hold a NUL byte")
-    common = parse_cfgstring("".join(f";{name}={value}" for name, value in (defaults or {}).items()), OPTIONS)
-    config = Config(parsed.body, **{**common.options, **parsed.options})
+    parsed = OPTIONS.parse(cfgstring, defaults)
+    config = Config(parsed.body, **{name: 0 if value is None else value for name, value in parsed.options.items()})
     block = config.block_size
     if block and (block < 512 or block > PAGE or block & (block - 1)):
         raise ConfigError(f"block_size={block}: it may be 512, 1024, 2048 or 4096")

@@ -1,3 +1,4 @@
+import functools
 from concurrent.futures import Future
 from contextlib import closing
 
@@ -26,7 +27,8 @@ def test_every_storage_keeps_the_promises_of_a_handler(place, loop, waits):
 
 def test_and_so_does_a_device_with_blocks_of_4096_bytes(disk_dir):
     cfgstring = f"{disk_dir}/disk;block_size=4096"
-    check_handler(lambda: open_device(FileHandler, cfgstring, size=4 << 20), persistent=True, examples=5)
+    make = functools.partial(open_device, FileHandler, cfgstring, size=4 << 20)
+    check_handler(make, persistent=True, examples=5, claims=["own block size"])  # the cfgstring's
 
 
 @pytest.mark.parametrize("option", ["", ";direct=1"])
@@ -37,7 +39,7 @@ def test_on_a_loop_nothing_goes_to_a_thread(disk_dir, loop, option):
         assert disk.read(512, 512) == b"w" * 512
         pending = disk.operations.flush()
         assert isinstance(pending, Future)
-        disk.wait(pending)
+        disk.finish(pending)
         assert disk.device.in_flight() == 0
         assert disk.device._threads._pool is None
 

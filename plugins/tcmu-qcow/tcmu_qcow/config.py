@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from tcmu_core import ConfigError, boolean, parse_cfgstring, size
+from tcmu_core import Body, ConfigError, Option, Options, boolean, size
 from tcmu_qcow.create import CreateOptions, Preallocation
 from tcmu_qcow.formats import Format
 from tcmu_qcow.opening import OpenOptions, resolve
@@ -36,29 +36,44 @@ def _compat(text: str) -> int:
     return COMPAT[text]
 
 
-OPEN_OPTIONS: dict[str, Callable[[str], Any]] = {
-    "format": _one_of(Format),
-    "ro": boolean,
-    "snapshot": str,
-    "l2_cache": size,
-    "lock": boolean,
-    "repair": boolean,
-    "block_size": size,
-    "create": boolean,
-    "size": size,
-    "allow": parse_allowed,
-    "backing_format": _one_of(Format),
-}
-CREATE_OPTIONS: dict[str, Callable[[str], Any]] = {
-    "cluster_size": size,
-    "backing": str,
-    "compat": _compat,
-    "extended_l2": boolean,
-    "lazy_refcounts": boolean,
-    "refcount_bits": int,
-    "preallocation": _one_of(Preallocation),
-}
-OPTIONS = OPEN_OPTIONS | CREATE_OPTIONS
+OPEN_OPTIONS = (
+    Option("format", _one_of(Format), f"of the image: {', '.join(Format)}; what it looks like, if not given"),
+    Option("ro", boolean, "refuse writes", default=False),
+    Option("snapshot", str, "show this internal snapshot, read-only"),
+    Option("l2_cache", size, "memory for the image's tables", default=DEFAULT_CACHE),
+    Option("lock", boolean, "keep other processes from the image", default=True),
+    Option(
+        "repair",
+        boolean,
+        "count all references before the image is used, and set its reference counts right",
+        default=False,
+    ),
+    Option("block_size", size, "bytes of a block: 512, 1024, 2048 or 4096"),
+    Option("create", boolean, "make a new image", default=False),
+    Option("size", size, "the size of the disk, where nothing else says it"),
+    Option(
+        "allow",
+        parse_allowed,
+        "which other files the image may name: here, none, any, or directories with a bar between",
+        default=HERE,
+    ),
+    Option("backing_format", _one_of(Format), "of the backing file"),
+)
+CREATE_OPTIONS = (
+    Option("cluster_size", size, "of a new image: bytes of a cluster"),
+    Option("backing", str, "of a new image: the file that it stands on, relative to the image"),
+    Option("compat", _compat, "of a new image: its version, 0.10 or 1.1"),
+    Option("extended_l2", boolean, "of a new image: subclusters", default=False),
+    Option("lazy_refcounts", boolean, "of a new image: reference counts are written late", default=False),
+    Option("refcount_bits", int, "of a new image: the width of a reference count"),
+    Option("preallocation", _one_of(Preallocation), f"of a new image: {', '.join(Preallocation)}"),
+)
+OPTIONS = Options(
+    *OPEN_OPTIONS,
+    *CREATE_OPTIONS,
+    body=Body("PATH", "/path/to/image.qcow2"),
+    summary="A QEMU image, qcow, qcow2 or raw, as a disk.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,48 +93,43 @@ def parse(cfgstring: str, defaults: Mapping[str, str] | None = None) -> Config:
     Raises:
         ConfigError: an option that does not exist, does not go with another, or has no such value.
     """
-    parsed = parse_cfgstring(cfgstring, OPTIONS)
-    if not parsed.body:
-        raise ConfigError("no path: write /path/to/image.qcow2")
-    if "\0" in parsed.body:
-        raise ConfigError("a path can't hold a NUL byte")
-    common = parse_cfgstring("".join(f";{name}={value}" for name, value in (defaults or {}).items()), OPTIONS)
-    given = {**common.options, **parsed.options}
-    block_size = given.get("block_size")
+    parsed = OPTIONS.parse(cfgstring, defaults)
+    given = parsed.options
+    block_size = given["block_size"]
     if block_size is not None and (block_size < 512 or block_size > 4096 or block_size & (block_size - 1)):
         raise ConfigError(f"block_size={block_size}: it may be 512, 1024, 2048 or 4096")
-    creating = given.get("create", False)
-    stray = sorted(CREATE_OPTIONS.keys() & parsed.options.keys())
+    creating = given["create"]
+    stray = sorted({option.name for option in CREATE_OPTIONS} & parsed.given)
     if stray and not creating:
         raise ConfigError(f"option {stray[0]!r} is for a new image: it needs create=1")
-    kind = given.get("format")
+    kind = given["format"]
     if creating and kind not in (None, Format.QCOW2):
         raise ConfigError(f"only qcow2 images are created, not {kind}")
-    if creating and (given.get("ro") or "snapshot" in given):
+    if creating and (given["ro"] or given["snapshot"] is not None):
         raise ConfigError("a new image is neither read-only nor has it snapshots: leave out create=1")
     allowed = _allowed(parsed.body, given)
     return Config(
         path=parsed.body,
         opening=OpenOptions(
             format=Format.QCOW2 if creating else kind,
-            read_only=given.get("ro", False),
-            snapshot=given.get("snapshot"),
-            cache_bytes=given.get("l2_cache", DEFAULT_CACHE),
-            lock=given.get("lock", True),
-            repair=given.get("repair", False),
+            read_only=given["ro"],
+            snapshot=given["snapshot"],
+            cache_bytes=given["l2_cache"],
+            lock=given["lock"],
+            repair=given["repair"],
             allowed=allowed,
-            backing_format=given.get("backing_format"),
+            backing_format=given["backing_format"],
         ),
         creation=_creation(given, allowed) if creating else None,
-        size=given.get("size"),
+        size=given["size"],
         block_size=block_size,
     )
 
 
 def _allowed(path: str, given: Mapping[str, Any]) -> Allowed:
     """What images may name: what `allow` says, and the backing file that the cfgstring itself has for a new image."""
-    allowed: Allowed = given.get("allow", HERE)
-    if not given.get("create") or "backing" not in given:
+    allowed: Allowed = given["allow"]
+    if not given["create"] or given["backing"] is None:
         return allowed
     base = os.path.realpath(resolve(given["backing"], path))
     return replace(allowed, directories=(*allowed.directories, os.path.dirname(base)))
@@ -128,14 +138,14 @@ def _allowed(path: str, given: Mapping[str, Any]) -> Allowed:
 def _creation(given: Mapping[str, Any], allowed: Allowed) -> CreateOptions:
     defaults = CreateOptions()
     return CreateOptions(
-        size=given.get("size"),
-        cluster_size=given.get("cluster_size", defaults.cluster_size),
-        backing=given.get("backing"),
-        backing_format=given.get("backing_format"),
-        version=given.get("compat", defaults.version),
-        extended_l2=given.get("extended_l2", False),
-        lazy_refcounts=given.get("lazy_refcounts", False),
-        refcount_bits=given.get("refcount_bits", defaults.refcount_bits),
-        preallocation=given.get("preallocation", Preallocation.OFF),
+        size=given["size"],
+        cluster_size=given["cluster_size"] or defaults.cluster_size,
+        backing=given["backing"],
+        backing_format=given["backing_format"],
+        version=given["compat"] or defaults.version,
+        extended_l2=given["extended_l2"],
+        lazy_refcounts=given["lazy_refcounts"],
+        refcount_bits=defaults.refcount_bits if given["refcount_bits"] is None else given["refcount_bits"],
+        preallocation=given["preallocation"] or Preallocation.OFF,
         allowed=allowed,
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future
 from time import monotonic
 
-from tcmu_core import Body, Change, ConfigError, Device, Extent, Option, Options, WriteProtected, hookimpl, posix
+from tcmu_core import Change, ConfigError, Device, Extent, WriteProtected, hookimpl, posix
 from tcmu_qcow.chain import chain_extents
 from tcmu_qcow.config import OPTIONS, Config, parse
 from tcmu_qcow.create import create_image
@@ -27,12 +26,7 @@ PAGE = 4096
 class Handler:
     """QEMU images. Options: format, ro, snapshot, l2_cache, lock, repair, block_size, create, size and more."""
 
-    config_desc = (
-        "The path to the QEMU qcow, qcow2 or raw image, then options: /path[;format=qcow2][;ro=1][;snapshot=NAME]"
-        "[;l2_cache=32M][;allow=here], and to make a new one "
-        "[;create=1;size=10G][;cluster_size=64K][;backing=base.qcow2]"
-    )
-    options = Options(*itertools.starmap(Option, OPTIONS.items()), body=Body("PATH", "/path/to/image.qcow2"))
+    options = OPTIONS
 
     # -- opening and closing -----------------------------------------------------------------------------------------
 

@@ -322,11 +322,11 @@ def test_mapped_clusters_that_are_not_cached_are_read_and_written_without_a_thre
         os.close(fd)
         pending = disk.operations.read(2 * MIB, [memoryview(room := bytearray(131072))])
         assert isinstance(pending, posix.Completion)
-        disk.wait(pending)
+        disk.finish(pending)
         assert room == b"\x07" * 131072
         pending = disk.operations.write(3 * MIB + 100 * 512, [memoryview(bytearray(b"y" * 512))])
         assert isinstance(pending, posix.Completion)
-        disk.wait(pending)
+        disk.finish(pending)
         pool = disk.device._threads._pool
         assert threads == (len(pool._threads) if pool is not None else 0)
         disk.flush()
@@ -353,7 +353,7 @@ def test_extents_and_a_resize_wait_for_nobody_who_waits_for_a_read(disk_path: Pa
             if step == 5:
                 disk.reconfigure(size=8 * MIB)
             for pending in [*reads, flush]:
-                disk.wait(pending)
+                disk.finish(pending)
     qemu.check(disk_path)
 
 
@@ -372,6 +372,6 @@ def test_a_cluster_that_is_read_is_not_given_to_others_meanwhile(disk_path: Path
             reads = [image.read(MIB + n * 65536, [memoryview(room)]) for n, room in enumerate(rooms)]
             discarded = image.discard(2 * MIB, 65536) if round_ == 10 else None
             for pending in [*reads, discarded]:
-                disk.wait(pending)
+                disk.finish(pending)
             assert all(room == b"\x07" * 65536 for room in rooms)
     qemu.check(disk_path)

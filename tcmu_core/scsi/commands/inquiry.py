@@ -5,7 +5,7 @@ from __future__ import annotations
 from tcmu_core.errors import InvalidFieldInCdb
 from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.identity import ASSOCIATION_UNIT, CODE_SET_ASCII, CODE_SET_BINARY, designator
-from tcmu_core.scsi.limits import DEFAULT_MAX_TRANSFER, MAX_ATOMIC, MAX_COMPARE_AND_WRITE, MAX_UNMAP_DESCRIPTORS
+from tcmu_core.scsi.limits import MAX_ATOMIC, MAX_COMPARE_AND_WRITE, MAX_UNMAP_DESCRIPTORS
 from tcmu_core.scsi.sense import MAX_SENSE_LENGTH
 from tcmu_core.scsi.unit import Unit
 
@@ -91,8 +91,8 @@ def _extended(unit: Unit) -> bytes:
 
 def _block_limits(unit: Unit) -> bytes:
     device, size = unit.device, unit.block_size
-    most = (device.max_transfer_length or DEFAULT_MAX_TRANSFER) // size
-    optimal = (device.optimal_transfer_length or 0) // size
+    most = unit.max_blocks
+    optimal = min(device.optimal_transfer_length // size, most)
     data = bytearray(64)  # numbered as SBC-4 6.6.4 does, the header included
     data[4] = 0x01  # WSNZ
     writable = unit.operations.write is not None

@@ -1,0 +1,118 @@
+"""tcmu-nbd through the portal beside the same NBD server without it, by the same client.
+
+    python -m benchmarks.nbd [--rounds 3] [--write]
+
+The client is `qemu-img bench`: over iSCSI on loopback to us, who go on to the server on a Unix socket, and straight to
+that socket with QEMU's own NBD client. Two servers take part, qemu-nbd on a raw file and nbdkit on memory; both stand
+for the whole run, and each case takes each way in turn, round by round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.comparison import Comparison, options
+from benchmarks.qcow import Case, client, run, seconds
+from tcmu_core import __version__
+
+OURS = "tcmu-nbd"
+DIRECT = "straight"
+SIZE = 1 << 30
+STRIDE = 4096 * 10007  # prime in blocks: visits the disk in no order that read-ahead knows
+
+CASES = [
+    Case("4 KiB random read, depth 1", 4096, 1, STRIDE, 8000),
+    Case("4 KiB random read, depth 32", 4096, 32, STRIDE, 40000),
+    Case("4 KiB random write, depth 1", 4096, 1, STRIDE, 8000, write=True),
+    Case("4 KiB random write, depth 32", 4096, 32, STRIDE, 40000, write=True),
+    Case("256 KiB sequential read, depth 4", 256 << 10, 4, 256 << 10, SIZE // (256 << 10)),
+    Case("256 KiB sequential write, depth 4", 256 << 10, 4, 256 << 10, SIZE // (256 << 10), write=True),
+]
+
+
+def ours(address: Path, case: Case) -> float:
+    template = shlex.join(client(case, "@")).replace("@", "$uri")
+    tcmu = Path(sys.executable).with_name("tcmu")
+    return seconds(run([str(tcmu), "serve", "nbd", str(address), "--run", template]))
+
+
+def straight(address: Path, case: Case) -> float:
+    return seconds(run(client(case, f"nbd+unix:///?socket={address}")))
+
+
+WAYS = {OURS: ours, DIRECT: straight}
+
+
+@contextmanager
+def server(command: list[str], address: Path) -> Iterator[Path]:
+    """A server that listens on a Unix socket; stopped by its own process id."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            for _ in range(400):
+                if address.exists():
+                    break
+                time.sleep(0.05)
+            yield address
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def commands(directory: Path) -> dict[str, tuple[list[str], Path]]:
+    """Return each server's command line and address."""
+    image = directory / "disk.img"
+    with image.open("wb") as file:
+        for _ in range(SIZE >> 20):
+            file.write(b"\x11" * (1 << 20))
+    qemu, kit = directory / "qemu.sock", directory / "nbdkit.sock"
+    words = ["qemu-nbd", "-t", "-e", "8", "-k", str(qemu), "-f", "raw", "--cache=writeback", str(image)]
+    return {
+        "qemu-nbd": (words, qemu),
+        "nbdkit": (["nbdkit", "-f", "-U", str(kit), "memory", str(SIZE)], kit),
+    }
+
+
+def measure(directory: Path, cases: Sequence[Case], comparison: Comparison) -> None:
+    with contextlib.ExitStack() as stack:
+        servers = {name: stack.enter_context(server(*words)) for name, words in commands(directory).items()}
+        for number in range(comparison.rounds):
+            for case in cases:
+                for name, address in servers.items():
+                    for way in list(WAYS)[:: -1 if number % 2 else 1]:
+                        rate = case.count / WAYS[way](address, case)
+                        comparison.add(f"{name}: {case.name}", case.block, way, rate)
+            print(f"round {number + 1} is over", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    parser = options(__doc__ or "", rounds=3)
+    parser.add_argument("--dir", default=None, help="where the image is made (1 GiB)")
+    args = parser.parse_args()
+    for tool in ("qemu-img", "qemu-nbd", "nbdkit"):
+        if shutil.which(tool) is None:
+            raise SystemExit(f"{tool} is missing: apt-get install qemu-utils nbdkit")
+    comparison = Comparison.begin(OURS, args.rounds)
+    comparison.versions = {
+        "tcmu-core": __version__,
+        "QEMU": run(["qemu-img", "--version"]).split()[2],
+        "nbdkit": run(["nbdkit", "--version"]).split()[1],
+    }
+    with tempfile.TemporaryDirectory(prefix="tcmu-bench-", dir=args.dir) as directory:
+        measure(Path(directory), [case for case in CASES if args.jobs in case.name], comparison)
+    print(comparison.section())
+    if args.write:
+        comparison.publish("nbd")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

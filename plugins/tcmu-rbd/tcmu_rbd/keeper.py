@@ -1,0 +1,184 @@
+"""Keeper: the thread that keeps a disk connected, notices a resize, and tells the cluster how the disk is."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import threading
+import time
+from dataclasses import dataclass
+
+from tcmu_core import Busy, ConfigError, Device, NotReady
+from tcmu_rbd.binding import Binding
+from tcmu_rbd.config import Config
+from tcmu_rbd.link import Link, LockedElsewhere
+
+LOOK = 1.0  # seconds between two looks at the image
+LOOK_ANEW = 5.0  # at one that is open read-only: it has to be opened for that
+GOODBYE = 60.0  # seconds that closing waits for a cluster that does not answer
+
+# What says that this connection can't go on: on the blocklist, without the lock, timed out.
+LOST = frozenset((errno.ESHUTDOWN, errno.EROFS, errno.ETIMEDOUT, errno.ENOTCONN))
+SERVICE = "tcmu-runner"  # by which the dashboard knows such gateways
+CAPACITY_CHANGED = (0x2A, 0x09)  # SPC-4 annex F
+
+
+class Standby(NotReady):
+    """Another gateway has the disk: the target port is in the standby state."""
+
+    ascq = 0x0B
+
+
+@dataclass(slots=True)
+class Counts:
+    """What went wrong since the disk was opened."""
+
+    lock_lost: int = 0
+    connection_lost: int = 0
+    timed_out: int = 0
+
+
+class Keeper:
+    """Holds the link of a disk: `link` while there is one, otherwise it is being made anew."""
+
+    def __init__(self, device: Device, binding: Binding, config: Config, link: Link) -> None:
+        self.link: Link | None = link
+        self._device = device
+        self._binding = binding
+        self._config = config
+        self._read_only = link.read_only
+        self._counts = Counts()
+        self._lost: tuple[Link, int] | None = None
+        self._elsewhere = False  # whether another client has the lock
+        self._look_at = 0.0
+        self._published: dict[str, str] = {}
+        self._guard = threading.Lock()
+        self._wake = threading.Event()
+        self._ending = False
+        self._thread = threading.Thread(target=self._run, name=f"tcmu-rbd-{device.name}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and close the link."""
+        self._ending = True
+        self._wake.set()
+        self._thread.join(GOODBYE)
+        with self._guard:
+            link, self.link = self.link, None
+        if link is not None:
+            link.close()
+
+    # -- what the data hooks say ------------------------------------------------------------------------------------
+
+    def absent(self) -> Exception:
+        """Return what a command hears while there is no link."""
+        if self._elsewhere:
+            return Standby(f"another client has {self._config.name}")
+        return Busy(f"the connection to {self._config.name} is being made anew")
+
+    def failed(self, link: Link, code: int) -> Exception:
+        """Return what the command hears that `link` failed with an errno, and give the link up if that can't go on."""
+        if code not in LOST or (code == errno.EROFS and link.read_only):
+            return OSError(code, f"{self._config.name}: librbd: {errno.errorcode.get(code, code)}")
+        self._give_up(link, code)
+        return self.absent()
+
+    def _give_up(self, link: Link, code: int) -> None:
+        with self._guard:
+            if self.link is not link:
+                return
+            self.link = None
+            self._lost = (link, code)
+        if code == errno.ETIMEDOUT:
+            self._counts.timed_out += 1
+        elif code:
+            self._counts.lock_lost += 1
+        self._counts.connection_lost += 1
+        self._wake.set()
+
+    # -- the thread -------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._ending:
+            try:
+                if self._lost is not None:
+                    self._recover(*self._lost)
+                elif self.link is not None:
+                    self._look(self.link)
+                    self._publish(self.link)
+            except OSError as error:  # the cluster does not answer just now; the commands in flight find out the same
+                self._device.log.debug("looking at %s: %s", self._config.name, error)
+            except Exception:
+                self._device.log.exception("looking after %s failed", self._config.name)
+            self._wake.wait(LOOK)
+            self._wake.clear()
+
+    def _recover(self, old: Link, code: int) -> None:
+        """Make a new link in place of `old`, which failed with `code`."""
+        log, name = self._device.log, self._config.name
+        why = f"{errno.errorcode.get(code, code)}" if code else "its size has changed"
+        log.warning("%s: the connection is given up (%s) and made anew", name, why)
+        # It ends when the last command that it has not answered has: not before a timeout, perhaps.
+        threading.Thread(target=old.close, name=f"tcmu-rbd-close-{self._device.name}", daemon=True).start()
+        # Nothing that the old connection sent may be carried out behind the back of the new one.
+        fence = "" if self._read_only else old.address
+        told = ""
+        while not self._ending:
+            try:
+                link = Link.connect(self._binding, self._config, read_only=self._read_only, lost=fence)
+            except ConfigError as error:
+                self._elsewhere = isinstance(error, LockedElsewhere)
+                if str(error) != told:
+                    log.error("%s", error)
+                    told = str(error)
+                self._wake.wait(LOOK)
+                continue
+            with self._guard:
+                self._lost = None
+                self._elsewhere = False
+                self.link = link
+            self._published = {}
+            self._resized(link.size())
+            log.warning("%s: connected again", name)
+            return
+
+    def _look(self, link: Link) -> None:
+        if not link.read_only:
+            self._resized(link.size())
+        elif not self._config.snapshot and time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + LOOK_ANEW
+            if link.size_anew() != link.size():
+                self._give_up(link, 0)
+
+    def _resized(self, size: int) -> None:
+        device = self._device
+        size -= size % device.block_size
+        if size != device.size and size and not self._ending:
+            device.log.info("%s has %d bytes now", self._config.name, size)
+            device.size = size
+            device.notify(*CAPACITY_CHANGED)
+
+    def _publish(self, link: Link) -> None:
+        """Tell the cluster's service map of this disk, as `ceph service status` shows it."""
+        counts = self._counts
+        status = {
+            "lock_owner": "false" if link.read_only else "true",
+            "lock_lost_cnt": str(counts.lock_lost),
+            "conn_lost_cnt": str(counts.connection_lost),
+            "cmd_timed_out_cnt": str(counts.timed_out),
+        }
+        if status == self._published:
+            return
+        if not self._published:
+            config = self._config
+            facts = {"pool_name": config.pool, "image_name": config.image, "image_id": link.image_id()}
+            host = socket.gethostname()
+            facts |= {"daemon_type": "portal", "daemon_prefix": f"{host}:{config.pool}"}
+            with contextlib.suppress(OSError):  # a client without the right to register serves its disk all the same
+                link.announce(SERVICE, f"{host}:{config.name}", facts)
+        link.publish(status)
+        self._published = status

@@ -1,0 +1,192 @@
+"""`tcmu replay` and `tcmu crash`: what a recording does to another disk, and what a power cut would have left."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tcmu_core.cli import arguments
+from tcmu_core.cli.handlers import absolute, path_arguments
+from tcmu_core.cli.output import Exit, Output
+from tcmu_core.disk.spec import DiskSpec
+from tcmu_core.errors import ConfigError
+from tcmu_core.handlers import Registry
+from tcmu_core.recording.crash import epochs
+from tcmu_core.recording.file import Recording
+from tcmu_core.recording.images import Failure, Image, shell_check, shrink
+from tcmu_core.recording.replay import Difference, Goal, replay
+from tcmu_core.testing.client import Client
+from tcmu_core.testing.goals import IscsiGoal, LocalGoal
+
+REPLAY_DESCRIPTION = """\
+Do to another disk what a recording (`tcmu record`) did, and report where it
+answers otherwise: statuses, sense data, and what is read.
+
+  tcmu replay disk.rec ram                     a disk of ours: HANDLER [CFGSTRING]
+  tcmu replay disk.rec file /tmp/copy.img
+  tcmu replay disk.rec iscsi://10.0.0.1:3260/iqn.2026-01.example:target/0
+
+What is on that disk is overwritten. Exit status 0: no difference, 1: there are.
+"""
+CRASH_DESCRIPTION = """\
+Build the images that a power cut could have left of a recorded disk: writes
+since the last flush in any subset, torn, FUA honoured. Run a check on each.
+
+  tcmu crash disk.rec --check 'e2fsck -fn $image' --from 3
+
+A check that fails is run on ever smaller sets of writes until the fewest that
+it fails with are known. Exit status 0: none failed, 1: one did.
+"""
+MOST_SHOWN = 20
+
+
+def replay_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `tcmu replay`."""
+    parser.add_argument("file", metavar="FILE", type=Path, help="the recording")
+    parser.add_argument("target", metavar="TARGET", help="an iscsi:// URL, or a handler's name")
+    parser.add_argument("cfgstring", metavar="CFGSTRING", nargs="?", default="", help="what the handler opens")
+    path_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def replay_run(args: argparse.Namespace) -> int:
+    """Run `tcmu replay`."""
+    recording = Recording(args.file)
+    out = Output()
+    differences: list[Difference] = []
+    count = 0
+    with _goal(args, recording) as goal:
+        for found in replay(recording, goal):
+            count += 1
+            if found is not None:
+                differences.append(found)
+                if not args.json and len(differences) <= MOST_SHOWN:
+                    out.line(str(found))
+    if args.json:
+        out.json({"operations": count, "differences": [_as_json(each) for each in differences],
+                  "cut_short": recording.cut_short})  # fmt: skip
+    else:
+        _warn_of_cut(out, recording)
+        out.line(f"{count} operations, {len(differences)} differences")
+    return Exit.FAILED if differences else Exit.OK
+
+
+def _as_json(found: Difference) -> dict[str, Any]:
+    record = found.record
+    return {
+        "record": found.number,
+        "kind": record.kind.name.lower(),
+        "offset": record.offset,
+        "length": record.length,
+        "recorded": str(record.outcome),
+        "now": str(found.outcome),
+        "data": found.data,
+    }
+
+
+@contextlib.contextmanager
+def _goal(args: argparse.Namespace, recording: Recording) -> Iterator[Goal]:
+    about = recording.about
+    if args.target.startswith("iscsi://"):
+        with Client(args.target) as client:
+            goal = IscsiGoal(client)
+            _check_shape(about, goal.blocks * goal.block_size, goal.block_size)
+            yield goal
+        return
+    handler = Registry(args.handler_path).get(args.target)
+    spec = DiskSpec(handler.name, size=about["size"], block_size=about["block_size"], name="replay")
+    disk = handler.open(spec.configured(absolute(handler.name, args.cfgstring)))
+    try:
+        _check_shape(about, disk.device.size or 0, disk.device.block_size)
+        yield LocalGoal(disk)
+    finally:
+        disk.close()
+
+
+def _check_shape(about: dict[str, Any], size: int, block: int) -> None:
+    if size < about["size"] or block != about["block_size"]:
+        raise ConfigError(
+            f"the recording is of a disk of {about['size']} bytes in blocks of {about['block_size']}, "
+            f"this one has {size} bytes in blocks of {block}"
+        )
+
+
+def _warn_of_cut(out: Output, recording: Recording) -> None:
+    if recording.cut_short:
+        out.line(f"the recording is cut short: its last {recording.cut_short} bytes are no whole record")
+
+
+def crash_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `tcmu crash`."""
+    parser.add_argument("file", metavar="FILE", type=Path, help="the recording")
+    parser.add_argument(
+        "--check", metavar="CMD", required=True, help="a shell command with $image; it fails with any status but 0"
+    )
+    parser.add_argument("--base", metavar="IMAGE", type=Path, help="what was on the disk before (zeros)")
+    parser.add_argument("--from", metavar="N", dest="first", type=int, default=0,
+                        help="the first flush after which cuts are tried, and not before (0)")  # fmt: skip
+    parser.add_argument("--atomic", metavar="SIZE", type=arguments.size,
+                        help="a torn write has whole pieces of this size (the disk's block size)")  # fmt: skip
+    parser.add_argument("--limit", metavar="N", type=int, default=100, help="states from one flush to the next (100)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="for those that are chosen by chance (0)")
+    parser.add_argument("--timeout", metavar="S", type=float, default=60.0, help="seconds for one check (60)")
+    parser.add_argument("--all", action="store_true", help="go on after a failure, to the end")
+    parser.add_argument("--keep", metavar="IMAGE", type=Path, help="keep the image that the last failure is of")
+    parser.add_argument("--directory", metavar="DIR", type=Path, help="build the images there, on a fast file system")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def crash_run(args: argparse.Namespace) -> int:
+    """Run `tcmu crash`."""
+    recording = Recording(args.file)
+    out = Output()
+    failures: list[Failure] = []
+    count = 0
+    check = shell_check(args.check, args.timeout)
+    block = max(recording.about["block_size"], args.atomic or 0)
+    with tempfile.TemporaryDirectory(prefix="tcmu-crash-", dir=args.directory) as directory:
+        image = Image(Path(directory) / "image", recording.about["size"], block, args.base)
+        for epoch in epochs(recording):
+            image.settle(epoch)
+            if epoch.number < args.first:
+                continue
+            for state in epoch.states(block, args.limit, args.seed):
+                image.build(epoch, state)
+                count += 1
+                status, output = check(image.path)
+                if status:
+                    failures.append(shrink(image, Failure(epoch, state, status, output), check))
+                    break  # the others of this epoch have the same cause, as a rule
+            if failures and not args.all:
+                break
+        if failures and args.keep:
+            image.build(failures[-1].epoch, failures[-1].state)
+            args.keep.write_bytes(image.path.read_bytes())
+    if args.json:
+        out.json({"images": count, "failures": [_failure_json(each) for each in failures]})
+    else:
+        _warn_of_cut(out, recording)
+        for failure in failures:
+            for line in failure.lines():
+                out.line(line)
+            out.paragraph(failure.output.strip(), "    ")
+        out.line(f"{count} images, {len(failures)} failures")
+    return Exit.FAILED if failures else Exit.OK
+
+
+def _failure_json(failure: Failure) -> dict[str, Any]:
+    present = dict(failure.state)
+    return {
+        "epoch": failure.epoch.number,
+        "status": failure.status,
+        "output": failure.output,
+        "writes": [
+            {"record": write.number, "offset": write.offset, "length": write.length,
+             "state": present[position].value if position in present else "missing"}
+            for position, write in enumerate(failure.epoch.pending)
+        ],
+    }  # fmt: skip

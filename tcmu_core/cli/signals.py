@@ -1,0 +1,73 @@
+"""The signals that stop a program, heard on a thread of their own: a handler that hangs must not keep them from us."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+PATIENCE = 1.0  # seconds from the first signal until the person is told what is waited for
+TOGETHER = 0.3  # seconds in which signals count as one: timeout(1) and terminals send two
+
+
+class StopSignals:
+    """Calls `stop(number)`, on this thread, for the first of these signals; a later one ends the process at once.
+
+    What ends late says on standard error what `waiting()` returns. Made on the main thread, after the loop's signals.
+    """
+
+    def __init__(
+        self, numbers: Iterable[signal.Signals], stop: Callable[[signal.Signals], object], waiting: Callable[[], str]
+    ) -> None:
+        self._stop = stop
+        self._waiting = waiting
+        self._done = threading.Event()
+        self._numbers = tuple(numbers)
+        self._heard, self._told = socket.socketpair()
+        self._told.setblocking(False)
+        self._old = {number: signal.signal(number, _ignore) for number in self._numbers}
+        self._old_fd = signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._listen, name="tcmu-signals", daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        first = 0.0
+        while True:
+            self._heard.settimeout(max(0.0, first + PATIENCE - time.monotonic()) if first else None)
+            try:
+                said = self._heard.recv(64)
+            except TimeoutError:
+                self._tell()
+                self._heard.settimeout(None)
+                said = self._heard.recv(64)
+            if not said or self._done.is_set():
+                return
+            for number in said:
+                if number not in self._numbers:
+                    continue
+                if not first:
+                    first = time.monotonic()
+                    self._stop(signal.Signals(number))
+                elif time.monotonic() - first > TOGETHER:
+                    os._exit(128 + number)
+
+    def _tell(self) -> None:
+        if not self._done.is_set():
+            print(f"tcmu: waiting for {self._waiting()}; a second signal ends it at once", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Hear no more. The process ends now, with the status that it has: another signal changes nothing."""
+        self._done.set()
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
+        signal.set_wakeup_fd(self._old_fd)
+        self._told.close()
+        self._thread.join()
+        self._heard.close()
+
+
+def _ignore(_number: int, _frame: object) -> None:
+    pass

@@ -1,0 +1,119 @@
+"""The control socket of a host: how another process finds it by the name of a disk, and asks it to act."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from tcmu_core import channel
+from tcmu_core.channel import Channel, Rendezvous
+from tcmu_core.codec import CodecError, Message
+from tcmu_core.disk.device import Change
+from tcmu_core.errors import ConfigError, TcmuError
+from tcmu_core.host.host import Host
+from tcmu_core.host.messages import Ask, Changed, DiskStatus, Reconfigure, Status
+from tcmu_core.loop import Loop
+from tcmu_core.state import Places, default_directory
+
+log = logging.getLogger("tcmu.control")
+
+PATIENCE = 60.0  # seconds that a host may take to carry a change out
+FIND_SECONDS = 3.0  # ... and to say what it serves
+
+
+class ControlError(TcmuError):
+    """No such host answers, or it refused; the message says which and why."""
+
+
+class ControlSocket:
+    """The socket of a host in the foreground, in `directory`; only the user that runs it, and root, are answered.
+
+    Raises:
+        OSError: it can't be made.
+    """
+
+    def __init__(self, loop: Loop, directory: Path, host: Host) -> None:
+        self._loop = loop
+        self._host = host
+        self._channels: set[Channel] = set()
+        self._rendezvous = Rendezvous(loop, directory / f"serve-{os.getpid()}.sock", self._accept)
+
+    def _accept(self, sock: socket.socket) -> None:
+        channel: Channel
+
+        def answer(message: Message, fds: list[int]) -> None:
+            for fd in fds:
+                os.close(fd)
+            said = self._host.answer(message)
+            if said is not None:
+                channel.send(said)
+
+        channel = Channel(self._loop, sock, answer, lambda: self._channels.discard(channel))
+        self._channels.add(channel)
+
+    def close(self) -> None:
+        """Close the socket and take it out of the directory."""
+        self._rendezvous.close()
+        for one in self._channels:
+            one.close()
+        self._channels.clear()
+
+
+def ask(path: Path, message: Message, seconds: float = PATIENCE) -> Message:
+    """Send one message to the host that is found at `path` and return its answer; raises `OSError`, `CodecError`."""
+    return channel.ask(path, message, seconds)
+
+
+def hosts(directory: Path) -> Iterator[tuple[Path, Status]]:
+    """Yield the hosts of this user that can be found, and what each serves.
+
+    `directory` is where state is kept: of each `tcmu serve`, and of a tcmu-runner that was told to.
+    """
+    runner = Places.of(None if directory == default_directory() else directory).hosts
+    for path in sorted([*directory.glob("serve-*.sock"), *runner.glob("*.sock")]):
+        try:
+            status = ask(path, Ask(), FIND_SECONDS)
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)  # its process has gone without a word
+        except (OSError, CodecError) as error:
+            log.info("%s: %s", path, error)
+        else:
+            if isinstance(status, Status):
+                yield path, status
+
+
+def disks(directory: Path) -> list[tuple[Path, DiskStatus]]:
+    """Return the disks behind a portal, each with the place of its host. Kernel devices are the kernel's to ask."""
+    found = []
+    for path, status in hosts(directory):
+        if not any(address.startswith("/dev/") for address in status.addresses):
+            found += [(path, disk) for disk in status.disks]
+    return found
+
+
+def the_one(name: str, found: list[tuple[Path, DiskStatus]]) -> tuple[Path, DiskStatus] | None:
+    """Return the disk of this name, None where there is none; raises `ControlError` where there are several."""
+    same = [(path, disk) for path, disk in found if disk.name == name]
+    if len(same) > 1:
+        raise ControlError(f"{len(same)} processes serve a disk called {name!r}: give each a name of its own")
+    return same[0] if same else None
+
+
+def change(path: Path, disk: DiskStatus, wanted: Change) -> DiskStatus:
+    """Have the host at `path` change a disk; returns what that is now.
+
+    Raises:
+        ConfigError: the handler takes no such value; ControlError: the change failed.
+    """
+    answer = ask(path, Reconfigure(wanted, disk.lun))
+    if not isinstance(answer, Changed):
+        raise ControlError(f"{disk.name}: the process that serves it is of another version")
+    if answer.errno == errno.EINVAL:
+        raise ConfigError(answer.reason)
+    if answer.errno or answer.disk is None:
+        raise ControlError(f"{disk.name}: {answer.reason}")
+    return answer.disk

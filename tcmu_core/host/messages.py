@@ -1,0 +1,229 @@
+"""What a host is told and what it answers, and how the zygote is asked to fork one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import ClassVar
+
+from tcmu_core.codec import Message
+from tcmu_core.disk.device import Change
+from tcmu_core.disk.spec import DiskSpec
+
+
+def _nothing() -> Mapping[str, int]:
+    return MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings(Message):
+    """Set the log: levels as numbers (0 to 5), those of single devices by `subtype/name`."""
+
+    level: int = 3
+    devices: Mapping[str, int] = field(default_factory=_nothing)
+    directory: str | None = None
+    syslog: bool = False
+    stderr: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WayIn(Message):
+    """What a transport is to serve; each kind of transport has its own. `KIND` is its row in the table."""
+
+    KIND: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Job(Message):
+    """What a host process is to do. `disks` are by LUN; a cfgstring in them is whole, runner options included.
+
+    `rendezvous` is the path at which it can be found when its supervisor is gone. `takes_over`: the way in exists, and
+    somebody may wait at it or still serve it. `delay` are seconds to wait before the disks are opened.
+    """
+
+    key: str
+    title: str  # in `ps -o comm` and `top`
+    way: WayIn
+    disks: Mapping[int, DiskSpec]
+    log: LogSettings
+    version: str = ""
+    rendezvous: str = ""
+    takes_over: bool = False
+    delay: float = 0.0
+
+
+# -- to a host --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt(Message):
+    """Who sends this is the supervisor from now on; the answer is `Opened`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reassign(Message):
+    """Do this job from now on, in place of the one before; only what differs is touched. The answer is `Opened`."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Ping(Message):
+    """Answer with `Pong`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask(Message):
+    """Answer with `Status`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reconfigure(Message):
+    """Have the disk of a LUN take a change, of which a cfgstring is whole; the answer is `Changed` of the same id."""
+
+    change: Change
+    lun: int = 0
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Retry(Message):
+    """Try again to open the disks that could not be opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilterCommand(Message):
+    """Ask something of the filters of a LUN's disk, as JSON (filters/control.py); the answer is `FilterAnswer`."""
+
+    command: str
+    lun: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Drain(Message):
+    """Answer what is in flight, take nothing new, then end, and leave the way in to the next host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close(Message):
+    """End: nobody uses the way in any more."""
+
+
+# -- from a host ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DiskStatus(Message):
+    """An open disk: sizes in bytes, the cfgstring as the handler has it."""
+
+    lun: int
+    handler: str
+    name: str
+    cfgstring: str
+    size: int
+    block_size: int
+    read_only: bool
+    write_cache: bool
+    removable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Missing(Message):
+    """A disk that could not be opened, and why."""
+
+    lun: int
+    title: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status(Message):
+    """What a host serves."""
+
+    pid: int
+    disks: tuple[DiskStatus, ...] = ()
+    missing: tuple[Missing, ...] = ()
+    addresses: tuple[str, ...] = ()
+    commands: int = 0  # since the start
+    in_flight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Opened(Message):
+    """The host serves; `job` is what it does by now, changes included."""
+
+    job: Job
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class Failed(Message):
+    """The host can't do its job, and ends."""
+
+    errno: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pong(Message):
+    """The host's loop goes round."""
+
+    commands: int = 0
+    in_flight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Changed(Message):
+    """How a `Reconfigure` ended: 0, or an errno and what to tell the person."""
+
+    id: int
+    errno: int
+    reason: str
+    disk: DiskStatus | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FilterAnswer(Message):
+    """How a `FilterCommand` ended: JSON, or what to tell the person, and whether it is a mistake of theirs."""
+
+    answer: str = ""
+    error: str = ""
+    mistaken: bool = False
+
+
+# -- to and from the zygote -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn(Message):
+    """Fork a host for a job; its end of the channel comes along."""
+
+    key: int
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Stop(Message):
+    """The supervisor ends on purpose: hosts that do not end by themselves are to be killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready(Message):
+    """The zygote has loaded everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned(Message):
+    """The host of this key has this pid; a pidfd comes along."""
+
+    key: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exited(Message):
+    """A host has ended, with this wait status."""
+
+    pid: int
+    status: int

@@ -1,0 +1,169 @@
+"""A host with a supervisor: a forked process with one job. It serves on without the supervisor, and can be adopted."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import socket
+from pathlib import Path
+
+from tcmu_core.channel import Channel, Rendezvous, send
+from tcmu_core.codec import Message
+from tcmu_core.disk.disk import Disk
+from tcmu_core.disk.spec import DiskSpec
+from tcmu_core.errors import TcmuError
+from tcmu_core.handlers.registry import Registry
+from tcmu_core.host.host import Host, errno_of, reason_of
+from tcmu_core.host.messages import Adopt, Close, Drain, Failed, Job, LogSettings, Opened, Reassign
+from tcmu_core.log import Level, Log
+from tcmu_core.loop import Loop, spin_time
+
+log = logging.getLogger("tcmu.host")
+
+LOGOUT_SECONDS = 1.0  # for initiators to log out when we stop
+DRAIN_SECONDS = 7.0  # for commands in flight
+
+
+class HostProcess:
+    """Does one job to its end; `control` is the supervisor's channel."""
+
+    def __init__(self, registry: Registry, job: Job, control: socket.socket) -> None:
+        self.registry = registry
+        self.job = job
+        self.control = control
+        self.loop: Loop
+        self.log: Log
+        self.host: Host
+        self._supervisor: Channel | None = None
+        self._guests: set[Channel] = set()
+        self._rendezvous: Rendezvous | None = None
+        self._draining = False
+
+    def run(self) -> int:
+        """Serve until told to stop; returns the exit status."""
+        job = self.job
+        Path("/proc/self/comm").write_bytes(job.title.encode()[:15])  # prctl(2), PR_SET_NAME
+        self.log = Log(Level(job.log.level), directory=job.log.directory, stderr=job.log.stderr)
+        self._set_log(job.log)
+        self.loop = Loop(spin_time())
+        try:
+            self.host = Host(self.loop, self._open_disk, job.way)
+            self.host.set_traced(self._is_traced)
+            self.host.left = self._tell
+            self.host.open(job.disks, takes_over=job.takes_over, delay=job.delay)
+        except Exception as error:
+            if not isinstance(error, TcmuError | OSError):
+                log.exception("%s can't be served", job.key)
+            send(self.control, Failed(errno_of(error), reason_of(error)))
+            return 0
+        if self.host.ended:
+            return 0
+        self.loop.on_signal(signal.SIGTERM, self._drain)
+        if job.rendezvous:
+            self._rendezvous = Rendezvous(self.loop, Path(job.rendezvous), self._welcome)
+        self._supervisor = self._channel(self.control)
+        self._supervisor.send(self._opened())
+        self.loop.run()
+        if self._rendezvous is not None:
+            self._rendezvous.close()
+        self.host.close()
+        return 0
+
+    def _open_disk(self, spec: DiskSpec) -> Disk:
+        return self.registry.get(spec.handler).open(spec, self.loop)
+
+    def _opened(self) -> Opened:
+        return Opened(dataclasses.replace(self.job, disks=dict(self.host.specs)), self.host.status())
+
+    def _tell(self) -> None:
+        """Tell the supervisor what is served by now."""
+        if self._supervisor is not None:
+            self._supervisor.send(self._opened())
+
+    # -- who speaks to it ---------------------------------------------------------------------------------------------
+
+    def _channel(self, sock: socket.socket) -> Channel:
+        channel: Channel
+        channel = Channel(
+            self.loop,
+            sock,
+            lambda message, fds: self._message(channel, message, fds),
+            lambda: self._gone(channel),
+        )
+        return channel
+
+    def _welcome(self, sock: socket.socket) -> None:
+        self._guests.add(self._channel(sock))
+
+    def _gone(self, channel: Channel) -> None:
+        self._guests.discard(channel)
+        if channel is self._supervisor:
+            self._supervisor = None
+            if not self._draining:
+                log.warning("the supervisor has gone: %s serves on until the next one comes", self.job.key)
+
+    def _message(self, channel: Channel, message: Message, fds: list[int]) -> None:
+        match message:
+            case Adopt():
+                if self._supervisor is not None:
+                    self._supervisor.close()
+                self._guests.discard(channel)
+                self._supervisor = channel
+                channel.send(self._opened())
+            case Reassign():
+                self._reassign(message.job)
+                channel.send(self._opened())
+            case Drain():
+                self._drain()
+            case Close():
+                self.host.stop()
+            case LogSettings():
+                self._set_log(message)
+            case _ if self.host.transport.message(message, fds):
+                return
+            case _:
+                answer = self.host.answer(message)
+                if answer is not None:
+                    channel.send(answer)
+        for fd in fds:
+            os.close(fd)
+
+    def _reassign(self, job: Job) -> None:
+        """Do another job from now on; what of it can't be is said in the log, and stays as it was."""
+        before = self.job
+        self.job = dataclasses.replace(
+            job, takes_over=before.takes_over, delay=before.delay, rendezvous=before.rendezvous
+        )
+        try:
+            self.host.reassign(job.disks, job.way)
+        except OSError as error:
+            self.job = dataclasses.replace(self.job, way=before.way)
+            log.error("%s: %s; it stays as it was", job.key, reason_of(error))
+
+    def _set_log(self, told: LogSettings) -> None:
+        self.log.set_directory(told.directory)
+        self.log.set_syslog(told.syslog)
+        self.log.set_level(Level(told.level), {name: Level(level) for name, level in told.devices.items()})
+        self.log.reopen()
+        if hasattr(self, "host"):
+            self.host.set_traced(self._is_traced)
+
+    def _is_traced(self, title: str) -> bool:
+        return self.log.level_of(title) is Level.DEBUG_SCSI_CMD
+
+    # -- its end ------------------------------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        """Answer what is in flight, take nothing new, then end."""
+        if not self._draining:
+            self._draining = True
+            self.host.drain(LOGOUT_SECONDS, DRAIN_SECONDS, self._drained)
+
+    def _drained(self, idle: bool) -> None:
+        if not idle:
+            log.error("%d commands of %s did not end in time", self.host.transport.counters[1], self.job.key)
+            logging.shutdown()
+            os._exit(1)
+        self.loop.stop()

@@ -1,0 +1,269 @@
+"""iSCSI as a way in: a target's portal, and the redirector that listens for the targets of several processes.
+
+Between the redirector and each target's host there is a channel of their own; the supervisor gives them its two ends,
+and new ones when one of them is replaced. So neither the supervisor nor another target has a part in a login.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from tcmu_core.channel import Channel
+from tcmu_core.codec import Message
+from tcmu_core.disk.spec import DiskSpec
+from tcmu_core.host.messages import WayIn
+from tcmu_core.host.transport import Served
+from tcmu_core.iscsi.portal import Portal
+from tcmu_core.iscsi.redirector import Redirector
+from tcmu_core.iscsi.settings import PortalSettings
+from tcmu_core.scsi.engine import Engine
+from tcmu_core.scsi.target import Target
+from tcmu_core.state import AptplFile, aptpl_file, default_directory
+
+if TYPE_CHECKING:
+    from tcmu_core.disk.disk import Disk
+
+
+@dataclass(frozen=True, slots=True)
+class TargetWay(WayIn):
+    """A target. Where its settings have no address, its sessions come from a redirector.
+
+    `state` is the directory of persistent reservations, None for the usual one.
+    """
+
+    KIND: ClassVar[str] = "target"
+
+    name: str
+    settings: PortalSettings
+    state: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RedirectorWay(WayIn):
+    """The addresses of `settings`, at which logins to `targets` arrive."""
+
+    KIND: ClassVar[str] = "redirector"
+
+    targets: tuple[str, ...]
+    settings: PortalSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Link(Message):
+    """To the redirector: its end of a channel to this target's host comes along."""
+
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Feed(Message):
+    """To a target's host: its end of a channel to the redirector comes along."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor(Message):
+    """From the redirector to a target's host: a connection comes along.
+
+    `heard` was received from it, and the first `told` bytes of the answer to that were sent.
+    """
+
+    heard: bytes
+    told: int
+
+
+class TargetTransport:
+    """Serves the units of its host as the LUNs of one target."""
+
+    needs_all = False
+
+    def __init__(self, way: TargetWay, served: Served) -> None:
+        self.way = way
+        self.served = served
+        self.target = Target(way.name, {})
+        self.portal = Portal(served.loop, way.settings, {})
+        self._feed: Channel | None = None
+        self._draining = False
+
+    def prepare(self, disks: Mapping[int, DiskSpec], *, takes_over: bool) -> Mapping[int, DiskSpec]:
+        """Return the specs as they are: all that there is to know stands in them."""
+        del takes_over
+        return disks
+
+    def store(self, _lun: int, disk: Disk) -> AptplFile:
+        """Return the file of the disk's persistent reservations."""
+        spec = disk.spec
+        directory = self.way.state or default_directory()
+        return aptpl_file(directory, spec.name, spec.handler, disk.device.serial, self.way.name)
+
+    def start(self) -> None:
+        """Listen where the settings say, if they do; raises `OSError`."""
+        self.target = Target(self.way.name, self.served.engines)
+        for engine in self.served.engines.values():
+            self._link(engine)
+        self.portal.add_target(self.target)
+        self.portal.listen()
+
+    def add(self, lun: int, engine: Engine) -> None:
+        """Serve one more LUN, of which initiators hear."""
+        self._link(engine)
+        self.target.add(lun, engine)
+
+    def remove(self, lun: int, then: Callable[[], object]) -> None:
+        """Take a LUN away, of which initiators hear; those of other LUNs go on."""
+        self.target.remove(lun, then)
+
+    def reassign(self, way: WayIn) -> None:
+        """Take new settings: limits in time for the sessions that there are, all else for the next login."""
+        assert isinstance(way, TargetWay)
+        self.way = way
+        self.portal.configure(way.settings)
+
+    def _link(self, engine: Engine) -> None:
+        """Let the disk break the connections that its commands come by."""
+        name = self.way.name
+        engine.device.dropped = lambda initiator: self.served.loop.post(self.portal.drop, name, initiator)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Return where the portal listens."""
+        return tuple(self.portal.addresses)
+
+    @property
+    def counters(self) -> tuple[int, int]:
+        """Return the commands taken since the start (not counted), and those in flight now."""
+        return 0, sum(len(engine.unit.tasks.active) for engine in self.served.engines.values())
+
+    def message(self, message: Message, fds: list[int]) -> bool:
+        """Take the end of a channel to the redirector."""
+        if not isinstance(message, Feed):
+            return False
+        if self._feed is not None:
+            self._feed.drain()  # the last that the redirector before has passed on
+        self._close_feed()
+        for fd in fds:
+            self._feed = Channel(self.served.loop, fd, self._visit, _nothing)
+        if self._draining:
+            self._close_feed()
+        return True
+
+    def _visit(self, message: Message, fds: list[int]) -> None:
+        if isinstance(message, Visitor):
+            for fd in fds:
+                self.portal.take(fd, message.heard, message.told)
+
+    def ping(self) -> None:
+        """Do nothing: sessions look after themselves."""
+
+    def changed(self, _lun: int) -> None:
+        """Do nothing: the unit tells its initiators."""
+
+    def drain(self, seconds: float, then: Callable[[], object]) -> None:
+        """Ask initiators to log out, close the connections of those that don't; who comes now is told to come again."""
+        self._draining = True
+        self._close_feed()
+        self.portal.shutdown(seconds, then)
+
+    def _close_feed(self) -> None:
+        if self._feed is not None:
+            self._feed.close()
+            self._feed = None
+
+    def close(self) -> None:
+        """Close every connection, now."""
+        self._close_feed()
+        self.portal.close()
+
+
+class RedirectorTransport:
+    """Listens, and passes each login on. It serves no disk and runs no handler's code."""
+
+    needs_all = True
+
+    def __init__(self, way: RedirectorWay, served: Served) -> None:
+        self.portal = Redirector(served.loop, way.settings, way.targets, self._pass_on)
+        self._served = served
+        self._links: dict[str, Channel] = {}  # to the targets' hosts
+
+    def prepare(self, disks: Mapping[int, DiskSpec], *, takes_over: bool) -> Mapping[int, DiskSpec]:
+        """Return no disks."""
+        del disks, takes_over
+        return {}
+
+    def store(self, _lun: int, _disk: Disk) -> None:
+        """Return None: there are no disks."""
+
+    def start(self) -> None:
+        """Listen; raises `OSError` that names the address."""
+        self.portal.listen()
+
+    def add(self, lun: int, engine: Engine) -> None:
+        """Refuse: there are no disks."""
+        raise NotImplementedError
+
+    def remove(self, lun: int, then: Callable[[], object]) -> None:
+        """Refuse: there are no disks."""
+        raise NotImplementedError
+
+    def reassign(self, way: WayIn) -> None:
+        """Listen for other targets, or elsewhere; raises `OSError` when an address can't be had."""
+        assert isinstance(way, RedirectorWay)
+        self.portal.expect(way.targets)
+        for name in self._links.keys() - set(way.targets):
+            self._links.pop(name).close()
+        self.portal.configure(way.settings)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Return where it listens."""
+        return tuple(self.portal.addresses)
+
+    @property
+    def counters(self) -> tuple[int, int]:
+        """Return zeros: there are no commands."""
+        return 0, 0
+
+    def message(self, message: Message, fds: list[int]) -> bool:
+        """Take the end of a channel to a target's host."""
+        if not isinstance(message, Link):
+            return False
+        old = self._links.pop(message.target, None)
+        if old is not None:
+            old.close()
+        for fd in fds:
+            self._links[message.target] = Channel(self._served.loop, fd, _ignore, _nothing)
+        return True
+
+    def _pass_on(self, target: str, fd: int, heard: bytes, told: int) -> bool:
+        link = self._links.get(target)
+        if link is None or link.closed or link.busy:  # it has died, or is so busy that those before still wait
+            return False
+        link.send(Visitor(heard, told), [fd])
+        return True
+
+    def ping(self) -> None:
+        """Do nothing."""
+
+    def changed(self, _lun: int) -> None:
+        """Do nothing: there are no disks."""
+
+    def drain(self, seconds: float, then: Callable[[], object]) -> None:
+        """Close every connection that has not been passed on."""
+        self.portal.shutdown(seconds, then)
+
+    def close(self) -> None:
+        """Listen no more."""
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
+        self.portal.close()
+
+
+def _ignore(_message: Message, _fds: list[int]) -> None:
+    pass
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,167 @@
+"""The images of crash states: built one after another in a file, checked by a command, and shrunk when it fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tcmu_core.recording.crash import Epoch, Part, State
+
+COPY = 1 << 20  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A state whose check failed, as small as it was made, and what the check said."""
+
+    epoch: Epoch
+    state: State
+    status: int
+    output: str
+
+    def lines(self) -> Iterator[str]:
+        """Say which writes are on the medium and which are not."""
+        epoch, present = self.epoch, dict(self.state)
+        yield (
+            f"epoch {epoch.number}: {len(present)} of {len(epoch.pending)} writes since the last flush are there; "
+            f"the check's status is {self.status}"
+        )
+        for position, write in enumerate(epoch.pending):
+            part = present.get(position)
+            said = "missing" if part is None else "there" if part is Part.WHOLE else f"torn: {part.value}"
+            yield f"  record {write.number}: {write.length} bytes at {write.offset}: {said}"
+
+
+class Image:
+    """A file that is brought from one state to the next by what differs."""
+
+    def __init__(self, path: Path, size: int, block: int, base: Path | None = None) -> None:
+        self.path = path
+        self._durable = path.with_name(path.name + ".durable")
+        self._size = size
+        self._block = block
+        self._dirty: list[tuple[int, int]] = []  # what the state before has written, offset and length
+        self._stamp = (0, 0)
+        for file in (self.path, self._durable):
+            with file.open("wb") as made:
+                made.truncate(size)
+        if base is not None:
+            _copy(base, self._durable, size)
+        self._renew()
+
+    def settle(self, epoch: Epoch) -> None:
+        """Have what is durable since the epoch before in every image from now on."""
+        for file in (self._durable, self.path):
+            self._apply(file, [write.part(Part.WHOLE, self._block) for write in epoch.durable])
+
+    def build(self, epoch: Epoch, state: State) -> None:
+        """Make the image of a state."""
+        if self._stamp == self._now():
+            with self._durable.open("rb") as source:
+                for offset, length in self._dirty:
+                    source.seek(offset)
+                    self._apply(self.path, [(offset, source.read(length))])
+        else:
+            self._renew()  # the check has written to it
+        parts = [epoch.pending[position].part(part, self._block) for position, part in state]
+        self._apply(self.path, parts)
+        self._dirty = [(offset, len(data)) for offset, data in parts]
+        self._stamp = self._now()
+
+    def close(self) -> None:
+        """Remove both files."""
+        self.path.unlink(missing_ok=True)
+        self._durable.unlink(missing_ok=True)
+
+    def _now(self) -> tuple[int, int]:
+        found = self.path.stat()
+        return found.st_mtime_ns, found.st_size
+
+    def _apply(self, path: Path, parts: list[tuple[int, bytes]]) -> None:
+        if parts:
+            with path.open("r+b") as file:
+                for offset, data in parts:
+                    file.seek(offset)
+                    file.write(data)
+
+    def _renew(self) -> None:
+        with self.path.open("wb") as file:
+            file.truncate(self._size)
+        _copy(self._durable, self.path, self._size)
+        self._dirty, self._stamp = [], self._now()
+
+
+def _copy(source: Path, goal: Path, size: int) -> None:
+    """Copy the data of a sparse file into another that is zeros."""
+    with source.open("rb") as one, goal.open("r+b") as other:
+        end = min(size, os.fstat(one.fileno()).st_size)
+        at = 0
+        while at < end:
+            try:
+                at = os.lseek(one.fileno(), at, os.SEEK_DATA)
+            except OSError:  # ENXIO: there is no data any more
+                return
+            hole = min(end, os.lseek(one.fileno(), at, os.SEEK_HOLE))
+            one.seek(at)
+            other.seek(at)
+            while at < hole:
+                data = one.read(min(COPY, hole - at))
+                other.write(data)
+                at += len(data)
+
+
+Check = Callable[[Path], tuple[int, str]]
+
+
+def shell_check(command: str, seconds: float) -> Check:
+    """Return a check that runs a command by the shell with `$image` set; one that takes longer has failed."""
+
+    def check(image: Path) -> tuple[int, str]:
+        try:
+            done = subprocess.run(
+                command,
+                shell=True,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=seconds,
+                env={**os.environ, "image": str(image)},
+            )
+        except subprocess.TimeoutExpired:
+            return -1, f"it did not end within {seconds:g} seconds"
+        return done.returncode, done.stdout.decode(errors="replace")
+
+    return check
+
+
+def shrink(image: Image, failure: Failure, check: Check) -> Failure:
+    """Return the failure with the fewest writes: none of those that are left can be taken away, or be whole."""
+    best = failure
+
+    def fails(state: State) -> bool:
+        nonlocal best
+        image.build(failure.epoch, state)
+        status, output = check(image.path)
+        if status:
+            best = Failure(failure.epoch, state, status, output)
+        return bool(status)
+
+    changed = True
+    step = max(1, len(best.state) // 2)
+    while changed or step > 1:
+        changed = False
+        at = 0
+        while at < len(best.state):
+            if fails(best.state[:at] + best.state[at + step :]):
+                changed = True
+            else:
+                at += step
+        step = max(1, step // 2)
+    for at, (position, part) in enumerate(best.state):
+        if part is not Part.WHOLE:
+            fails((*best.state[:at], (position, Part.WHOLE), *best.state[at + 1 :]))
+    return best

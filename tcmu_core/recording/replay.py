@@ -1,0 +1,89 @@
+"""Replay: a recording's operations sent to another disk, and where that one answers otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from tcmu_core.recording.file import GOOD, Outcome, Record
+from tcmu_core.recording.layout import Flag, Form, Kind
+
+
+class Goal(Protocol):
+    """A disk that operations are sent to; each call returns when it has ended."""
+
+    def do(self, record: Record, data: bytes) -> tuple[Outcome, bytes]:
+        """Do what a record did, `data` being what it wrote; return the outcome and what was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Where the other disk answered otherwise. `number` counts the records from 0."""
+
+    number: int
+    record: Record
+    outcome: Outcome
+    data: bool  # whether it is the data that differs
+
+    def __str__(self) -> str:
+        record = self.record
+        where = f" {record.length} bytes at {record.offset}" if record.length else ""
+        what = f"record {self.number}: {record.kind.name.lower()}{where}"
+        if self.data:
+            return f"{what}: other data was read"
+        return f"{what}: recorded {record.outcome}, now {self.outcome}"
+
+
+def replay(records: Iterable[Record], goal: Goal) -> Iterator[Difference | None]:
+    """Do each record in the order in which they began; yield a difference, or None, for each that was done.
+
+    A failed write of the recording may have changed the disk or not, and reads beside a write that was in flight may
+    have seen it or not: what follows from that is not compared.
+    """
+    uncertain: list[tuple[int, int]] = []  # ranges, offset and end
+    ordered = sorted(enumerate(records), key=lambda each: each[1].start)
+    for position, (number, record) in enumerate(ordered):
+        if record.flags & Flag.IMPLIED and _follows_fua(ordered, position):
+            continue  # the write before it is sent with FUA again
+        data = record.data() if record.kind is Kind.WRITE else None
+        if record.kind is Kind.WRITE and data is None:  # what it wrote was not kept
+            uncertain.append((record.offset, record.offset + record.length))
+            continue
+        outcome, got = goal.do(record, data or b"")
+        if record.kind is not Kind.READ and (record.outcome, outcome) != (GOOD, GOOD):
+            uncertain.append((record.offset, record.offset + record.length))
+        if outcome != record.outcome:
+            yield Difference(number, record, outcome, data=False)
+            continue
+        compared = record.kind is Kind.READ and outcome == GOOD and record.form is not Form.NONE
+        certain = compared and not _touched(record, uncertain) and not _beside_a_write(ordered, position)
+        if certain and record.same(got) is False:
+            yield Difference(number, record, outcome, data=True)
+        else:
+            yield None
+
+
+def _follows_fua(ordered: list[tuple[int, Record]], position: int) -> bool:
+    start = ordered[position][1].start
+    return any(
+        record.flags & Flag.FUA and record.end <= start for _, record in ordered[max(0, position - 256) : position]
+    )
+
+
+def _touched(record: Record, ranges: list[tuple[int, int]]) -> bool:
+    return any(first < record.offset + record.length and record.offset < end for first, end in ranges)
+
+
+def _beside_a_write(ordered: list[tuple[int, Record]], position: int) -> bool:
+    """Say whether a write to the same place was in flight at the same time; near records are looked at."""
+    own = ordered[position][1]
+    for _, record in ordered[max(0, position - 256) : position + 256]:
+        together = record.start < own.end and own.start < record.end
+        if (
+            record.kind not in (Kind.READ, Kind.FLUSH)
+            and together
+            and _touched(own, [(record.offset, record.offset + record.length)])
+        ):
+            return True
+    return False

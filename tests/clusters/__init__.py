@@ -1,0 +1,1 @@
+"""Storage clusters of one node, on loopback: ordinary processes with all their state in one directory."""

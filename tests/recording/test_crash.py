@@ -1,0 +1,234 @@
+"""What a power cut could have left: which states there are, and that they find a bug, and none where there is none."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tcmu_core.cli.tcmu import main
+from tcmu_core.errors import ConfigError
+from tcmu_core.filters.record import Record as Recorder
+from tcmu_core.recording.crash import Epoch, Part, Write, epochs
+from tcmu_core.recording.file import Outcome, Record, Recording
+from tcmu_core.recording.images import Failure, Image, shell_check, shrink
+from tcmu_core.recording.layout import Flag, Form, Kind
+from tests.filters.conftest import given, upon
+from tests.recording import ledger
+from tests.recording.ledger import Ledger
+
+BLOCK = 512
+
+
+def write(
+    start: int, lba: int = 0, fill: bytes = b"w", blocks: int = 1, took: int = 1, flags: Flag = Flag.NONE
+) -> Record:
+    data = fill * (blocks * BLOCK)
+    return Record(Kind.WRITE, start, took, lba * BLOCK, len(data), flags=flags, form=Form.PLAIN, stored=data)
+
+
+def flush(start: int, took: int = 1, flags: Flag = Flag.NONE) -> Record:
+    return Record(Kind.FLUSH, start, took, flags=flags)
+
+
+def numbers(writes: list[Write]) -> list[int]:
+    return [each.number for each in writes]
+
+
+def shape(records: list[Record]) -> list[tuple[list[int], list[int]]]:
+    return [(numbers(epoch.durable), numbers(epoch.pending)) for epoch in epochs(records)]
+
+
+# -- epochs -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_flush_makes_durable_what_ended_before_it_began() -> None:
+    assert shape([write(0), write(2), flush(4), write(6)]) == [([], [0, 1]), ([0, 1], [3])]
+
+
+def test_a_write_that_was_in_flight_when_the_flush_began_is_uncertain() -> None:
+    assert shape([write(0), write(2, took=9), flush(4)]) == [([], [0]), ([0], [1])]
+    assert shape([write(0), write(2, took=3), flush(4, took=9)]) == [([], [0, 1]), ([0], [1])]
+
+
+def test_a_flush_that_failed_makes_nothing_durable() -> None:
+    failed = Record(Kind.FLUSH, 4, 1, outcome=Outcome(2, (4, 0x44, 0)))
+    assert shape([write(0), failed]) == [([], [0])]
+
+
+def test_a_write_with_fua_is_durable_and_those_before_it_are_not() -> None:
+    records = [write(0, 1), write(2, 2, flags=Flag.FUA), flush(4, flags=Flag.IMPLIED), write(6, 3)]
+    assert shape(records) == [([], [0, 1]), ([1], [0, 3])]
+
+
+def test_the_flush_of_a_disk_without_a_write_cache_is_one() -> None:
+    assert shape([write(0), flush(2, flags=Flag.IMPLIED)]) == [([], [0]), ([0], [])]
+
+
+def test_an_older_write_never_lies_upon_a_newer_durable_one() -> None:
+    records = [write(0, 0, b"o", 3), write(2, 1, b"n", flags=Flag.FUA), flush(4, flags=Flag.IMPLIED)]
+    *_, last = epochs(records)
+    assert [(each.offset, each.length) for each in last.pending] == [(0, 512), (1024, 512)]
+
+
+def test_discards_and_zeros_are_writes_of_zeros() -> None:
+    records = [Record(Kind.DISCARD, 0, 1, 0, 1024), Record(Kind.WRITE_ZEROES, 2, 1, 1024, 512)]
+    (epoch,) = epochs(records)
+    assert [each.part(Part.WHOLE, BLOCK)[1] for each in epoch.pending] == [bytes(1024), bytes(512)]
+
+
+def test_without_the_data_there_are_no_images() -> None:
+    with pytest.raises(ConfigError, match="record with data=writes"):
+        list(epochs([Record(Kind.WRITE, 0, 1, 0, 512, form=Form.SHA256, stored=bytes(16))]))
+
+
+# -- states -----------------------------------------------------------------------------------------------------------
+
+
+def pending(*blocks: int) -> Epoch:
+    writes = [
+        Write(number, number * 65536, count * BLOCK, b"w" * (count * BLOCK)) for number, count in enumerate(blocks)
+    ]
+    return Epoch(0, [], writes)
+
+
+def test_of_few_writes_every_subset_is_tried() -> None:
+    states = list(pending(1, 1, 1, 1).states(BLOCK, 100, 0))
+    assert {tuple(position for position, _ in state) for state in states} == {
+        tuple(position for position in range(4) if bits >> position & 1) for bits in range(16)
+    }
+    assert len(states) == len(set(states)) == 16
+
+
+def test_of_many_writes_prefixes_are_tried_and_each_missing_and_each_alone() -> None:
+    states = set(pending(*[1] * 30).states(BLOCK, 100, 0))
+    everything = tuple((position, Part.WHOLE) for position in range(30))
+    for position in range(31):
+        assert everything[:position] in states
+    for position in range(30):
+        assert everything[:position] + everything[position + 1 :] in states
+        assert (everything[position],) in states
+
+
+def test_no_more_are_tried_than_the_limit_and_by_the_same_seed_the_same() -> None:
+    epoch = pending(*[2] * 40)
+    assert len(list(epoch.states(BLOCK, 50, 0))) == 50
+    assert list(epoch.states(BLOCK, 400, 1)) == list(epoch.states(BLOCK, 400, 1)) != list(epoch.states(BLOCK, 400, 2))
+
+
+def test_a_write_of_several_blocks_is_torn_and_a_block_never() -> None:
+    parts = {state[-1][1] for state in pending(8).states(BLOCK, 100, 0) if state}
+    assert parts == {Part.WHOLE, Part.FIRST, Part.HALF, Part.LAST}
+    assert {part for state in pending(1).states(BLOCK, 100, 0) for _, part in state} == {Part.WHOLE}
+    data = b"".join(bytes([number]) * BLOCK for number in range(8))
+    torn = Write(0, 0, len(data), data)
+    assert torn.part(Part.FIRST, BLOCK) == (0, bytes([0]) * BLOCK)
+    assert torn.part(Part.HALF, BLOCK) == (0, data[: 4 * BLOCK])
+    assert torn.part(Part.LAST, BLOCK) == (7 * BLOCK, bytes([7]) * BLOCK)
+
+
+# -- images -----------------------------------------------------------------------------------------------------------
+
+
+def test_each_image_is_what_the_state_says_whatever_was_built_before(tmp_path: Path) -> None:
+    chance = random.Random(5)
+    records: list[Record] = []
+    for number in range(40):
+        if chance.random() < 0.2:
+            records.append(flush(number * 2))
+        else:
+            records.append(write(number * 2, chance.randrange(20), bytes([number + 1]), chance.randint(1, 4)))
+    base = tmp_path / "base"
+    base.write_bytes(b"\xee" * (16 * BLOCK))
+    image = Image(tmp_path / "image", 32 * BLOCK, BLOCK, base)
+    durable = bytearray(base.read_bytes().ljust(32 * BLOCK, b"\0"))
+    for epoch in epochs(records):
+        image.settle(epoch)
+        for each in epoch.durable:
+            durable[each.offset : each.offset + each.length] = each.data or b""
+        for count, state in enumerate(epoch.states(BLOCK, 12, 0)):
+            expected = bytearray(durable)
+            for position, part in state:
+                offset, data = epoch.pending[position].part(part, BLOCK)
+                expected[offset : offset + len(data)] = data
+            image.build(epoch, state)
+            assert image.path.read_bytes() == expected
+            if count % 3 == 0:  # a check that repairs what it finds
+                image.path.write_bytes(b"scribble" * 100)
+    image.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_a_failure_is_shrunk_to_the_fewest_writes(tmp_path: Path) -> None:
+    epoch = pending(*[3] * 24)
+    image = Image(tmp_path / "image", 24 * 65536, BLOCK)
+
+    def bad(path: Path) -> tuple[int, str]:
+        data = path.read_bytes()
+        return int(bool(data[5 * 65536]) and bool(data[17 * 65536]) and not data[3 * 65536]), "both, and not 3"
+
+    state = tuple((position, Part.FIRST if position == 17 else Part.WHOLE) for position in range(24) if position != 3)
+    image.build(epoch, state)
+    small = shrink(image, Failure(epoch, state, 1, ""), bad)
+    assert small.state == ((5, Part.WHOLE), (17, Part.WHOLE))
+    assert "2 of 24 writes since the last flush are there" in next(iter(small.lines()))
+    image.close()
+
+
+def test_a_check_that_does_not_end_has_failed(tmp_path: Path) -> None:
+    assert shell_check("sleep 60", 0.1)(tmp_path) == (-1, "it did not end within 0.1 seconds")
+
+
+# -- the whole of it --------------------------------------------------------------------------------------------------
+
+
+def recorded(path: Path, *, careful: bool) -> Recording:
+    with upon(given(Recorder(), file=path), size=1 << 17) as disk:
+        book = Ledger(disk.write, disk.flush, careful=careful)
+        for number in range(6):
+            book.append(b"entry %d" % number)
+    return Recording(path)
+
+
+@pytest.fixture
+def crash(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    def run(path: Path, *more: object) -> tuple[int, str]:
+        command = f"{sys.executable} {ledger.__file__} $image"
+        status = main(["crash", str(path), "--check", command, *map(str, more)])
+        return status, capsys.readouterr().out
+
+    return run
+
+
+def test_a_log_that_forgets_a_flush_is_caught_with_the_one_write_that_matters(
+    tmp_path: Path, crash: Callable[..., tuple[int, str]]
+) -> None:
+    recorded(tmp_path / "file", careful=False)
+    status, said = crash(tmp_path / "file", "--keep", tmp_path / "bad", "--limit", 8)
+    assert status == 1
+    assert "1 of 2 writes since the last flush are there" in said
+    assert "2048 bytes at 512: missing" in said
+    assert "512 bytes at 0: there" in said
+    assert "entry 0 of 1 is not whole" in said
+    assert ledger.check(tmp_path / "bad") == "entry 0 of 1 is not whole"
+
+
+def test_a_log_that_flushes_passes_every_cut(tmp_path: Path, crash: Callable[..., tuple[int, str]]) -> None:
+    recorded(tmp_path / "file", careful=True)
+    status, said = crash(tmp_path / "file", "--limit", 8)
+    assert (status, said.splitlines()[-1].split(", ")[1]) == (0, "0 failures")
+
+
+def test_cuts_are_tried_from_the_flush_that_is_named(tmp_path: Path, crash: Callable[..., tuple[int, str]]) -> None:
+    path = tmp_path / "file"
+    with upon(given(Recorder(), file=path), size=1 << 17) as disk:
+        for careful in (False, True):
+            book = Ledger(disk.write, disk.flush, careful=careful)
+            for number in range(3):
+                book.append(b"entry %d" % number)
+    flushes = [epoch.number for epoch in epochs(Recording(path)) if epoch.durable and epoch.durable[0].number >= 8]
+    assert crash(path, "--limit", 6, "--all")[0] == 1
+    assert crash(path, "--limit", 6, "--from", flushes[0] + 1)[0] == 0

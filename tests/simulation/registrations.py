@@ -1,0 +1,187 @@
+"""What persistent reservations may be: a model of SPC-4 5.12 that keeps every state which what was answered allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+REGISTER, RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT, REGISTER_AND_IGNORE = range(7)  # SPC-4 table 215
+ACTIONS = ("register", "reserve", "release", "clear", "preempt", "preempt and abort", "register and ignore")
+KINDS = (5, 1, 3, 6, 7, 8)  # SPC-4 table 63
+EXCLUSIVE, REGISTRANTS, EVERYONE = (3, 6, 8), (5, 6), (7, 8)
+GOOD, CHECK, CONFLICT = 0x00, 0x02, 0x18
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Registrations (initiator and key), the reservation's type and holder, and whether they outlive the process."""
+
+    keys: frozenset[tuple[int, int]] = frozenset()
+    kind: int | None = None
+    holder: int | None = None
+    lasting: bool = False
+
+    def key(self, who: int) -> int | None:
+        """Return the key that an initiator is registered with."""
+        return next((key for other, key in self.keys if other == who), None)
+
+    def holds(self, who: int) -> bool:
+        """Return whether an initiator holds the reservation."""
+        if self.kind is None:
+            return False
+        return self.key(who) is not None if self.kind in EVERYONE else self.holder == who
+
+    def allows(self, who: int, medium: str) -> bool:
+        """Return whether an initiator may read or write (SPC-4 table 66)."""
+        if self.kind is None or medium == "none" or (medium == "read" and self.kind not in EXCLUSIVE):
+            return True
+        return self.holds(who) if self.kind in {1, 3} else self.key(who) is not None
+
+    def with_key(self, who: int, key: int | None) -> State:
+        """Return the state with another registration of `who`."""
+        keys = {pair for pair in self.keys if pair[0] != who}
+        return replace(self, keys=frozenset(keys | ({(who, key)} if key else set())))
+
+    def unreserved(self) -> State:
+        """Return the state without a reservation."""
+        return replace(self, kind=None, holder=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A PERSISTENT RESERVE OUT."""
+
+    number: int
+    who: int
+    action: int
+    key: int
+    new: int  # SERVICE ACTION RESERVATION KEY
+    kind: int
+    lasting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a request came to: its status, and whose registrations a preemption took."""
+
+    status: int
+    victims: frozenset[int] = frozenset()
+
+
+def carry_out(state: State, request: Request) -> tuple[State, Result]:
+    """Return the state after a request, and its result."""
+    who, action = request.who, request.action
+    known = state.key(who)
+    if action in {REGISTER, REGISTER_AND_IGNORE}:
+        if action == REGISTER and request.key != (known or 0):
+            return state, Result(CONFLICT)
+        held = state.holds(who)
+        after = replace(state.with_key(who, request.new), lasting=request.lasting)
+        if known is not None and not request.new and held and (state.kind not in EVERYONE or not after.keys):
+            after = after.unreserved()
+        return after, Result(GOOD)
+    if known is None or request.key != known:
+        return state, Result(CONFLICT)
+    if action == RESERVE:
+        if state.kind is not None:
+            return state, Result(GOOD if state.holds(who) and state.kind == request.kind else CONFLICT)
+        holder = None if request.kind in EVERYONE else who
+        return replace(state, kind=request.kind, holder=holder), Result(GOOD)
+    if action == RELEASE:
+        if state.kind is None or not state.holds(who):
+            return state, Result(GOOD)
+        if state.kind != request.kind:
+            return state, Result(CHECK)
+        return state.unreserved(), Result(GOOD)
+    if action == CLEAR:
+        return replace(state.unreserved(), keys=frozenset()), Result(GOOD)
+    return _preempt(state, request)
+
+
+def _preempt(state: State, request: Request) -> tuple[State, Result]:
+    """PREEMPT and PREEMPT AND ABORT (SPC-4 5.12.11.2.4, 5.12.11.2.5)."""
+    who = request.who
+    everyone = state.kind in EVERYONE
+    if not request.new and not everyone:
+        return state, Result(CHECK)
+    gone = {other for other, key in state.keys if (other != who if not request.new else key == request.new)}
+    if request.new and not gone:
+        return state, Result(CONFLICT)
+    takes = state.kind is not None and (not request.new if everyone else state.holder in gone)
+    after = replace(state, keys=frozenset(pair for pair in state.keys if pair[0] not in gone - {who}))
+    if takes:
+        after = replace(after, kind=request.kind, holder=None if request.kind in EVERYONE else who)
+    elif who in gone:
+        after = after.with_key(who, None)
+    if everyone and not after.keys:
+        after = after.unreserved()
+    return after, Result(GOOD, frozenset(gone - {who}))
+
+
+Results = frozenset[tuple[int, Result]]
+
+
+class Possible:
+    """The states that a unit may be in, each with the results that requests still unanswered would have."""
+
+    def __init__(self, states: Iterable[State] = (State(),)) -> None:
+        self.pending: dict[int, Request] = {}
+        self.full = False  # what is to be kept may not find room
+        self.entries: set[tuple[State, Results]] = {(state, frozenset()) for state in states}
+
+    @property
+    def states(self) -> set[State]:
+        """Return the states alone."""
+        return {state for state, _ in self.entries}
+
+    def begin(self, request: Request) -> None:
+        """A request was sent: from now on it may have been carried out."""
+        self.pending[request.number] = request
+        self.unfold()
+
+    def unfold(self) -> None:
+        """Add what every order of the unanswered requests can lead to."""
+        todo = list(self.entries)
+        while todo:
+            state, results = todo.pop()
+            done = {number for number, _ in results}
+            for number, request in self.pending.items():
+                if number in done:
+                    continue
+                outcomes = [carry_out(state, request)]
+                if self.full:
+                    outcomes.append((state, Result(CHECK)))
+                for after, result in outcomes:
+                    entry = (after, results | {(number, result)})
+                    if entry not in self.entries:
+                        self.entries.add(entry)
+                        todo.append(entry)
+
+    def answered(self, number: int, status: int) -> frozenset[int] | None:
+        """A request was answered: return whom it certainly preempted, or None if nothing explains the answer."""
+        kept: set[tuple[State, Results]] = set()
+        victims: frozenset[int] | None = None
+        for state, results in self.entries:
+            result = dict(results).get(number)
+            # A CHECK CONDITION may also stand for what kept the request from being carried out: a unit attention.
+            if (result is None and status == CHECK) or (result is not None and result.status == status):
+                kept.add((state, frozenset(pair for pair in results if pair[0] != number)))
+                if result is not None:
+                    victims = result.victims if victims is None else victims & result.victims
+        if not kept:
+            return None
+        self.entries = kept
+        del self.pending[number]
+        return victims or frozenset()
+
+    def forget(self, number: int) -> None:
+        """A request will not be answered: it was carried out, or it was not."""
+        if self.pending.pop(number, None) is not None:
+            self.entries = {
+                (state, frozenset(pair for pair in results if pair[0] != number)) for state, results in self.entries
+            }
+
+    def restart(self) -> None:
+        """The process died: what was kept is restored."""
+        self.pending.clear()
+        self.entries = {(state if state.lasting else State(), frozenset()) for state, _ in self.entries}

@@ -1,0 +1,72 @@
+"""The one codec of messages between processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tcmu_core.codec import CodecError, Message, decode, encode
+from tcmu_core.disk.device import Change
+from tcmu_core.disk.spec import DiskSpec
+from tcmu_core.host import messages as m
+from tcmu_core.iscsi.chap import Algorithm
+from tcmu_core.iscsi.settings import Access, ChapUser, Limits, PortalSettings
+from tcmu_core.iscsi.transport import Feed, Link, RedirectorWay, TargetWay, Visitor
+from tcmu_core.kernel.transport import KernelDevice, Record
+
+SETTINGS = PortalSettings(
+    addresses=("127.0.0.1:0", "[::1]:0"),
+    access=Access((ChapUser("joe", b"\x00\xff secret"),), ChapUser("we", b"other"), ("iqn.*",), tuple(Algorithm)[:1]),
+    targets={"iqn.2026-01.org.example:a": Access(initiators=("x", "y"))},
+    limits=Limits(connections=3, nop_interval=0.5),
+    insecure=True,
+)
+LOG = m.LogSettings(4, {"file/a": 5}, "/var/log", syslog=True)
+DISK = m.DiskStatus(3, "file", "ä", "/x", 1 << 60, 512, False, True, False)
+JOB = m.Job(
+    "target x", "tcmu:x", TargetWay("iqn.2026-01.org.example:a", SETTINGS, Path("/state")),
+    {0: DiskSpec("file", "/a;b=c", size=None, options={"direct": "1"}, place=("x", "0")), 7: DiskSpec("ram", size=5)},
+    LOG, "1.0", takes_over=True, delay=2.0,
+)  # fmt: skip
+
+MESSAGES: list[Message] = [
+    JOB, LOG, m.Adopt(), m.Ping(), m.Ask(), m.Retry(), m.Drain(), m.Close(), m.Ready(), m.Stop(), m.Pong(1, 2),
+    m.Exited(1, 9),
+    m.Spawn(1, JOB), m.Spawned(1, 2), m.Reconfigure(Change(size=5), 1, 2), m.Reconfigure(Change(cfgstring="")),
+    m.Changed(1, 22, "no", DISK), m.Changed(1, 0, ""), m.Failed(28, "full"),
+    m.Opened(JOB, m.Status(1, (DISK,), (m.Missing(1, "file/b", "gone"),), ("a",), 1, 2)),
+    KernelDevice(1, 2, "d", park=True), Record(), RedirectorWay(("a", "b"), SETTINGS), Link("a"), Feed(),
+    Visitor(bytes(range(256)), 48),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_what_arrives_is_what_was_sent(message: Message) -> None:
+    assert decode(encode(message)) == message
+
+
+def test_every_message_of_the_host_is_tried() -> None:
+    known = {kind for kind in vars(m).values() if isinstance(kind, type) and issubclass(kind, Message)}
+    assert known - {Message, m.WayIn, m.Missing} <= {type(message) for message in MESSAGES} | {m.DiskStatus, m.Status}
+
+
+def changed(**fields: object) -> bytes:
+    return json.dumps({**json.loads(encode(m.Spawned(1, 2))), **fields}).encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"{", b"1", b"{}", b'{"":"os:system"}', b'{"":"host.messages:Nothing"}',
+        b'{"":"disk.spec:DiskSpec","handler":"x"}', b'{"":"codec:Message"}', b'{"":5}',
+        changed(key="1"), changed(key=True), changed(key=None), changed(more=1),
+        b'{"":"host.messages:Spawned","key":1}',
+        b'{"":"iscsi.transport:Visitor","heard":"*","told":0}',
+        encode(RedirectorWay(("a",), SETTINGS)).replace(b"127.0.0.1:0", b"nowhere"),
+    ],
+)  # fmt: skip
+def test_what_is_no_message_is_refused_whole(data: bytes) -> None:
+    with pytest.raises(CodecError):
+        decode(data)

@@ -1,0 +1,86 @@
+"""Every handler that is broken on purpose is caught, by the promise that it breaks; those that are sound pass."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tcmu_core import ConfigError
+from tcmu_core.testing import PromiseBroken, check_handler, harness, kit, open_device
+from tests.testing.broken import data, life, sound
+from tests.testing.broken.sound import SIZE
+
+CAUGHT = {**data.CAUGHT, **life.CAUGHT}
+
+
+@pytest.fixture
+def maker(tmp_path):
+    """Return a maker of devices of a class, in a file of its own where it has one."""
+
+    def of(handler):
+        path = f"{tmp_path}/{handler.__name__}" if issubclass(handler, sound.Stored) else ""
+        return lambda: open_device(handler, path, size=SIZE)
+
+    return of
+
+
+@pytest.mark.parametrize("handler", CAUGHT, ids=lambda handler: handler.__name__)
+def test_a_broken_handler_is_caught_with_the_promise_the_call_and_the_values(handler, maker, monkeypatch):
+    monkeypatch.setattr(harness, "TIMEOUT", 1.0 if handler.__name__.startswith("Never") else 60.0)
+    monkeypatch.setattr(kit, "LIMIT", 2)
+    with pytest.raises((PromiseBroken, ConfigError)) as told:
+        check_handler(maker(handler), persistent=issubclass(handler, sound.Stored), examples=3)
+    assert re.search(CAUGHT[handler], str(told.value), re.DOTALL), str(told.value)
+
+
+def test_there_are_enough_of_them():
+    assert len(CAUGHT) >= 40
+    assert all(handler.__doc__ for handler in CAUGHT)
+
+
+SOUND = {
+    sound.Memory: {"check_far_offsets", "check_write_errors", "check_read_errors"},
+    sound.Stored: {"check_extents", "check_zeros", "check_far_offsets"},
+    sound.Sparse: {
+        "check_extents",
+        "check_flush",
+        "check_read_errors",
+        "check_resizing",
+        "check_sizes",
+        "check_write_errors",
+        "check_zeros",
+    },
+    sound.ReadOnly: {
+        "check_buffers",
+        "check_ends",
+        "check_extents",
+        "check_far_offsets",
+        "check_flush",
+        "check_model",
+        "check_read_errors",
+        "check_resizing",
+        "check_sizes",
+        "check_write_errors",
+        "check_zeros",
+    },
+}
+
+
+@pytest.mark.parametrize("handler", SOUND, ids=lambda handler: handler.__name__)
+def test_a_sound_handler_passes_and_what_was_left_out_is_listed(handler, maker, capsys):
+    report = check_handler(maker(handler), persistent=handler is sound.Stored, examples=5)
+    left_out = dict(report.left_out)
+    staying = set() if handler is sound.Stored else {"check_persistence", "check_crash"}
+    assert left_out.keys() == SOUND[handler] | staying
+    assert not left_out.keys() & set(report.checked)
+    said = capsys.readouterr().out
+    for name, reason in left_out.items():
+        assert f"left out: {name}: {reason}\n" in said
+
+
+def test_what_a_handler_claims_not_to_do_is_not_checked_and_listed(maker):
+    report = check_handler(maker(life.ResizingLosesData), examples=2, claims=["fixed size"])
+    assert ("check_resizing", "claimed: fixed size") in report.left_out
+    with pytest.raises(KeyError):
+        check_handler(maker(sound.Memory), claims=["what nobody knows"])
