@@ -19,6 +19,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from tcmu_core.cfgstring import Default
 from tcmu_core.errors import TcmuError
 
 PACKAGE = "tcmu_core."
@@ -63,6 +64,8 @@ def _pack(value: Any) -> Any:
         return packed
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, Default):
+        return [str(value), value.where]
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, Path):
@@ -102,6 +105,9 @@ def _plain(hint: Any, value: Any) -> Any:
             return base64.b64decode(_expect(str, value), validate=True)
         except binascii.Error as error:
             raise ValueError(f"no bytes: {error}") from None
+    if hint is str and type(value) is list:  # it knows where it is from
+        text, where = value
+        return Default(_expect(str, text), _expect(str, where))
     if hint is Path:
         return Path(_expect(str, value))
     if hint is float and type(value) is int:

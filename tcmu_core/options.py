@@ -11,6 +11,8 @@ from typing import Any
 from tcmu_core.cfgstring import CfgString, boolean, parse_cfgstring, size
 from tcmu_core.errors import ConfigError
 
+MANY = 8  # options that one line has room for
+
 
 def path(text: str) -> str:
     """Return a path as it is; one that is empty or holds a NUL byte can't be meant."""
@@ -36,7 +38,8 @@ class Option:
 
     `kind` converts its value: `str`, `int`, `size`, `boolean`, `path`, or a function of one's own that raises
     `ConfigError`. `least` and `most` bound a number, `choices` are all the texts that there are; `default` is the
-    value (of the converted type) when nobody gives one.
+    value (of the converted type) when nobody gives one. `names_storage`: it says which storage is meant, as a body
+    does.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Option:
     least: int | None = None
     most: int | None = None
     choices: tuple[str, ...] = ()
+    names_storage: bool = False
 
     @property
     def placeholder(self) -> str:
@@ -57,7 +61,9 @@ class Option:
         """Return what a person must know of its values: the least, the most, and what it is if not given."""
         parts = [f"at least {self.least}"] if self.least is not None else []
         parts += [f"at most {self.most}"] if self.most is not None else []
-        parts += [f"{shown(self.default)} if not given"] if self.default is not None else []
+        if self.default is not None:
+            default = _short(self.default) if self.kind is size else shown(self.default)
+            parts.append(f"{default} if not given")
         return "; ".join(parts)
 
     def value(self, text: str) -> Any:
@@ -124,7 +130,11 @@ class Options:
 
     def names_storage(self, text: str) -> bool:
         """Whether the cfgstring says which storage is meant, so that the same one means the same data."""
-        return self.body is not None and bool(text.partition(";")[0])
+        body, *parts = text.split(";")
+        given = {part.partition("=")[0].strip() for part in parts}
+        return (self.body is not None and bool(body)) or any(
+            option.names_storage for name, option in self.options.items() if name in given
+        )
 
     def absolute(self, text: str, directory: Path) -> str:
         """Return the cfgstring with its paths, which are relative to `directory`, made absolute."""
@@ -147,6 +157,8 @@ class Options:
     def syntax(self) -> str:
         """Return the whole cfgstring in one line: `PATH[;size=SIZE][;ro=yes|no]`."""
         options = "".join(f"[;{option.name}={option.placeholder}]" for option in self.options.values())
+        if len(self.options) > MANY:
+            options = "[;OPTION=VALUE]…"
         if self.body is None:
             return options
         return (self.body.placeholder if self.body.required else f"[{self.body.placeholder}]") + options
@@ -176,6 +188,14 @@ def _absolute(text: str, directory: Path) -> str:
 def _explained(option: Option) -> str:
     text = option.help or option.placeholder
     return f"{text} ({option.bounds})" if option.bounds else text
+
+
+def _short(number: int) -> str:
+    """Return a size in bytes as `size` takes it: 32M."""
+    for power, unit in ((40, "T"), (30, "G"), (20, "M"), (10, "K")):
+        if number and not number % (1 << power):
+            return f"{number >> power}{unit}"
+    return str(number)
 
 
 def shown(value: Any) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tcmu_core.cfgstring import Default
 from tcmu_core.codec import CodecError, Message, decode, encode
 from tcmu_core.disk.device import Change
 from tcmu_core.disk.spec import DiskSpec
@@ -33,7 +34,7 @@ JOB = m.Job(
 
 MESSAGES: list[Message] = [
     JOB, LOG, m.Adopt(), m.Ping(), m.Ask(), m.Retry(), m.Drain(), m.Close(), m.Ready(), m.Stop(), m.Pong(1, 2),
-    m.Exited(1, 9),
+    m.Exited(1, 9), m.FilterCommand("{}", 1), m.FilterAnswer("{}", "no", mistaken=True),
     m.Spawn(1, JOB), m.Spawned(1, 2), m.Reconfigure(Change(size=5), 1, 2), m.Reconfigure(Change(cfgstring="")),
     m.Changed(1, 22, "no", DISK), m.Changed(1, 0, ""), m.Failed(28, "full"),
     m.Opened(JOB, m.Status(1, (DISK,), (m.Missing(1, "file/b", "gone"),), ("a",), 1, 2)),
@@ -45,6 +46,16 @@ MESSAGES: list[Message] = [
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_what_arrives_is_what_was_sent(message: Message) -> None:
     assert decode(encode(message)) == message
+
+
+def test_an_option_of_a_handler_still_knows_where_it_is_from() -> None:
+    spec = DiskSpec("file", options={"direct": Default("1", "/etc/tcmu/tcmu.conf:7")})
+    job = decode(encode(m.Job("x", "x", JOB.way, {0: spec}, LOG)))
+    assert isinstance(job, m.Job)
+    value = job.disks[0].options["direct"]
+    assert value == "1"
+    assert isinstance(value, Default)
+    assert value.where == "/etc/tcmu/tcmu.conf:7"
 
 
 def test_every_message_of_the_host_is_tried() -> None:

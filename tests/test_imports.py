@@ -17,7 +17,8 @@ PLUGINS = sorted(path for path in ROOT.glob("plugins/tcmu-*/tcmu_*") if path.is_
 # of SCSI that handlers speak too stand below the disk, the engine above it.
 LAYERS = (
     {"errors", "loop", "log", "sdnotify", "state", "stdout"},
-    {"cfgstring", "codec", "entrypoints", "posix", "identity"},
+    {"cfgstring", "entrypoints", "posix", "identity"},
+    {"codec"},
     {"channel"},
     {"options"},
     {"scsi.command", "scsi.opcodes"},

@@ -97,6 +97,9 @@ def test_a_body_names_the_storage():
     assert OPTIONS.names_storage("/disk;ro")
     assert not Options(Option("size", size)).names_storage(";size=1K")
     assert not Options(body=Body(required=False)).names_storage(";x")
+    by_name = Options(Option("host", names_storage=True), Option("size", size))
+    assert by_name.names_storage(";size=1K;host=a")
+    assert not by_name.names_storage(";size=1K")
 
 
 def test_help_is_written_from_the_declaration():
@@ -112,6 +115,8 @@ def test_help_is_written_from_the_declaration():
         "journal: where the journal is",
     ]
     assert Options().description == "It takes nothing."
+    assert Option("cache", size, default=96 << 20).bounds == "96M if not given"
+    assert Options(*(Option(name) for name in "abcdefghi"), body=Body()).syntax == "PATH[;OPTION=VALUE]…"
 
 
 def test_an_attribute_that_is_called_options_and_is_something_else_declares_nothing():

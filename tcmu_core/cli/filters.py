@@ -14,7 +14,7 @@ from tcmu_core.filters.registry import FilterRegistry
 from tcmu_core.host import control
 from tcmu_core.host.control import ControlError
 from tcmu_core.host.messages import FilterAnswer, FilterCommand
-from tcmu_core.state import Places, default_directory
+from tcmu_core.state import default_directory
 
 Message = dict[str, Any]
 
@@ -81,15 +81,13 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 def ask(args: argparse.Namespace, message: Message) -> dict[str, Any]:
     """Ask the host that serves a disk about its filters; raises what it says."""
-    directories = (args.state_dir, Places.of().hosts)
-    found = control.find(args.disk, *directories)
-    if len(found) > 1:
-        raise ControlError(f"{len(found)} processes serve a disk called {args.disk!r}: give each its own --name")
-    if not found:
-        names = sorted({disk.name for _, status in control.hosts(*directories) for disk in status.disks})
+    disks = control.disks(args.state_dir)
+    found = control.the_one(args.disk, disks)
+    if found is None:
+        names = sorted({disk.name for _, disk in disks})
         hint = f"served here: {', '.join(names)}" if names else "no process of yours serves any"
         raise ControlError(f"there is no disk {args.disk!r}: {hint}")
-    ((path, disk),) = found
+    path, disk = found
     answer = control.ask(path, FilterCommand(json.dumps(message), disk.lun))
     if not isinstance(answer, FilterAnswer):
         raise ControlError(f"{args.disk}: the process that serves it is of another version")

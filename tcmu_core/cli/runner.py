@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import tcmu_core
-from tcmu_core import sdnotify
+from tcmu_core import sdnotify, stdout
 from tcmu_core.bus import BusService
 from tcmu_core.config.check import problems
 from tcmu_core.config.configuration import DEFAULT_PATH, Config
@@ -101,7 +101,7 @@ class Daemon:
         self._apply(self.watcher.config)
         for warning in self.watcher.config.warnings:
             log.warning("%s", warning)
-        with held(self.places.lock):
+        with stdout.taken(), held(self.places.lock):
             return self._run()
 
     def _run(self) -> int:

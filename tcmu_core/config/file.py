@@ -21,7 +21,16 @@ from tcmu_core import cfgstring
 from tcmu_core.config.configuration import Config, ForeignDevices, LunConfig, TargetConfig
 from tcmu_core.config.lines import Place, places, plain
 from tcmu_core.errors import ConfigError
-from tcmu_core.iscsi.settings import DIGESTS, Access, ChapUser, Limits, PortalSettings, parse_address, parse_advertised
+from tcmu_core.iscsi.settings import (
+    DIGESTS,
+    MIN_SECRET,
+    Access,
+    ChapUser,
+    Limits,
+    PortalSettings,
+    parse_address,
+    parse_advertised,
+)
 from tcmu_core.log import Level
 
 MAX_SIZE = 2 << 20  # bytes; as the C runner
@@ -245,6 +254,13 @@ class _Reader:
         users = tuple(
             ChapUser(name, password.encode(), tuple(names.get(name, ()))) for name, password in values["chap"].items()
         )
+        for user in users:
+            if 0 < len(user.secret) < MIN_SECRET:
+                line = self._at((*place, "chap", user.name))
+                self.warnings.append(
+                    f"{self.name}:{line}: the password of {user.name} is shorter than {MIN_SECRET} characters: "
+                    "it can be guessed"
+                )
         acl = tuple(values["acl"])
         if general is not None:
             users, acl = users or general.users, acl or general.initiators

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -40,6 +41,7 @@ class ControlSocket:
         self._loop = loop
         self._host = host
         self._channels: set[Channel] = set()
+        self._directory = None if directory.exists() else directory  # that we make, and leave to nobody
         self._rendezvous = Rendezvous(loop, directory / f"serve-{os.getpid()}.sock", self._accept)
 
     def _accept(self, sock: socket.socket) -> None:
@@ -61,6 +63,9 @@ class ControlSocket:
         for one in self._channels:
             one.close()
         self._channels.clear()
+        if self._directory is not None:
+            with contextlib.suppress(OSError):  # somebody else keeps something there by now
+                self._directory.rmdir()
 
 
 def ask(path: Path, message: Message, seconds: float = PATIENCE) -> Message:
@@ -86,11 +91,14 @@ def hosts(directory: Path) -> Iterator[tuple[Path, Status]]:
                 yield path, status
 
 
-def disks(directory: Path) -> list[tuple[Path, DiskStatus]]:
-    """Return the disks behind a portal, each with the place of its host. Kernel devices are the kernel's to ask."""
+def disks(directory: Path, *, kernel: bool = True) -> list[tuple[Path, DiskStatus]]:
+    """Return the disks that are served, each with the place of its host.
+
+    Without `kernel` those of kernel devices are left out: what they are is changed by way of the kernel.
+    """
     found = []
     for path, status in hosts(directory):
-        if not any(address.startswith("/dev/") for address in status.addresses):
+        if kernel or not any(address.startswith("/dev/") for address in status.addresses):
             found += [(path, disk) for disk in status.disks]
     return found
 

@@ -358,6 +358,8 @@ def errno_of(error: BaseException) -> int:
     code = getattr(error, "errno", None)  # of an OSError, and of what configfs said
     if isinstance(code, int) and code:
         return code
+    if isinstance(error, HandlerError) and error.__cause__ is not None:  # it broke: what it raised says more
+        return errno_of(error.__cause__)
     for kind, number in _ERRNOS.items():
         if isinstance(error, kind):
             return number

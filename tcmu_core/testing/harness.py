@@ -154,6 +154,11 @@ class Latest:
 
     device: OpenDevice | None = None
 
+    @classmethod
+    def now(cls) -> OpenDevice | None:
+        """Return it."""
+        return cls.device
+
 
 @contextmanager
 def open_device(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tcmu_core.testing import harness
-from tcmu_core.testing.failures import check_read_errors, check_write_errors
+from tcmu_core.testing.failures import check_flush_errors, check_read_errors, check_write_errors
 from tcmu_core.testing.harness import Hangs, Latest, PromiseBroken
 from tcmu_core.testing.lives import (
     check_block_size,
     check_crash,
+    check_failing_open,
     check_far_offsets,
     check_leaks,
     check_persistence,
@@ -51,10 +51,12 @@ PROMISES: tuple[Promise, ...] = (
     check_resizing,
     check_reopening,
     check_leaks,
+    check_failing_open,
     check_block_size,
     check_read_only,
     check_write_errors,
     check_read_errors,
+    check_flush_errors,
 )
 STAYING: tuple[Promise, ...] = (
     check_persistence,
@@ -67,9 +69,9 @@ CLAIMS = {
     "own size": ("check_size", "check_far_offsets"),
     "own block size": ("check_block_size",),
     "fixed size": ("check_resizing",),
-    "one at a time": ("check_together",),
     "not crash-safe": ("check_crash",),
-    "not told of errors": ("check_write_errors", "check_read_errors"),
+    "not forked": ("check_crash",),
+    "not told of errors": ("check_write_errors", "check_read_errors", "check_flush_errors"),
 }
 LIMIT = 20  # times as long as one call may take, all the calls of one promise may
 
@@ -101,11 +103,15 @@ def check_handler(
         TcmuError, OSError: the device can't be opened.
     """
     claimed = {name: claim for claim in claims for name in CLAIMS[claim]}
-    model = functools.partial(check_model, examples=examples)
-    functools.update_wrapper(model, check_model)
+
+    def model(make: Maker) -> str | None:
+        return check_model(make, examples=examples)
+
+    model.__name__ = check_model.__name__
     checked: list[str] = []
     left_out: list[tuple[str, str]] = []
-    for promise in (*PROMISES, model, *STAYING, *LAST):
+    promises: tuple[Promise, ...] = (*PROMISES, model, *STAYING, *LAST)
+    for promise in promises:
         name = promise.__name__
         if name in claimed:
             reason: str | None = f"claimed: {claimed[name]}"
@@ -138,7 +144,7 @@ def _run(promise: Promise, make: Maker) -> str | None:
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     thread.join(LIMIT * harness.TIMEOUT)
-    disk = Latest.device
+    disk = Latest.now()
     doing = disk.doing if disk is not None else "open"
     if thread.is_alive():
         raise Hangs(f"{name}: {doing}: it has not returned")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -12,10 +13,12 @@ from pathlib import Path
 
 from tcmu_core.errors import ConfigError, TcmuError
 from tcmu_core.testing import harness
+from tcmu_core.testing.failures import NONE_MADE, failing
 from tcmu_core.testing.harness import OpenDevice, PromiseBroken, asking
 from tcmu_core.testing.promises import NO_WRITE, Maker, require, same, window, writable, write
 
 REOPENINGS = 5
+OPENING = ("fstat", "pread", "preadv", "lseek", "ftruncate")  # what an open asks of os
 OFFSETS = (1 << 31, 1 << 32, (1 << 40) + (1 << 12), 2 << 40)  # where 32 bits of bytes, then of blocks, end
 LARGE = 3 << 40  # bytes
 CRASHED, BROKE = 0, 1  # exit statuses of a child that crashes on purpose
@@ -151,6 +154,32 @@ def _use(make: Maker) -> None:
             write(disk, 0, b"u" * block)
             if disk.operations.flush is not None:
                 disk.flush()
+
+
+def check_failing_open(make: Maker) -> str | None:
+    """An open that fails half-way gives back what it had: descriptors and threads."""
+    _use(make)
+    tried = 0
+    for name in OPENING:
+        before = _held()
+        failures = 0
+        for _ in range(REOPENINGS):
+            with contextlib.ExitStack() as opened:
+                with failing((name,)) as meanwhile:
+                    try:
+                        opened.enter_context(make())
+                    except (TcmuError, OSError):
+                        failures += 1
+                tried += meanwhile.calls
+        after = _held()
+        for what, count in after.items():
+            if failures and count >= before[what] + failures:
+                raise PromiseBroken(
+                    f"{failures} times it failed because os.{name} did (EIO), and then there are {count} {what}, "
+                    f"{before[what]} before",
+                    "open",
+                )
+    return None if tried else NONE_MADE
 
 
 def _held() -> dict[str, int]:

@@ -98,10 +98,10 @@ class Running:
         self.log = directory / "stderr"
 
     def start(self) -> None:
-        with self.log.open("a") as log:
+        with self.log.open("a") as log, (self.directory / "stdout").open("w") as said:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", AS_USER, "--config", str(self.config), *self.options],
-                stderr=log, stdin=subprocess.DEVNULL, text=True, cwd=self.directory,
+                stdout=said, stderr=log, stdin=subprocess.DEVNULL, text=True, cwd=self.directory,
                 env={**os.environ, "XDG_RUNTIME_DIR": str(self.directory / "run"), "HOME": str(self.directory),
                      "XDG_STATE_HOME": str(self.directory / "state"), "DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nowhere"},
             )  # fmt: skip
@@ -211,3 +211,35 @@ def test_an_emptied_configuration_changes_nothing_and_a_new_one_does(running: Ru
     assert running.reads()
     running.config.write_text(text.replace("1M", "2M"))
     running.wait(lambda: running.said().count(f"{IQN} is served, LUN 0") == 2)
+
+
+NOISY = """\
+import os
+from tcmu_core import hookimpl
+
+print("at import", flush=True)
+
+
+class Noisy:
+    @hookimpl
+    def open(self, device):
+        print("in open", flush=True)
+        os.system("echo from a child")
+
+    @hookimpl
+    def read(self, offset, buffers): ...
+"""
+
+
+def test_what_handlers_print_never_comes_on_its_stdout(tmp_path: Path) -> None:
+    (tmp_path / "handler_noisy.py").write_text(NOISY)
+    running = Running(tmp_path, "--handler-path", str(tmp_path))
+    running.config.write_text(running.config.read_text().replace("handler = file", "handler = noisy"))
+    running.start()
+    try:
+        running.wait(lambda: f"{IQN} is served, LUN 0" in running.said())
+    finally:
+        running.end()
+    assert (tmp_path / "stdout").read_text() == ""
+    for noise in ("at import", "in open", "from a child"):
+        assert f"{noise}\n" in running.said()

@@ -218,11 +218,17 @@ def test_listening_for_everybody_takes_a_word_or_a_lock() -> None:
 
 def test_passwords_that_others_can_read_are_warned_about(tmp_path: Path) -> None:
     file = tmp_path / "tcmu.conf"
-    file.write_text("[portal]\n[[chap]]\na = b\n")
+    file.write_text("[portal]\n[[chap]]\na = long enough to be one\n")
     file.chmod(0o644)
     assert load(file).warnings == (f"{file}: holds passwords and others may read it: chmod 600 {file}",)
     file.chmod(0o600)
     assert load(file).warnings == ()
+
+
+def test_a_password_that_can_be_guessed_is_warned_of_with_its_line() -> None:
+    text = "[portal]\n[[chap]]\nalice = elevenchars\nbob = twelve chars\n"
+    (warning,) = parse(text, "t.conf").warnings
+    assert warning == "t.conf:3: the password of alice is shorter than 12 characters: it can be guessed"
 
 
 def test_passwords_don_t_show_in_a_repr() -> None:

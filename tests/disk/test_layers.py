@@ -188,7 +188,7 @@ def test_an_operation_that_a_filter_does_not_know_does_not_pass_it_by():
 
 def test_a_filter_makes_no_operation_of_nothing_but_sees_commands():
     disk = stack(Loud("it", []), Operations(read=lambda *_: None))
-    assert [name for name in OPERATIONS if getattr(disk, name)] == ["read", "handle_cmd"]
+    assert [name for name in OPERATIONS if getattr(disk, name)] == ["read", "handle_cmd"]  # there are commands always
 
 
 def test_a_filter_that_nothing_could_be_read_through_is_refused():

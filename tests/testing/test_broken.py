@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -40,11 +41,19 @@ def test_there_are_enough_of_them():
 
 
 SOUND = {
-    sound.Memory: {"check_far_offsets", "check_write_errors", "check_read_errors"},
+    sound.Memory: {
+        "check_far_offsets",
+        "check_write_errors",
+        "check_read_errors",
+        "check_flush_errors",
+        "check_failing_open",
+    },
     sound.Stored: {"check_extents", "check_zeros", "check_far_offsets"},
     sound.Sparse: {
         "check_extents",
+        "check_failing_open",
         "check_flush",
+        "check_flush_errors",
         "check_read_errors",
         "check_resizing",
         "check_sizes",
@@ -55,8 +64,10 @@ SOUND = {
         "check_buffers",
         "check_ends",
         "check_extents",
+        "check_failing_open",
         "check_far_offsets",
         "check_flush",
+        "check_flush_errors",
         "check_model",
         "check_read_errors",
         "check_resizing",
@@ -84,3 +95,10 @@ def test_what_a_handler_claims_not_to_do_is_not_checked_and_listed(maker):
     assert ("check_resizing", "claimed: fixed size") in report.left_out
     with pytest.raises(KeyError):
         check_handler(maker(sound.Memory), claims=["what nobody knows"])
+
+
+def test_the_guide_tells_every_claim():
+    guide = (Path(__file__).parents[2] / "docs" / "handlers.md").read_text()
+    for claim, promises in kit.CLAIMS.items():
+        assert f"| `{claim}` |" in guide
+        assert set(promises) <= {promise.__name__ for promise in (*kit.PROMISES, *kit.STAYING, *kit.LAST)}

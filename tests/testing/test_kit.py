@@ -232,7 +232,7 @@ def test_a_rare_fault_is_found_by_the_model(monkeypatch, hypothesis):
     with pytest.raises(
         AssertionError, match=r"after (discard|write_zeroes)\(\d+, \d+\): byte \d+ is 0x.., it should be 0x00"
     ):
-        check_model(lambda: open_device(Rare, size=SIZE), examples=300)
+        check_model(lambda: open_device(Rare, size=SIZE // 4), examples=300)
 
 
 def test_a_promise_can_be_checked_alone():

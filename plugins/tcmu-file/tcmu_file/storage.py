@@ -8,7 +8,6 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tcmu_core import Body, ConfigError, Option, Options, boolean, posix, size
 
@@ -54,8 +53,10 @@ class Storage:
 def parse(cfgstring: str, defaults: Mapping[str, str] | None = None) -> Config:
     """Return the configuration that `cfgstring` means, `defaults` being its options from tcmu.conf."""
     parsed = OPTIONS.parse(cfgstring, defaults)
-    given: dict[str, Any] = {name: 0 if value is None else value for name, value in parsed.options.items()}
-    config = Config(parsed.body, **given)
+    given = parsed.options
+    config = Config(
+        parsed.body, given["block_size"] or 0, given["direct"], given["ro"], given["size"] or 0, given["sync"]
+    )
     block = config.block_size
     if block and (block < 512 or block > PAGE or block & (block - 1)):
         raise ConfigError(f"block_size={block}: it may be 512, 1024, 2048 or 4096")

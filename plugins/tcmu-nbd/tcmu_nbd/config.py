@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tcmu_core import ConfigError, boolean, parse_cfgstring, size
+from tcmu_core import Body, ConfigError, Option, Options, boolean, path, size
 from tcmu_nbd.constants import MAX_NAME, PORT
 from tcmu_nbd.handshake import Tls
 
@@ -52,23 +51,25 @@ def _block_size(text: str) -> int:
     return number
 
 
-OPTIONS: dict[str, Callable[[str], Any]] = {
-    "block_size": _block_size,
-    "ca": str,
-    "cert": str,
-    "connections": _connections,
-    "export": str,
-    "host": str,
-    "key": str,
-    "port": _port,
-    "reconnect": _seconds,
-    "replay": size,
-    "ro": boolean,
-    "sync": boolean,
-    "timeout": _seconds,
-    "tls": _tls,
-    "tls_hostname": str,
-}
+OPTIONS = Options(
+    Option("host", str, "the server, where it is not a Unix socket", names_storage=True),
+    Option("port", _port, f"the server's; {PORT} if not given"),
+    Option("export", str, "the name of the export; the server's own one if not given"),
+    Option("tls", _tls, "off, on (if the server can) or require"),
+    Option("ca", path, "the certificates that the server's has to go back to"),
+    Option("cert", path, "our own certificate"),
+    Option("key", path, "the key of our own certificate"),
+    Option("tls_hostname", str, "the name in the server's certificate, where it is not host"),
+    Option("connections", _connections, f"to the server at a time, 1 to {MAX_CONNECTIONS}"),
+    Option("timeout", _seconds, "seconds for an answer; 0 is no limit"),
+    Option("reconnect", _seconds, "seconds to look for a server that has gone; 0 is no limit"),
+    Option("replay", size, "data of writes that were not flushed, kept to send again"),
+    Option("block_size", _block_size, "bytes of a block; as the server has it if not given"),
+    Option("ro", boolean, "refuse writes"),
+    Option("sync", boolean, "make each write stable before it is answered"),
+    body=Body("SOCKET|URI", "/path/of/the.sock, or a URI such as nbd+unix", required=False, is_path=False),
+    summary="An export of an NBD server as a disk.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +125,13 @@ def parse(cfgstring: str, defaults: Mapping[str, str] | None = None) -> Config:
     Raises:
         ConfigError: what is wrong, and what to write instead.
     """
-    parsed = parse_cfgstring(cfgstring, OPTIONS)
-    common = parse_cfgstring("".join(f";{name}={value}" for name, value in (defaults or {}).items()), OPTIONS)
-    options = {**common.options, **parsed.options}
+    parsed = OPTIONS.parse(cfgstring, defaults)
+    options = {name: value for name, value in parsed.options.items() if value is not None}
     place = _place(parsed.body)
-    if place.keys() & parsed.options.keys():
-        raise ConfigError(
-            f"{sorted(place.keys() & parsed.options.keys())[0]!r} is given twice: in the URI and as an option"
-        )
+    if place.keys() & parsed.given:
+        raise ConfigError(f"{sorted(place.keys() & parsed.given)[0]!r} is given twice: in the URI and as an option")
     if "path" in place:
-        if parsed.options.keys() & {"host", "port"}:
+        if parsed.given & {"host", "port"}:
             raise ConfigError("give a Unix socket or host= and port=, not both")
         options = {name: value for name, value in options.items() if name not in {"host", "port"}}
     config = Config(**{**options, **place})
@@ -142,7 +140,7 @@ def parse(cfgstring: str, defaults: Mapping[str, str] | None = None) -> Config:
     if len(config.export.encode()) > MAX_NAME:
         raise ConfigError(f"an export's name has at most {MAX_NAME} bytes")
     if config.tls is Tls.OFF and (
-        named := [name for name in ("ca", "cert", "key", "tls_hostname") if name in parsed.options]
+        named := [name for name in ("ca", "cert", "key", "tls_hostname") if name in parsed.given]
     ):
         raise ConfigError(f"{named[0]}= needs tls=on or tls=require")
     if config.key and not config.cert:

@@ -11,7 +11,7 @@ from typing import Any
 from tcmu_core import Change, CommandError, ConfigError, Device, Extent, hookimpl
 from tcmu_nbd.client import Client
 from tcmu_nbd.codec import Export
-from tcmu_nbd.config import parse
+from tcmu_nbd.config import OPTIONS, parse
 from tcmu_nbd.constants import MAX_LENGTH, STATE_HOLE, STATE_ZERO, Cmd, CmdFlag, ExportFlag
 from tcmu_nbd.request import FUA, Request
 from tcmu_nbd.session import State
@@ -27,11 +27,7 @@ CLOSE_TIME = 30.0  # seconds for the last flush
 class NbdHandler:
     """An NBD export, at a Unix socket or a host's port. Options: export, tls, connections, timeout, ro and more."""
 
-    config_desc = (
-        "Where the NBD server is, a Unix socket or a host, then options: /path/of/the.sock[;export=NAME] or "
-        ";host=NAME[;port=10809][;export=NAME], then [;tls=require][;ca=FILE][;connections=4][;timeout=30]"
-        "[;reconnect=60][;replay=64M][;sync=1][;ro=1]"
-    )
+    options = OPTIONS
 
     # -- opening and closing ----------------------------------------------------------------------------------------
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any
 
 from tcmu_core import Body, ConfigError, Option, Options, boolean, size
 from tcmu_qcow.create import CreateOptions, Preallocation
@@ -15,19 +14,7 @@ from tcmu_qcow.opening import OpenOptions, resolve
 from tcmu_qcow.qcow2 import DEFAULT_CACHE
 from tcmu_qcow.scope import HERE, Allowed, parse_allowed
 
-E = TypeVar("E", bound=StrEnum)
-
 COMPAT = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}  # QEMU's names for the versions
-
-
-def _one_of(kind: type[E]) -> Callable[[str], E]:
-    def convert(text: str) -> E:
-        try:
-            return kind(text)
-        except ValueError:
-            raise ConfigError(f"{text!r} is none of {', '.join(kind)}") from None
-
-    return convert
 
 
 def _compat(text: str) -> int:
@@ -37,27 +24,17 @@ def _compat(text: str) -> int:
 
 
 OPEN_OPTIONS = (
-    Option("format", _one_of(Format), f"of the image: {', '.join(Format)}; what it looks like, if not given"),
+    Option("format", Format, "of the image: what it looks like, if not given", choices=tuple(Format)),
     Option("ro", boolean, "refuse writes", default=False),
     Option("snapshot", str, "show this internal snapshot, read-only"),
     Option("l2_cache", size, "memory for the image's tables", default=DEFAULT_CACHE),
     Option("lock", boolean, "keep other processes from the image", default=True),
-    Option(
-        "repair",
-        boolean,
-        "count all references before the image is used, and set its reference counts right",
-        default=False,
-    ),
+    Option("repair", boolean, "count all references first, and set the reference counts right", default=False),
     Option("block_size", size, "bytes of a block: 512, 1024, 2048 or 4096"),
     Option("create", boolean, "make a new image", default=False),
     Option("size", size, "the size of the disk, where nothing else says it"),
-    Option(
-        "allow",
-        parse_allowed,
-        "which other files the image may name: here, none, any, or directories with a bar between",
-        default=HERE,
-    ),
-    Option("backing_format", _one_of(Format), "of the backing file"),
+    Option("allow", parse_allowed, "what the image may name: here (if not given), none, any, or directories"),
+    Option("backing_format", Format, "of the backing file", choices=tuple(Format)),
 )
 CREATE_OPTIONS = (
     Option("cluster_size", size, "of a new image: bytes of a cluster"),
@@ -66,7 +43,7 @@ CREATE_OPTIONS = (
     Option("extended_l2", boolean, "of a new image: subclusters", default=False),
     Option("lazy_refcounts", boolean, "of a new image: reference counts are written late", default=False),
     Option("refcount_bits", int, "of a new image: the width of a reference count"),
-    Option("preallocation", _one_of(Preallocation), f"of a new image: {', '.join(Preallocation)}"),
+    Option("preallocation", Preallocation, "of a new image", choices=tuple(Preallocation)),
 )
 OPTIONS = Options(
     *OPEN_OPTIONS,
@@ -128,7 +105,7 @@ def parse(cfgstring: str, defaults: Mapping[str, str] | None = None) -> Config:
 
 def _allowed(path: str, given: Mapping[str, Any]) -> Allowed:
     """What images may name: what `allow` says, and the backing file that the cfgstring itself has for a new image."""
-    allowed: Allowed = given["allow"]
+    allowed: Allowed = given["allow"] or HERE
     if not given["create"] or given["backing"] is None:
         return allowed
     base = os.path.realpath(resolve(given["backing"], path))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from tcmu_core.testing import check_handler, open_device
 from tcmu_rbd import RbdHandler
 from tests.clusters.ceph import Ceph
 
+CLAIMS = ["not forked"]  # librbd; what a crash leaves is tested with processes of their own
 KINDS = {
     "default": (),
     "without features": ("--image-feature", "layering"),
@@ -20,7 +23,7 @@ MARKS = {"small objects": pytest.mark.soak, "striped": pytest.mark.soak}
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=MARKS.get(kind, ())) for kind in KINDS])
 def test_an_image_keeps_the_promises_of_a_handler(make, kind: str) -> None:
     image = make(*KINDS[kind])
-    check_handler(lambda: open_device(RbdHandler, image.cfgstring), persistent=True, examples=5)
+    check_handler(lambda: open_device(RbdHandler, image.cfgstring), persistent=True, examples=5, claims=CLAIMS)
 
 
 def test_and_so_does_a_clone_with_blocks_of_4096_bytes(make, ceph: Ceph) -> None:
@@ -31,4 +34,5 @@ def test_and_so_does_a_clone_with_blocks_of_4096_bytes(make, ceph: Ceph) -> None
     cfgstring = parent.cfgstring.replace(parent.name, f"{parent.name}-clone", 1)
     with open_device(RbdHandler, cfgstring) as disk:
         assert disk.read(1 << 20, 4096) == b"p" * 4096
-    check_handler(lambda: open_device(RbdHandler, cfgstring, block_size=4096), persistent=True, examples=5)
+    make_device = functools.partial(open_device, RbdHandler, cfgstring, block_size=4096)
+    check_handler(make_device, persistent=True, examples=5, claims=CLAIMS)

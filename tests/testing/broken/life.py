@@ -90,6 +90,19 @@ class LeaksDescriptors(Stored):
         pass
 
 
+class LeaksWhenItFails(Stored):
+    """An open that fails forgets the file that it had open already."""
+
+    @hookimpl
+    def open(self, device):
+        Stored.open(self, device)
+        os.fstat(self.fd)
+
+    def size_up(self, device):
+        if not device.read_only:
+            os.truncate(self.path, max(device.size, os.path.getsize(self.path)))
+
+
 class LeaksThreads(Memory):
     """Each device has a thread that never ends."""
 
@@ -174,6 +187,14 @@ class SwallowsWriteErrors(Stored):
     def flush(self, device):
         with contextlib.suppress(OSError):
             Stored.flush(self, device)
+
+
+class ForgetsAFailedFlush(Stored):
+    """The flush after one that failed says that all is well."""
+
+    @hookimpl
+    def flush(self, device):
+        os.fdatasync(self.fd)
 
 
 class SwallowsReadErrors(Stored):
@@ -291,12 +312,14 @@ CAUGHT = {
     GrowsInNameOnly: r"check_resizing: ",
     StaysOpen: r"it is in use",
     LeaksDescriptors: r"check_leaks: close: there are \d+ descriptors, \d+ before",
+    LeaksWhenItFails: r"check_failing_open: open: 5 times it failed because os.fstat did \(EIO\), .* descriptors",
     LeaksThreads: r"check_leaks: close: there are \d+ threads, \d+ before",
     GrowsSmaller: r"check_size: open: the size is|check_reopening: open: each opening gives another geometry",
     FlushesNothing: r"check_crash: flush: after a crash without close: byte 0 is 0x",
     ForgetsAtClose: r"check_persistence: read\(0, .*: closed and opened again: byte 0 is 0x00",
     SwallowsWriteErrors: r"check_write_errors: flush\(\): the storage failed with EIO \(\d+ calls\)",
     SwallowsReadErrors: r"check_read_errors: read\(512, .*: the storage failed with EIO, and something was read",
+    ForgetsAFailedFlush: r"check_flush_errors: flush\(\): a flush failed, and the one after it said that all is stable",
     FlushFails: r"check_flush: flush\(\): it raised OSError: no",
     SeeksAndReads: r"check_together: read, \d+ commands in flight: .*: byte \d+ is 0x.., it should be 0x..",
     ReadsModifiesWrites: r"check_together: read, \d+ commands in flight: .*: byte \d+ is 0x.., it should be 0x..",

@@ -70,9 +70,16 @@ class Stored:
         self.path = device.cfgstring
         self.fd = os.open(self.path, flags, 0o600)
         self.lock = threading.Lock()
+        device.threads = 4
+        try:
+            self.size_up(device)
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def size_up(self, device):
         if not device.read_only and os.fstat(self.fd).st_size < device.size:
             os.ftruncate(self.fd, device.size)
-        device.threads = 4
 
     @hookimpl
     def close(self, device):
@@ -90,9 +97,17 @@ class Stored:
             os.pwrite(self.fd, buffer, offset)
             offset += len(buffer)
 
+    failed = False
+
     @hookimpl
     def flush(self, device):
-        os.fdatasync(self.fd)
+        if self.failed:
+            raise OSError("an earlier flush failed")
+        try:
+            os.fdatasync(self.fd)
+        except OSError:
+            self.failed = True
+            raise
 
     @hookimpl
     def reconfigure(self, device, change):
