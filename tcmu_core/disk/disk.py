@@ -113,6 +113,8 @@ class Disk:
             except BaseException as error:
                 raise self._broken(error) from error
             self._opened = True
+            if device.reactor is not None:
+                device.reactor.watch_elsewhere(device.in_flight)
             self._finish("open", result)
             self._check()
             self._bound()
@@ -321,6 +323,8 @@ class Disk:
         if not self._opened:
             return
         self._opened = False
+        if self.device.reactor is not None:
+            self.device.reactor.forget_elsewhere(self.device.in_flight)
         try:
             self._finish("close", self._manager.hook.close(device=self.device))
         except (TcmuError, OSError):

@@ -72,7 +72,7 @@ class HostProcess:
         return 0
 
     def _open_disk(self, spec: DiskSpec) -> Disk:
-        return self.registry.get(spec.handler).open(spec)
+        return self.registry.get(spec.handler).open(spec, self.loop)
 
     def _opened(self) -> Opened:
         return Opened(dataclasses.replace(self.job, disks=dict(self.host.specs)), self.host.status())
