@@ -405,7 +405,12 @@ def test_a_disk_can_move_to_another_target(parent: Parent, targets: Targets, tmp
     parent.loop.call_later(0.5, parent.loop.stop)
     parent.loop.run()
     os.kill(loser, signal.SIGCONT)
-    serve(parent, targets, config(RAM, others=(disk,)))
+
+    def moved() -> bool:
+        status = targets.processes[OTHER].status
+        return status is not None and [one.handler for one in status.disks] == ["file"]
+
+    parent.until(moved)
     with client(targets, OTHER) as one:
         assert one.login().read(0, 1) == bytes(512)
 
