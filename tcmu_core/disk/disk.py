@@ -181,8 +181,6 @@ class Disk:
         if not 512 <= block <= LARGEST_BLOCK or block & (block - 1):
             raise HandlerError(f"{who}: block_size {block} is no power of two from 512 to {LARGEST_BLOCK}")
         self._check_size(size)
-        if device.max_transfer_length == 0 or 0 < self.spec.max_transfer < device.max_transfer_length:
-            device.max_transfer_length = self.spec.max_transfer
         physical = device.physical_block_size
         if physical and (physical < block or physical % block):
             raise HandlerError(f"{who}: physical_block_size {physical} is no multiple of {block}")

@@ -61,7 +61,7 @@ class Host:
         self.missing: dict[int, Missing] = {}
         self.transport = transports.make(way, self)
         self.traced: Callable[[str], bool] = lambda _title: False
-        self.left: Callable[[], object] = _nothing  # called when a disk that is not served any more was closed
+        self.altered: Callable[[], object] = _nothing  # called when a disk came or went later than it was asked to
         self.ended = False
         self._open_disk = open_disk
         self._prepared: dict[int, DiskSpec] = {}
@@ -174,7 +174,7 @@ class Host:
             del self._leaving[lun]
             if lun in self._prepared:
                 self._join(lun)
-        self.left()
+        self.altered()
 
     def _join(self, lun: int) -> None:
         """Serve a disk that came, or came back as another one."""
@@ -194,9 +194,12 @@ class Host:
         if self._retry_timer is not None:
             self._retry_timer.cancel()
             self._retry_timer = None
+        before = len(self.missing)
         for lun in list(self.missing):
             self._join(lun)
         self._retry_later()
+        if len(self.missing) < before:
+            self.altered()
 
     def set_traced(self, traced: Callable[[str], bool]) -> None:
         """Log every command of the disks for whose title `traced(title)` is true."""

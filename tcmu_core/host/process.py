@@ -51,7 +51,7 @@ class HostProcess:
         try:
             self.host = Host(self.loop, self._open_disk, job.way)
             self.host.set_traced(self._is_traced)
-            self.host.left = self._tell
+            self.host.altered = self._tell
             self.host.open(job.disks, takes_over=job.takes_over, delay=job.delay)
         except Exception as error:
             if not isinstance(error, TcmuError | OSError):

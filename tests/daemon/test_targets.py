@@ -399,12 +399,18 @@ def test_a_change_of_one_target_leaves_the_sessions_of_the_others(parent: Parent
 def test_a_disk_can_move_to_another_target(parent: Parent, targets: Targets, tmp_path: Path) -> None:
     disk = LunConfig(0, "file", str(tmp_path / "disk"), size=1 << 20)
     serve(parent, targets, config(disk, others=(RAM,)))
-    loser, taker = pid(targets, IQN), targets.processes[OTHER]
+    loser = pid(targets, IQN)
     os.kill(loser, signal.SIGSTOP)  # it takes its time to let go
     targets.configure(config(RAM, others=(disk,)))
-    parent.until(lambda: (now := targets.processes.get(OTHER)) is None or (now is not taker))
+    parent.loop.call_later(0.5, parent.loop.stop)
+    parent.loop.run()
     os.kill(loser, signal.SIGCONT)
-    serve(parent, targets, config(RAM, others=(disk,)))
+
+    def moved() -> bool:
+        status = targets.processes[OTHER].status
+        return status is not None and [one.handler for one in status.disks] == ["file"]
+
+    parent.until(moved)
     with client(targets, OTHER) as one:
         assert one.login().read(0, 1) == bytes(512)
 
