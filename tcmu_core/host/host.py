@@ -260,6 +260,7 @@ class Host:
         commands, in_flight = self.transport.counters
         return Status(
             pid=os.getpid(),
+            title=self.transport.title,
             disks=tuple(self._disk(lun) for lun in sorted(self.engines)),
             missing=tuple(self.missing[lun] for lun in sorted(self.missing)),
             addresses=self.transport.addresses,
@@ -280,6 +281,9 @@ class Host:
             read_only=engine.disk.read_only,
             write_cache=device.write_cache,
             removable=device.removable,
+            filters=engine.disk.spec.filters,
+            initiators=tuple(nexus.initiator.name for nexus in engine.unit.nexuses),
+            in_flight=len(engine.unit.tasks.active),
         )
 
     def _reconfigure(self, message: Reconfigure) -> Changed:
