@@ -311,3 +311,16 @@ def test_random_sequences_keep_the_invariants(rig: Rig) -> None:
             assert state.holder in state.keys if state.holder is not None else state.keys
         else:
             assert state.holder is None
+
+
+@pytest.mark.parametrize(("flags", "byte"), [(0x01, 17), (0x80, 17)])
+def test_a_move_that_asks_for_what_there_is_not_moves_nothing(three: Rig, flags: int, byte: int) -> None:
+    """APTPL without a place to keep it, and a reserved bit."""
+    assert out(three, "a", RESERVE, 1, kind=PrType.WRITE_EXCLUSIVE) == 0
+    name = initiator("c").transport_id
+    data = (1).to_bytes(8, "big") + (9).to_bytes(8, "big") + bytes([0, flags, 0, 1]) + len(name).to_bytes(4, "big")
+    got = three.send(bytes([0x5F, MOVE, 0, 0, 0]) + (24 + len(name)).to_bytes(4, "big") + b"\0", data + name)
+    assert got.error == (5, 0x26, 0)
+    assert got.field is not None
+    assert got.field[0] == byte
+    assert keys(three) == [1, 2]

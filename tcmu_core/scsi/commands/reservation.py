@@ -17,6 +17,7 @@ from tcmu_core.scsi.unit import Unit
 READ_KEYS, READ_RESERVATION, REPORT_CAPABILITIES, READ_FULL_STATUS = range(4)  # SPC-4 table 206
 _TYPE_MASK = 0xEA01  # all six types (SPC-4 table 212)
 _SPEC_I_PT, _ALL_TG_PT, _APTPL = 0x08, 0x04, 0x01  # byte 20 of the parameter list
+_UNREG = 0x02  # byte 17 of that of REGISTER AND MOVE, which has APTPL there too (SPC-4 6.16.4)
 
 
 def persistent_reserve_in(unit: Unit, command: Command) -> None:
@@ -66,13 +67,17 @@ def persistent_reserve_out(unit: Unit, command: Command) -> Steps:
     moving = action is OutAction.REGISTER_AND_MOVE
     if not moving:
         _check_flags(data, action, length)
+    elif data[17] & ~(_UNREG | _APTPL):
+        raise InvalidFieldInParameterList("a reserved bit is set", field=(17, 7), in_cdb=False)
     kind = _type_of(cdb, action, scope)
     keep = bool(data[17 if moving else 20] & _APTPL)
-    if keep and not state.can_persist and action in (OutAction.REGISTER, OutAction.REGISTER_AND_IGNORE):
-        raise InvalidFieldInParameterList("APTPL: there is nowhere to keep it", field=(20, 0), in_cdb=False)
+    registering = action in (OutAction.REGISTER, OutAction.REGISTER_AND_IGNORE, OutAction.REGISTER_AND_MOVE)
+    if keep and registering and not state.can_persist:
+        field = (17 if moving else 20, 0)
+        raise InvalidFieldInParameterList("APTPL: there is nowhere to keep it", field=field, in_cdb=False)
     draft = state.now.draft()
     aborted = _change(draft, action, who, data, kind)
-    if action in (OutAction.REGISTER, OutAction.REGISTER_AND_IGNORE, OutAction.REGISTER_AND_MOVE):
+    if registering:
         draft.aptpl = keep
     if action not in (OutAction.RESERVE, OutAction.RELEASE):
         draft.generation = (draft.generation + 1) & 0xFFFFFFFF  # SPC-4 6.15.2: PRGENERATION
@@ -115,7 +120,7 @@ def _change(draft: Registrations, action: OutAction, who: Registrant, data: byte
         case OutAction.CLEAR:
             draft.clear(who, key)
         case OutAction.REGISTER_AND_MOVE:
-            draft.move(who, key, _destination(data, who.port), new, bool(data[17] & 0x02))
+            draft.move(who, key, _destination(data, who.port), new, bool(data[17] & _UNREG))
         case _:
             return draft.preempt(who, key, new, PrType(kind))
     return set()
