@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from typing import Any
 
 import pytest
@@ -294,3 +296,28 @@ def test_a_drive_that_is_empty_says_so_and_another_medium_has_its_own_size() -> 
     rig.turn()
     assert rig.send(TEST_UNIT_READY).error == (6, 0x28, 0)
     assert rig.good("25 00 00 00 00 00 00 00 00 00", room=8) == bytes.fromhex("000007ff 00000200")
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("leave", "status"), [(lambda: sys.exit(7), 7), (lambda: 1 // 0, 1), (lambda: sys.exit("no"), 1)]
+)
+def test_a_child_that_a_hook_forks_ends_where_it_leaves_and_serves_nobody(leave: Any, status: int) -> None:
+    class Forks(Memory):
+        children: list[int] = []
+
+        @hookimpl
+        def read(self, buffers: list[memoryview]) -> None:
+            pid = os.fork()
+            if not pid:
+                leave()
+            self.children.append(pid)
+
+    handler = Forks()
+    parent = os.getpid()
+    make_rig(handler).good(READ, room=BLOCK)
+    if os.getpid() != parent:
+        os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(handler.children.pop(), 0)[1]) == status
