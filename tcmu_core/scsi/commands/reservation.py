@@ -10,7 +10,7 @@ from tcmu_core.errors import (
 )
 from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.commands.data import parameter_list
-from tcmu_core.scsi.reservations import OutAction, PrType, Registrant, Registrations
+from tcmu_core.scsi.reservations import OutAction, PrType, Registrant, Registrations, same_transport_id
 from tcmu_core.scsi.steps import Abort, Shielded, Steps
 from tcmu_core.scsi.unit import Unit
 
@@ -154,20 +154,25 @@ def _transport_ids(data: bytes) -> list[bytes]:
         raise InvalidFieldInParameterList("TRANSPORTID PARAMETER DATA LENGTH", field=(24, 7), in_cdb=False)
     found, at = [], 28
     while at < len(data):
-        one = _transport_id(data, at)
+        one, at = _transport_id(data, at)
         found.append(one)
-        at += len(one)
     return found
 
 
-def _transport_id(data: bytes, at: int) -> bytes:
-    """Return the TransportID at `at` in a parameter list: 24 bytes, or as long as an iSCSI one says (SPC-4 7.6.4)."""
+def _transport_id(data: bytes, at: int) -> tuple[bytes, int]:
+    """Return the TransportID at `at` in a parameter list, and where it ends.
+
+    It has 24 bytes, or as many as an iSCSI one says (SPC-4 7.6.4).
+    """
     if at + 4 > len(data):
         raise InvalidFieldInParameterList("TransportID is cut short", field=(at, 7), in_cdb=False)
     length = 4 + int.from_bytes(data[at + 2 : at + 4], "big") if data[at] & 0x0F == 0x05 else 24
     if at + length > len(data) or length < 24:
         raise InvalidFieldInParameterList("TransportID is cut short", field=(at, 7), in_cdb=False)
-    return data[at : at + length]
+    try:
+        return same_transport_id(data[at : at + length]), at + length
+    except ValueError:
+        raise InvalidFieldInParameterList("TransportID is no UTF-8", field=(at + 4, 7), in_cdb=False) from None
 
 
 def _destination(data: bytes, port: int) -> Registrant:
@@ -178,7 +183,8 @@ def _destination(data: bytes, port: int) -> Registrant:
     told = int.from_bytes(data[18:20], "big")
     if told not in (0, port):
         raise InvalidFieldInParameterList("RELATIVE TARGET PORT IDENTIFIER: no such port", field=(18, 7), in_cdb=False)
-    return Registrant(_transport_id(data, 24), port)
+    one, _end = _transport_id(data, 24)
+    return Registrant(one, port)
 
 
 def reserve_6(unit: Unit, command: Command) -> None:
