@@ -278,6 +278,7 @@ def _raise_file_limit(wanted: int | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; returns its exit status."""
+    stdout.see_to_descriptors()
     options = parser().parse_args(argv)
     try:
         return release(options) if options.release else Daemon(options).run()

@@ -66,7 +66,7 @@ class Disk:
             block_size=spec.block_size,
             read_only=spec.read_only,
             max_transfer_length=spec.max_transfer,
-            options=spec.options,
+            options=_defaults(spec),
             serial=spec.serial,
         )
         self.filters: list[Layer] = list(filters)
@@ -349,6 +349,11 @@ class Disk:
             self.close()
         except (TcmuError, OSError) as error:
             self.device.log.error("closing failed: %s", text_of(error))
+
+
+def _defaults(spec: DiskSpec) -> Mapping[str, str]:
+    """Return the handler's defaults for a disk: where it has a size of its own, that of tcmu.conf says nothing."""
+    return {name: value for name, value in spec.options.items() if name != "size" or not spec.size}
 
 
 def _is_whole(value: object) -> bool:
