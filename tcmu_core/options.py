@@ -183,7 +183,7 @@ def declared(owner: object) -> Options | None:
 def _absolute(text: str, directory: Path) -> str:
     """Return a path made absolute, `.` and `..` taken out; an empty one stays."""
     # Not Path.expanduser: a file may be called like the home of nobody, `~old.img`.
-    return os.path.abspath(directory / os.path.expanduser(text)) if text else text  # noqa: PTH111
+    return os.path.abspath(directory / os.path.expanduser(text)) if text else text
 
 
 def _explained(option: Option) -> str:

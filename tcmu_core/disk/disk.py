@@ -195,6 +195,8 @@ class Disk:
             raise ConfigError(f"{who}: size {size} is less than one block of {device.block_size} bytes")
         if size > LARGEST_SIZE:
             raise ConfigError(f"{who}: size {size} is more than a file can have: {LARGEST_SIZE} bytes")
+        if size == self.spec.size and size % device.block_size:  # the rest would be there the next time, or not at all
+            raise ConfigError(f"{who}: {size} bytes are not whole blocks of {device.block_size}")
 
     def _check_text(self, who: str, name: str, most: int) -> None:
         text: Any = getattr(self.device, name)
