@@ -69,7 +69,7 @@ class Disk:
             block_size=spec.block_size,
             read_only=spec.read_only,
             max_transfer_length=spec.max_transfer,
-            options=spec.options,
+            options=_defaults(spec),
             serial=spec.serial,
         )
         self.filters: list[Layer] = list(filters)
@@ -214,6 +214,8 @@ class Disk:
             raise ConfigError(f"{who}: size {size} is less than one block of {device.block_size} bytes")
         if size > LARGEST_SIZE:
             raise ConfigError(f"{who}: size {size} is more than a file can have: {LARGEST_SIZE} bytes")
+        if size == self.spec.size and size % device.block_size:  # the rest would be there the next time, or not at all
+            raise ConfigError(f"{who}: {size} bytes are not whole blocks of {device.block_size}")
 
     def _check_text(self, who: str, name: str, most: int) -> None:
         text: Any = getattr(self.device, name)
@@ -376,6 +378,11 @@ class Disk:
             self.close()
         except (TcmuError, OSError) as error:
             self.device.log.error("closing failed: %s", text_of(error))
+
+
+def _defaults(spec: DiskSpec) -> Mapping[str, str]:
+    """Return the handler's defaults for a disk: where it has a size of its own, that of tcmu.conf says nothing."""
+    return {name: value for name, value in spec.options.items() if name != "size" or not spec.size}
 
 
 def _is_whole(value: object) -> bool:

@@ -102,7 +102,7 @@ class KernelTransport:
         store.keep_commands()
         completed = dataclasses.replace(
             spec,
-            size=store.size or None,
+            size=store.size // store.block_size * store.block_size or store.size or None,  # as LIO counts
             block_size=store.block_size,
             serial=store.serial,
             max_transfer=min(store.max_transfer or MAX_TRANSFER, store.data_area),

@@ -37,8 +37,8 @@ class RawImage(Node):
     def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Write every buffer. The range lies within the disk."""
         self._check_writable()
-        if self._guarded and not offset:
-            self._check_magic(buffers)
+        if self._guarded and (not offset or offset + sum(map(len, buffers)) >= self.file.size):
+            self._check_magic(offset, buffers)
         self.file.pwritev(buffers, offset)
 
     def write_nowait(self, offset: int, buffers: Sequence[memoryview], length: int) -> bool:
@@ -63,10 +63,12 @@ class RawImage(Node):
         if self.read_only:
             raise ReadOnlyImage(f"{self.file.path}: the image is open read-only")
 
-    def _check_magic(self, buffers: Sequence[memoryview]) -> None:
+    def _check_magic(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """A guest may not turn a disk whose format was guessed into an image that names other files of the host."""
-        start = b"".join(posix.window(buffers, 0, PROBED))
-        found = "qcow" if start.startswith(q.MAGIC) else foreign_format(start)
+        length = sum(map(len, buffers))
+        start = b"".join(posix.window(buffers, 0, PROBED)) if not offset else b""
+        end = b"".join(posix.window(buffers, length - PROBED, PROBED)) if offset + length >= self.file.size else b""
+        found = "qcow" if start.startswith(q.MAGIC) else foreign_format(start, end)
         if found is not None:
             raise OSError(
                 errno.EPERM,
