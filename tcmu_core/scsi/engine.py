@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import traceback
 from collections import deque
@@ -64,7 +63,6 @@ class Engine:
         self.fast: dict[int, hot.Fast] = {}  # by operation code; empty while each command must be looked at
         self._no_fast: dict[int, hot.Fast] = {}
         self._all_fast: dict[int, hot.Fast] = {}
-        self._pid = os.getpid()
         self._version = -1  # of the unit, when table and fast paths were made
         self._carried: dict[Command, None] = {}  # what goes on on nobody's behalf
         self._paused: deque[tuple[Command, Steps]] = deque()
@@ -421,10 +419,7 @@ class Engine:
         Whatever a hook raises is this command's error alone: SystemExit and its like end no process here, and neither
         does an exception that is itself broken: an `asc` of two bytes, an errno that is a list.
         """
-        if (
-            os.getpid() != self._pid
-        ):  # a child that a hook has forked leaves, by sys.exit perhaps: it is no second server
-            os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+        self.disk.end_child(error)
         command.sense = b""
         command.transferred = 0
         try:
