@@ -182,7 +182,8 @@ def declared(owner: object) -> Options | None:
 
 def _absolute(text: str, directory: Path) -> str:
     """Return a path made absolute, `.` and `..` taken out; an empty one stays."""
-    return os.path.abspath(directory / Path(text).expanduser()) if text else text
+    # Not Path.expanduser: a file may be called like the home of nobody, `~old.img`.
+    return os.path.abspath(directory / os.path.expanduser(text)) if text else text
 
 
 def _explained(option: Option) -> str:

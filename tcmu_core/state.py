@@ -58,8 +58,12 @@ def default_directory() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/tcmu")
     home = os.environ.get("XDG_STATE_HOME", "")
-    base = Path(home) if home.startswith("/") else Path.home() / ".local" / "state"
-    return base / "tcmu"
+    if home.startswith("/"):
+        return Path(home) / "tcmu"
+    try:
+        return Path.home() / ".local" / "state" / "tcmu"
+    except RuntimeError:  # a container's user without a name or $HOME; pam_systemd(8) gives each user this place
+        return Path(f"/run/user/{os.geteuid()}") / "tcmu"
 
 
 @dataclass(frozen=True, slots=True)

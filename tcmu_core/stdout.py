@@ -23,6 +23,21 @@ def stream() -> TextIO:
     return _Taken.stream or sys.stdout
 
 
+def see_to_descriptors() -> None:
+    """Have stdin, stdout and stderr lead to nowhere where a process was started without them.
+
+    Else the next file that is opened gets the number: a disk would take in what is written to stderr.
+    """
+    for number in (0, _STDOUT, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+            os.set_inheritable(null, True)
+    sys.stdout = sys.stdout or os.fdopen(_STDOUT, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
 def descriptor() -> int | None:
     """Return what a child is to have as its stdout; None where it may inherit ours."""
     return _Taken.descriptor

@@ -82,6 +82,7 @@ def test_an_option_can_not_be_declared_twice():
         ("", ""),
         ("disk;journal=j;mode=safe", "/here/disk;journal=/here/j;mode=safe"),
         ("disk;journal=;x", "/here/disk;journal=;x"),
+        ("~nobody.is.called.so/disk", "/here/~nobody.is.called.so/disk"),
     ],
 )
 def test_paths_are_made_absolute_wherever_they_stand(text, absolute):

@@ -77,3 +77,11 @@ def test_the_default_directory_is_the_systems_or_the_users(
     monkeypatch.setenv("HOME", "/home/u")
     monkeypatch.setenv("XDG_STATE_HOME", home)
     assert default_directory() == directory
+
+
+def test_who_has_neither_home_nor_name_has_a_place_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    monkeypatch.setattr(os, "getuid", lambda: 4242)
+    assert default_directory() == Path("/run/user/4242/tcmu")

@@ -66,3 +66,12 @@ def test_in_a_program_that_has_put_something_else_there_that_is_ours(capsys: pyt
         print("noise")
         print("said", file=stdout.stream())
     assert capsys.readouterr() == ("said\n", "noise\n")
+
+
+def test_what_is_missing_of_the_three_descriptors_leads_to_nowhere():
+    code = "stdout.see_to_descriptors()\nprint('to nowhere')\nprint('to nowhere', file=sys.stderr)\n"
+    code += "with stdout.taken(), open(sys.argv[1], 'w') as disk:\n  print('noise')\n  assert disk.fileno() > 2\n"
+    done = run(
+        code + "with stdout.taken(restore=False):\n  print('said', file=stdout.stream())", "{} /dev/null <&- >&- 2>&-"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

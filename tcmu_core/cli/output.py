@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Any, TextIO
 
 from tcmu_core import stdout
-from tcmu_core.errors import ConfigError, HandlerError
+from tcmu_core.errors import ConfigError, HandlerError, TcmuError
 from tcmu_core.log import wants_colour
 
 
@@ -125,6 +125,6 @@ def sentence(problem: BaseException) -> str:
         names = [str(name) for name in (problem.filename, problem.filename2) if name is not None]
         return f"{' -> '.join(names)}: {problem.strerror}" if names else problem.strerror
     text = str(problem)
-    if isinstance(problem, ConfigError | HandlerError) and text:
+    if isinstance(problem, TcmuError) and text:
         return text
     return f"{type(problem).__name__}: {text}" if text else type(problem).__name__

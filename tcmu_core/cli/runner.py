@@ -17,6 +17,7 @@ from pathlib import Path
 import tcmu_core
 from tcmu_core import sdnotify, stdout
 from tcmu_core.bus import BusService
+from tcmu_core.cli.output import sentence
 from tcmu_core.config.check import problems
 from tcmu_core.config.configuration import DEFAULT_PATH, Config
 from tcmu_core.config.watcher import Watcher
@@ -182,7 +183,8 @@ class Daemon:
         if self._stopping or self.supervisor is None:
             return
         self._stopping = True
-        log.info("stopping: kernel devices are blocked until the next start, initiators of targets log out")
+        blocked = "kernel devices are blocked until the next start, " if self.supervisor.devices is not None else ""
+        log.info("stopping: %sinitiators of targets log out", blocked)
         sdnotify.stopping()
         self.watcher.stop()
         self.supervisor.stop(self.loop.stop)
@@ -219,7 +221,7 @@ class Daemon:
         try:
             self.logs.set_directory(self._directory(config))
         except OSError as error:
-            log.error("no log file: %s", error)
+            log.error("no log file: %s", sentence(error))
         self.logs.set_syslog(config.syslog)
         self.logs.set_level(self._level(config), config.log_levels)
 
@@ -278,12 +280,13 @@ def _raise_file_limit(wanted: int | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; returns its exit status."""
+    stdout.see_to_descriptors()
     options = parser().parse_args(argv)
     try:
         return release(options) if options.release else Daemon(options).run()
     except (TcmuError, OSError) as error:
         with contextlib.suppress(OSError):
-            print(f"tcmu-runner: {error}", file=sys.stderr)
+            print(f"tcmu-runner: {sentence(error)}", file=sys.stderr)
         return 1
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import tcmu_core
 from tcmu_core import stdout
-from tcmu_core.cli import drive, filters, handlers, new, replays, serve
+from tcmu_core.cli import drive, filters, handlers, new, replays, serve, status
 from tcmu_core.cli.arguments import Parser
 from tcmu_core.cli.output import Exit, error
 from tcmu_core.errors import TcmuError
@@ -60,6 +60,7 @@ SUBCOMMANDS = (
         handlers.check_arguments,
         handlers.check_run,
     ),
+    Subcommand("status", "show what is served, and what is not", status.DESCRIPTION, status.arguments, status.run),
     Subcommand(
         "eject",
         "take the disc out of a drive that is served",
@@ -146,6 +147,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
+    stdout.see_to_descriptors()
     args = parser().parse_args(argv)
     debug = getattr(args, "debug", False)
     level = Level.DEBUG_SCSI_CMD if debug else Level(min(Level.DEBUG, Level.WARN + getattr(args, "verbose", 0)))

@@ -291,6 +291,11 @@ class _Reader:
                 self._problem(line, f"logical unit {lun} is there twice")
             if not own["handler"]:
                 self._problem(line, "handler: the name is empty")
+            if own["size"] is not None and (not own["size"] or own["size"] % own["block_size"]):
+                self._problem(
+                    self._at((*place, section, "size")),
+                    f"size: {own['size']} bytes are not whole blocks of {own['block_size']}",
+                )
             luns[lun] = LunConfig(
                 lun=lun,
                 handler=own["handler"],

@@ -80,15 +80,13 @@ class Watcher:
         still, self._seen = now == self._seen, now
         if now == self._read or not still:
             return False
-        if now is not None and not now.size:
-            # Somebody is about to write it, or the disk is full: nobody empties a file to have all targets go.
-            log.error("%s is empty: the settings stay as they were (SIGHUP applies it all the same)", self.path)
-            self._read = now
-            return False
-        return self.reload()
+        return self._propose(meant=False)
 
     def reload(self) -> bool:
         """Read the file now, changed or not (SIGHUP); returns whether new settings were proposed."""
+        return self._propose(meant=True)
+
+    def _propose(self, *, meant: bool) -> bool:
         self._read = self._seen = self._look()
         try:
             config = load(self.path, must_exist=True)
@@ -96,6 +94,11 @@ class Watcher:
             for line in str(error).splitlines():
                 log.error("%s", line)
             log.error("%s: the settings stay as they were", self.path)
+            return False
+        if not meant and config == Config() and (self.config.targets or not (self._read and self._read.size)):
+            # Not a word in it, or comments alone. Somebody is about to write it, or the disk is full: nobody empties a
+            # file to have all targets go.
+            log.error("%s is empty: the settings stay as they were (SIGHUP applies it all the same)", self.path)
             return False
         for warning in config.warnings:
             log.warning("%s", warning)

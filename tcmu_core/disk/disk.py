@@ -70,7 +70,7 @@ class Disk:
             block_size=spec.block_size,
             read_only=spec.read_only,
             max_transfer_length=spec.max_transfer,
-            options=spec.options,
+            options=_defaults(spec),
             serial=spec.serial,
         )
         self.filters: list[Layer] = list(filters)
@@ -120,6 +120,8 @@ class Disk:
                 raise
             except BaseException as error:
                 raise self._broken(error) from error
+            if device.reactor is not None:
+                device.reactor.watch_elsewhere(device.in_flight)
             self._check()
             self._bound()
             self._open_all()
@@ -186,8 +188,6 @@ class Disk:
         if not 512 <= block <= LARGEST_BLOCK or block & (block - 1):
             raise HandlerError(f"{who}: block_size {block} is no power of two from 512 to {LARGEST_BLOCK}")
         self._check_size(size)
-        if device.max_transfer_length == 0 or 0 < self.spec.max_transfer < device.max_transfer_length:
-            device.max_transfer_length = self.spec.max_transfer
         physical = device.physical_block_size
         if physical and (physical < block or physical % block):
             raise HandlerError(f"{who}: physical_block_size {physical} is no multiple of {block}")
@@ -216,6 +216,8 @@ class Disk:
             raise ConfigError(f"{who}: size {size} is less than one block of {device.block_size} bytes")
         if size > LARGEST_SIZE:
             raise ConfigError(f"{who}: size {size} is more than a file can have: {LARGEST_SIZE} bytes")
+        if size == self.spec.size and size % device.block_size:  # the rest would be there the next time, or not at all
+            raise ConfigError(f"{who}: {size} bytes are not whole blocks of {device.block_size}")
 
     def _check_text(self, who: str, name: str, most: int) -> None:
         text: Any = getattr(self.device, name)
@@ -356,6 +358,8 @@ class Disk:
         if not self._opened:
             return
         self._opened = False
+        if self.device.reactor is not None:
+            self.device.reactor.forget_elsewhere(self.device.in_flight)
         try:
             self._finish("close", self._manager.hook.close(device=self.device))
         except (TcmuError, OSError):
@@ -384,6 +388,11 @@ class Disk:
             self.close()
         except (TcmuError, OSError) as error:
             self.device.log.error("closing failed: %s", text_of(error))
+
+
+def _defaults(spec: DiskSpec) -> Mapping[str, str]:
+    """Return the handler's defaults for a disk: where it has a size of its own, that of tcmu.conf says nothing."""
+    return {name: value for name, value in spec.options.items() if name != "size" or not spec.size}
 
 
 def _is_whole(value: object) -> bool:

@@ -61,11 +61,12 @@ class Host:
         self.missing: dict[int, Missing] = {}
         self.transport = transports.make(way, self)
         self.traced: Callable[[str], bool] = lambda _title: False
-        self.left: Callable[[], object] = _nothing  # called when a disk that is not served any more was closed
+        self.altered: Callable[[], object] = _nothing  # called when a disk came or went later than it was asked to
         self.ended = False
         self._open_disk = open_disk
         self._prepared: dict[int, DiskSpec] = {}
-        self._assigned: Mapping[int, DiskSpec] = {}  # as the job has them: what a person changed since then stays
+        self._assigned: dict[int, DiskSpec] = {}  # as the job has them: what a person changed since then stays
+        self._before: dict[int, DiskSpec] = {}  # of disks that are opened anew: how they were when that worked
         self._leaving: dict[int, Engine] = {}  # disks that are not served any more, and have commands in flight
         self._retry_timer: Timer | None = None
 
@@ -79,7 +80,7 @@ class Host:
         Raises:
             OSError, TcmuError: there is nothing to serve; what was opened is closed again.
         """
-        self.specs, self._assigned = dict(disks), disks
+        self.specs, self._assigned = dict(disks), dict(disks)
         self._prepared = dict(self.transport.prepare(disks, takes_over=takes_over))
         time.sleep(delay)
         try:
@@ -122,10 +123,12 @@ class Host:
     def reassign(self, disks: Mapping[int, DiskSpec], way: WayIn) -> None:
         """Serve this from now on. A disk that is as it was does not notice, nor do its initiators.
 
+        A disk that ends with this process is not opened anew for another name, option or filter: it would be empty.
+
         Raises:
             OSError: the way in can't be as it is asked for; it stays as it was, and the disks are changed all the same.
         """
-        before, self._assigned = self._assigned, disks
+        before, self._assigned = self._assigned, dict(disks)
         for lun in before.keys() - disks.keys():
             self._leave(lun)
         for lun, spec in disks.items():
@@ -135,6 +138,8 @@ class Host:
             only_size = old is not None and dataclasses.replace(old, size=spec.size) == spec
             if only_size and lun in self.engines:
                 self._grow(lun, spec)
+            elif old is not None and lun in self.engines:
+                self._change_place(lun, old, spec)
             else:
                 self._leave(lun)
                 self.specs[lun] = self._prepared[lun] = spec
@@ -143,11 +148,35 @@ class Host:
         self.transport.reassign(way)
         self._retry_later()
 
+    def _change_place(self, lun: int, old: DiskSpec, spec: DiskSpec) -> None:
+        """Serve another disk in the place of one, or the same one opened otherwise; where that can't be, the old one.
+
+        What changes, and what of it can't be, is said: nobody's disk is opened anew or emptied without a word.
+        """
+        engine = self.engines[lun]
+        names = [one.name for one in dataclasses.fields(spec) if getattr(old, one.name) != getattr(spec, one.name)]
+        what, extra = ", ".join(names), {"device": engine.disk.title}
+        if engine.device.ephemeral and old.handler == spec.handler:
+            log.error("LUN %d stays as it was, for another %s would empty it: take it out of the configuration, and "
+                      "put it in again, if that is meant", lun, what, extra=extra)  # fmt: skip
+            self._assigned[lun] = old
+            return
+        log.warning("LUN %d is opened anew: another %s", lun, what, extra=extra)
+        if not engine.device.ephemeral:
+            self._before[lun] = old
+        self._leave(lun)
+        self.specs[lun] = self._prepared[lun] = spec
+
     def _grow(self, lun: int, spec: DiskSpec) -> None:
         """Give a disk its new size while it is served."""
         self.specs[lun] = self._prepared[lun] = spec
         engine = self.engines[lun]
-        if spec.size is None or spec.size == engine.device.size:
+        before = engine.device.size or 0
+        if spec.size is None or spec.size == before:
+            return
+        if spec.size < before:  # a handler may cut off what is behind: no slip of a hand in a file does that
+            log.error("LUN %d keeps its size of %d bytes, for what is on it behind %d could be lost: if that is meant, "
+                      "`tcmu resize` does it", lun, before, spec.size, extra={"device": engine.disk.title})  # fmt: skip
             return
         try:
             self.change(lun, Change(size=spec.size))
@@ -164,7 +193,10 @@ class Host:
         self.missing.pop(lun, None)
         engine = self.engines.pop(lun, None)
         if engine is not None:
-            log.info("LUN %d goes", lun, extra={"device": engine.disk.title})
+            if engine.device.ephemeral:
+                log.warning("LUN %d goes, and what is on it", lun, extra={"device": engine.disk.title})
+            else:
+                log.info("LUN %d goes", lun, extra={"device": engine.disk.title})
             self._leaving[lun] = engine
             self.transport.remove(lun, lambda: self.loop.post(self._left, lun, engine))
 
@@ -174,11 +206,20 @@ class Host:
             del self._leaving[lun]
             if lun in self._prepared:
                 self._join(lun)
-        self.left()
+            for other in list(self.missing):  # it may have what this one had
+                self._join(other)
+        self.altered()
 
     def _join(self, lun: int) -> None:
         """Serve a disk that came, or came back as another one."""
         engine = self._open(lun, self._prepared[lun])
+        if engine is None and self._leaving:
+            return  # what is in its way may be about to go
+        before = self._before.pop(lun, None)
+        if engine is None and before is not None:
+            log.error("LUN %d stays as it was", lun, extra={"device": before.title})
+            self.specs[lun] = self._prepared[lun] = self._assigned[lun] = before
+            engine = self._open(lun, before)
         if engine is not None:
             log.info("LUN %d is there", lun, extra={"device": engine.disk.title})
             self.transport.add(lun, engine)
@@ -194,9 +235,12 @@ class Host:
         if self._retry_timer is not None:
             self._retry_timer.cancel()
             self._retry_timer = None
+        before = len(self.missing)
         for lun in list(self.missing):
             self._join(lun)
         self._retry_later()
+        if len(self.missing) < before:
+            self.altered()
 
     def set_traced(self, traced: Callable[[str], bool]) -> None:
         """Log every command of the disks for whose title `traced(title)` is true."""
@@ -257,6 +301,7 @@ class Host:
         commands, in_flight = self.transport.counters
         return Status(
             pid=os.getpid(),
+            title=self.transport.title,
             disks=tuple(self._disk(lun) for lun in sorted(self.engines)),
             missing=tuple(self.missing[lun] for lun in sorted(self.missing)),
             addresses=self.transport.addresses,
@@ -277,6 +322,9 @@ class Host:
             read_only=engine.disk.read_only,
             write_cache=device.write_cache,
             removable=device.removable,
+            filters=engine.disk.spec.filters,
+            initiators=tuple(nexus.initiator.name for nexus in engine.unit.nexuses),
+            in_flight=len(engine.unit.tasks.active),
         )
 
     def _reconfigure(self, message: Reconfigure) -> Changed:
@@ -358,6 +406,8 @@ def errno_of(error: BaseException) -> int:
     code = getattr(error, "errno", None)  # of an OSError, and of what configfs said
     if isinstance(code, int) and code:
         return code
+    if isinstance(error, HandlerError) and error.__cause__ is not None:  # it broke: what it raised says more
+        return errno_of(error.__cause__)
     for kind, number in _ERRNOS.items():
         if isinstance(error, kind):
             return number

@@ -45,13 +45,13 @@ class HostProcess:
         """Serve until told to stop; returns the exit status."""
         job = self.job
         Path("/proc/self/comm").write_bytes(job.title.encode()[:15])  # prctl(2), PR_SET_NAME
-        self.log = Log(Level(job.log.level), directory=job.log.directory, stderr=job.log.stderr)
+        self.log = Log(Level(job.log.level), stderr=job.log.stderr)
         self._set_log(job.log)
         self.loop = Loop(spin_time())
         try:
             self.host = Host(self.loop, self._open_disk, job.way)
             self.host.set_traced(self._is_traced)
-            self.host.left = self._tell
+            self.host.altered = self._tell
             self.host.open(job.disks, takes_over=job.takes_over, delay=job.delay)
         except Exception as error:
             if not isinstance(error, TcmuError | OSError):
@@ -72,7 +72,7 @@ class HostProcess:
         return 0
 
     def _open_disk(self, spec: DiskSpec) -> Disk:
-        return self.registry.get(spec.handler).open(spec)
+        return self.registry.get(spec.handler).open(spec, self.loop)
 
     def _opened(self) -> Opened:
         return Opened(dataclasses.replace(self.job, disks=dict(self.host.specs)), self.host.status())
@@ -143,7 +143,10 @@ class HostProcess:
             log.error("%s: %s; it stays as it was", job.key, reason_of(error))
 
     def _set_log(self, told: LogSettings) -> None:
-        self.log.set_directory(told.directory)
+        try:
+            self.log.set_directory(told.directory)
+        except OSError as error:  # the disks are served all the same
+            log.error("no log file: %s", reason_of(error))
         self.log.set_syslog(told.syslog)
         self.log.set_level(Level(told.level), {name: Level(level) for name, level in told.devices.items()})
         self.log.reopen()

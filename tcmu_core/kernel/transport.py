@@ -72,6 +72,7 @@ class KernelTransport:
         self.backstore = Backstore(way.hba, way.name)
         self.uio: UioDevice | None = None
         self.ring: Ring | None = None
+        self.title = f"kernel device {way.name}"
         self._title = way.name
         self._taken_over = False
         self._settled = False  # whether initiators may have seen the identity
@@ -101,7 +102,7 @@ class KernelTransport:
         store.keep_commands()
         completed = dataclasses.replace(
             spec,
-            size=store.size or None,
+            size=store.size // store.block_size * store.block_size or store.size or None,  # as LIO counts
             block_size=store.block_size,
             serial=store.serial,
             max_transfer=min(store.max_transfer or MAX_TRANSFER, store.data_area),

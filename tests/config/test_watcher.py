@@ -112,3 +112,16 @@ def test_a_file_that_is_bad_at_the_start_is_refused(file: Path) -> None:
     file.write_text("x = 1\n")
     with pytest.raises(ConfigError, match="unknown key 'x'"):
         watch(file)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# soon\n\n", "[targets]\n"])
+def test_a_file_without_a_word_does_not_end_targets(file: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    file.write_text("[targets]\n[[iqn.2026-01.org.example:a]]\n[[[lun 0]]]\nhandler = ram\n")
+    watcher, applied = watch(file)
+    file.write_text(text)
+    assert not look_twice(watcher)
+    assert not look_twice(watcher)
+    assert not applied
+    assert caplog.text.count("is empty: the settings stay as they were") == 1
+    assert watcher.reload()
+    assert applied[0].targets == ()

@@ -10,6 +10,7 @@ import pytest
 
 from tcmu_core.config.configuration import Config, LunConfig
 from tcmu_core.daemon.targets import Targets
+from tcmu_core.host.messages import LogSettings
 from tcmu_core.iscsi.constants import LoginStatus
 from tcmu_core.iscsi.settings import Access, ChapUser, Limits
 from tests.daemon.parent import Parent
@@ -50,12 +51,18 @@ def with_luns(wanted: Config, *luns: LunConfig) -> Config:
     return dataclasses.replace(wanted, targets=(dataclasses.replace(first, luns=luns), *others))
 
 
-def settled(parent: Parent, targets: Targets, wanted: Config) -> None:
-    """Apply a configuration and wait until every process does what it asks for."""
+def luns(targets: Targets) -> set[int]:
+    status = targets.processes[IQN].status
+    return {disk.lun for disk in status.disks} if status is not None else set()
+
+
+def settled(parent: Parent, targets: Targets, wanted: Config, but: int | None = None) -> None:
+    """Apply a configuration and wait until every process does what it asks for, the size of one LUN excepted."""
     serve(parent, targets, wanted)
     parent.until(
         lambda: all(
-            {disk.lun: disk.size for disk in process.status.disks} == {lun.lun: lun.size for lun in target.luns}
+            {disk.lun: disk.size for disk in process.status.disks if disk.lun != but}
+            == {lun.lun: lun.size for lun in target.luns if lun.lun != but}
             for target in wanted.targets
             if (process := targets.processes[target.name]).status is not None
         )
@@ -137,3 +144,72 @@ def test_the_portal_listens_elsewhere_and_sessions_go_on(parent: Parent, targets
     assert targets.addresses[0].startswith("127.0.0.2:")
     with client(targets, IQN).login() as one:
         assert len(one.read(0, 1)) == 512
+
+
+IN_MEMORY: dict[str, Callable[[Config], Config]] = {
+    "another name": lambda wanted: with_luns(wanted, dataclasses.replace(RAM, name="other"), SECOND),
+    "filters": lambda wanted: with_luns(wanted, dataclasses.replace(RAM, filters=("log",)), SECOND),
+    "blocks": lambda wanted: with_luns(wanted, dataclasses.replace(RAM, block_size=4096), SECOND),
+    "read-only": lambda wanted: with_luns(wanted, dataclasses.replace(RAM, read_only=True), SECOND),
+    "a smaller size": lambda wanted: with_luns(wanted, dataclasses.replace(RAM, size=512), SECOND),
+    "defaults of the handler": lambda wanted: dataclasses.replace(wanted, handlers={"ram": {"size": "2M"}}),
+}
+
+
+@pytest.mark.parametrize("edit", IN_MEMORY)
+def test_no_edit_of_a_disk_in_memory_empties_it(parent: Parent, targets: Targets, base: Config, edit: str) -> None:
+    serve(parent, targets, base)
+    with client(targets, IQN).login() as one:
+        one.sense(TEST_UNIT_READY)  # power on
+        one.write(100, MARK)
+        serve(parent, targets, IN_MEMORY[edit](base))
+        settled(parent, targets, EDITS["a LUN more"](IN_MEMORY[edit](base)), but=0)
+        assert one.sense(TEST_UNIT_READY) == LUNS_CHANGED  # of what came after it
+        assert one.read(100, 1) == MARK
+        settled(parent, targets, base)
+        assert one.sense(TEST_UNIT_READY) == LUNS_CHANGED
+        assert one.read(100, 1) == MARK
+
+
+def test_a_disk_goes_on_where_another_can_not_take_its_place(parent: Parent, targets: Targets, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(MARK * 8)
+    there = LunConfig(0, "file", str(tmp_path / "disk"))
+    nowhere = dataclasses.replace(there, cfgstring=str(tmp_path / "nowhere"))
+    serve(parent, targets, config(there))
+    with client(targets, IQN).login() as one:
+        targets.configure(config(nowhere))
+        targets.configure(config(nowhere, SECOND))
+        parent.until(lambda: luns(targets) == {0, 1})
+        while sense := one.sense(TEST_UNIT_READY):
+            assert sense[0] == 6  # attentions, and no LUN that is not there
+        assert one.read(3, 1) == MARK
+
+
+def test_two_luns_change_places(parent: Parent, targets: Targets, tmp_path: Path) -> None:
+    contents = [b"first" * 512, b"other" * 512]
+    files = [str(tmp_path / name) for name in ("first", "other")]
+    for path, content in zip(files, contents, strict=True):
+        Path(path).write_bytes(content)
+    serve(parent, targets, config(LunConfig(0, "file", files[0]), LunConfig(1, "file", files[1])))
+    targets.configure(config(LunConfig(0, "file", files[1]), LunConfig(1, "file", files[0])))
+    shown = {0: files[1], 1: files[0]}
+    parent.until(
+        lambda: (
+            (status := targets.processes[IQN].status) is not None
+            and {disk.lun: disk.cfgstring for disk in status.disks} == shown
+        )
+    )
+    with client(targets, IQN).login() as one:
+        assert [one.read(0, 5, lun=lun) for lun in (1, 0)] == contents
+
+
+def test_a_log_that_can_not_be_written_keeps_no_disk_from_being_served(
+    parent: Parent, targets: Targets, base: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = parent.spawn
+    nowhere = LogSettings(directory="/proc/nowhere", stderr=False)
+    monkeypatch.setattr(parent, "spawn", lambda job, *calls: real(dataclasses.replace(job, log=nowhere), *calls))
+    serve(parent, targets, base)
+    with undisturbed(targets, IQN):
+        targets.processes[IQN].send(dataclasses.replace(nowhere, directory="/proc/elsewhere"))
+        settled(parent, targets, EDITS["a LUN more"](base))

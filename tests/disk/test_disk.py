@@ -394,3 +394,16 @@ def test_a_change_of_the_cfgstring_is_checked_too():
         disk.change(Change(cfgstring="/i;dept=1"))
     disk.change(Change(cfgstring="/other;depth=2"))
     assert disk.device.cfgstring == "/other;depth=2"
+
+
+def test_a_size_among_the_defaults_counts_where_the_disk_has_none_of_its_own():
+    assert "size" not in opened(Minimal(), size=SIZE, options={"size": "2M", "sync": "yes"}).device.options
+    assert opened(Minimal(), options={"size": "2M"}).device.options == {"size": "2M"}
+
+
+@pytest.mark.parametrize(("size", "block_size"), [(1000, 512), (SIZE + 512, 4096)])
+def test_a_size_that_is_asked_for_is_whole_blocks(size, block_size):
+    handler = Watched()
+    with pytest.raises(ConfigError, match=f"{size} bytes are not whole blocks of {block_size}"):
+        opened(handler, size=size, block_size=block_size)
+    assert handler.calls == ["check_config"]

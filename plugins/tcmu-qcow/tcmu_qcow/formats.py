@@ -22,6 +22,12 @@ FOREIGN = (
     (0, b"WithouFreSpacExt", "Parallels"),
     (0, b"Bochs Virtual HD Image", "Bochs"),  # Bochs hdimage.h
     (0, b"LUKS\xba\xbe", "LUKS"),  # LUKS On-Disk Format Specification 1.2.3, 2.1
+    (0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop", "cloop"),  # QEMU block/cloop.c: what Knoppix' images begin with
+)
+# The same of the last 512 bytes, for formats whose header is a trailer.
+TRAILERS = (
+    (0, b"conectix", "VHD"),  # a fixed disk ends with its footer
+    (0, b"koly", "DMG"),  # Apple's UDIF resource file
 )
 
 
@@ -33,23 +39,24 @@ class Format(StrEnum):
     QCOW2 = "qcow2"
 
 
-def foreign_format(start: bytes) -> str | None:
-    """Return what a file that begins like this is in, if that is none of ours; `start` has the first 512 bytes."""
-    for at, magic, name in FOREIGN:
-        if start.startswith(magic, at):
-            return name
+def foreign_format(start: bytes, end: bytes = b"") -> str | None:
+    """Return what a file that begins and ends like this is in, if that is none of ours; both have 512 bytes."""
+    for part, table in ((start, FOREIGN), (end, TRAILERS)):
+        for at, magic, name in table:
+            if part.startswith(magic, at):
+                return name
     return None
 
 
-def format_of(start: bytes, path: str) -> Format:
-    """Return the format by magic and version; a file without a magic is raw.
+def format_of(start: bytes, end: bytes, path: str) -> Format:
+    """Return the format by magic and version; a file without a magic is raw. `start` and `end` have 512 bytes.
 
     Raises:
         UnsupportedImage: it is in a format that is not served here.
     """
     if start.startswith(q.MAGIC) and len(start) >= q.PREFIX.size:
         return Format.QCOW if q.PREFIX.unpack_from(start)[1] == 1 else Format.QCOW2
-    foreign = foreign_format(start)
+    foreign = foreign_format(start, end)
     if foreign is not None:
         raise UnsupportedImage(
             f"{path} is a {foreign} image, which is not supported: convert it with qemu-img convert -O qcow2, "

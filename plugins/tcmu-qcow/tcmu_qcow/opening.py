@@ -77,7 +77,8 @@ def _open_node(
             scope.check_opened(file, overlay)
         if file.identity in above:
             raise CorruptImage(f"{path}: the image is a backing file of itself")
-        kind = options.format or format_of(file.pread(PROBED, 0), path)
+        end = max(0, file.size - PROBED)
+        kind = options.format or format_of(file.pread(PROBED, 0), file.pread(PROBED, end), path)
         if kind is Format.RAW and options.format is None and overlay:
             raise ImageError(
                 f"{overlay} does not say in which format its backing file {path} is, and it looks like raw: "

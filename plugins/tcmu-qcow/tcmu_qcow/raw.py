@@ -37,8 +37,8 @@ class RawImage(Node):
     def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Write every buffer. The range lies within the disk."""
         self._check_writable()
-        if self._guarded and not offset:
-            self._check_magic(buffers)
+        if self._guarded and (not offset or offset + sum(map(len, buffers)) >= self.file.size):
+            self._check_magic(offset, buffers)
         self.file.pwritev(buffers, offset)
 
     def write_nowait(self, offset: int, buffers: Sequence[memoryview], length: int) -> bool:
@@ -48,14 +48,27 @@ class RawImage(Node):
         self.write(offset, buffers)
         return True
 
+    def place_to_read(self, offset: int, length: int) -> tuple[HostFile, int] | None:
+        """Where the range lies: the file and the offset."""
+        return self.file, offset
+
+    def place_to_write(self, offset: int, length: int) -> tuple[HostFile, int] | None:
+        """The same for a write; None where it has to be looked at before."""
+        return None if self.read_only or (self._guarded and not offset) else (self.file, offset)
+
+    def release_place(self) -> None:
+        """What was read or written at a place has ended."""
+
     def _check_writable(self) -> None:
         if self.read_only:
             raise ReadOnlyImage(f"{self.file.path}: the image is open read-only")
 
-    def _check_magic(self, buffers: Sequence[memoryview]) -> None:
+    def _check_magic(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """A guest may not turn a disk whose format was guessed into an image that names other files of the host."""
-        start = b"".join(posix.window(buffers, 0, PROBED))
-        found = "qcow" if start.startswith(q.MAGIC) else foreign_format(start)
+        length = sum(map(len, buffers))
+        start = b"".join(posix.window(buffers, 0, PROBED)) if not offset else b""
+        end = b"".join(posix.window(buffers, length - PROBED, PROBED)) if offset + length >= self.file.size else b""
+        found = "qcow" if start.startswith(q.MAGIC) else foreign_format(start, end)
         if found is not None:
             raise OSError(
                 errno.EPERM,

@@ -16,7 +16,7 @@ from tcmu_qcow import layout as q
 from tcmu_qcow import opening
 from tcmu_qcow.errors import CorruptImage, ImageError, ReadOnlyImage, UnsupportedImage
 from tcmu_qcow.files import HostFile
-from tcmu_qcow.formats import FOREIGN, Format
+from tcmu_qcow.formats import FOREIGN, TRAILERS, Format
 from tcmu_qcow.opening import MOST_LAYERS, open_image
 from tcmu_qcow.qcow1 import Qcow1Image
 from tcmu_qcow.raw import RawImage
@@ -127,6 +127,21 @@ def test_an_image_of_another_format_is_refused_by_its_name_unless_it_is_to_be_ra
         open_image(str(path))
     with opened_image(path, format=Format.RAW) as image:
         assert disk(image).read(0, 512) == path.read_bytes()[:512].ljust(512, b"\0")
+
+
+@pytest.mark.parametrize("magic", [magic for _, magic, _ in TRAILERS])
+def test_a_format_whose_header_is_at_the_end_is_refused_too(
+    raw: Path, opened_image: Callable, disk: type, magic: bytes
+) -> None:
+    looks = raw.with_name("looks")
+    looks.write_bytes(bytes(SIZE) + magic.ljust(512, b"\0"))
+    with pytest.raises(UnsupportedImage, match="format=raw"):
+        open_image(str(looks))
+    size = raw.stat().st_size
+    with opened_image(raw) as image, pytest.raises(PermissionError, match="format=raw"):
+        disk(image).write(size - 1024, bytes(512) + magic.ljust(512, b"\0"))
+    with opened_image(raw) as image:
+        disk(image).write(size - 1024, magic.ljust(1024, b"\0"))  # inside it may be anything
 
 
 @pytest.mark.parametrize("start", [magic.rjust(at + len(magic), b"\0") for at, magic, _ in FOREIGN], ids=repr)
