@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, ClassVar, Protocol
@@ -76,6 +77,7 @@ class Disk:
         self.own_serial = False  # whether the handler has set one, which goes before what the runner gave
         self._manager = plugin_manager(plugin, spec.handler)
         self._declared = declared(plugin)
+        self._pid = os.getpid()
         self._opened = False
         self._sound: dict[str, Any] = {}  # the device's attributes, as they were when they were looked at last
         self._open_filters = 0  # how many of them, from the lowest on
@@ -336,6 +338,14 @@ class Disk:
         if not self.has("reconfigure"):
             raise NotImplementedError(f"handler {self.device.handler!r} can't change a device that is open")
         self._finish("reconfigure", self._manager.hook.reconfigure(device=self.device, change=change))
+
+    def end_child(self, error: BaseException) -> None:
+        """End a child that a hook has forked, and that leaves the hook by raising, by sys.exit perhaps.
+
+        It has the sockets of its parent, and would be a second server.
+        """
+        if os.getpid() != self._pid:
+            os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
 
     def close(self) -> None:
         """Let work on threads end, then close filters and storage, in this order; nothing for one that is not open.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, Protocol
 
 from tcmu_core.disk.device import Change
@@ -64,9 +63,8 @@ class Engine:
         self.fast: dict[int, hot.Fast] = {}  # by operation code; empty while each command must be looked at
         self._no_fast: dict[int, hot.Fast] = {}
         self._all_fast: dict[int, hot.Fast] = {}
-        self._pid = os.getpid()
         self._version = -1  # of the unit, when table and fast paths were made
-        self._carried: dict[Command, None] = {}  # what goes on on nobody's behalf
+        self._carried: dict[Command, Future[Any] | None] = {}  # what goes on on nobody's behalf, and its last hook's
         self._paused: deque[tuple[Command, Steps]] = deque()
         self._started: dict[Command, float] = {}  # monotonic seconds at which `slow` first saw them
         self._trace = False
@@ -343,6 +341,8 @@ class Engine:
             waiting = checked(waiting)
             if not waiting.done():
                 self._enter(command)
+                if command in self._carried:
+                    self._carried[command] = waiting
                 waiting.add_done_callback(
                     lambda done, asked=asked: self.post(self._resume, command, steps, done, asked)  # type: ignore[misc]
                 )
@@ -421,10 +421,7 @@ class Engine:
         Whatever a hook raises is this command's error alone: SystemExit and its like end no process here, and neither
         does an exception that is itself broken: an `asc` of two bytes, an errno that is a list.
         """
-        if (
-            os.getpid() != self._pid
-        ):  # a child that a hook has forked leaves, by sys.exit perhaps: it is no second server
-            os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+        self.disk.end_child(error)
         command.sense = b""
         command.transferred = 0
         try:
@@ -617,9 +614,14 @@ class Engine:
             tasks.watch(command, one_ended)
 
     def close(self) -> None:
-        """Flush what is cached and close the disk; call it when the unit is idle."""
-        for command in self._carried:
+        """Flush what is cached and close the disk; call it when the unit is idle.
+
+        What belongs to no initiator ends here, when its hook has returned: none may find the disk closed.
+        """
+        for command, pending in self._carried.items():
             command.aborted = True
+            if pending is not None:
+                wait((pending,))
         flush = self.unit.operations.flush
         if flush is not None and not self.unit.read_only:
             try:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
-from tests.scsi.harness import BLOCK, Rig, answer, cdb10, make_rig
+from tcmu_core import hookimpl
+from tests.scsi.harness import BLOCK, Memory, Rig, answer, cdb10, make_rig
 
 OVERWRITE, BLOCK_ERASE, EXIT = 1, 2, 31
 IMMED = 0x80
@@ -129,3 +132,26 @@ def test_format_unit_leaves_zeros(full: Rig) -> None:
 
 def test_a_read_only_disk_is_not_sanitized() -> None:
     assert make_rig(read_only=True).send(*sanitize(BLOCK_ERASE)).error == (7, 0x27, 0)
+
+
+def test_a_disk_is_not_closed_before_the_hook_of_a_background_operation_has_returned() -> None:
+    class Closing(Memory):
+        closed_with: int | None = None
+
+        @hookimpl
+        def close(self) -> None:
+            self.closed_with = len(self.held)
+
+    rig = make_rig(Closing())
+    rig.nexus()
+    rig.memory.hold = True
+    rig.good("48 82 00 00 00 00 00 00 00 00")
+    assert len(rig.memory.held) == 1
+    assert rig.engine.idle
+    rig.memory.hold = False
+    late = threading.Timer(0.1, rig.memory.release)
+    late.start()
+    rig.engine.close()
+    late.join()
+    assert rig.memory.closed_with == 0
+    rig.turn()
