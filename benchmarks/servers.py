@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -69,10 +69,10 @@ def answers(port: int) -> bool:
 
 
 @contextmanager
-def tcmu(image: Path, directory: Path) -> Iterator[Server]:
-    """Serve `image` by our own portal, with every setting as it comes."""
-    command = [sys.executable, "-m", "tcmu_core.cli.tcmu", "serve", "file", str(image)]
-    command += ["--portal", "127.0.0.1:0", "--state-dir", str(directory / "state"), "--json"]
+def tcmu(image: Path, directory: Path, options: str = "", name: str = "disk") -> Iterator[Server]:
+    """Serve `image` by our own portal, with every setting as it comes but the cfgstring's `options`."""
+    command = [sys.executable, "-m", "tcmu_core.cli.tcmu", "serve", "file", f"{image}{options}", "--name", name]
+    command += ["--portal", "127.0.0.1:0", "--state-dir", str(directory / f"state-{name}"), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             assert process.stdout is not None
@@ -85,12 +85,17 @@ def tcmu(image: Path, directory: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def tgt(image: Path, directory: Path, options: Mapping[str, str]) -> Iterator[Server]:
-    """Serve `image` by a tgtd of our own: its control socket is in `directory`, another tgtd is not disturbed."""
-    control = directory / f"tgt-{len(options)}"
+def tgt(
+    image: Path, directory: Path, options: Mapping[str, str], unit: Sequence[str] = (), name: str = ""
+) -> Iterator[Server]:
+    """Serve `image` by a tgtd of our own: its control socket is in `directory`, another tgtd is not disturbed.
+
+    `options` are of the target, `unit` arguments for the logical unit.
+    """
+    control = directory / f"tgt-{name or len(options)}"
     environment = {**os.environ, "TGT_IPC_SOCKET": str(control)}
     port = free_port()
-    name = "iqn.2025-01.local.bench:disk"
+    target = "iqn.2025-01.local.bench:disk"
     tid = ("--tid", "1")
 
     def admin(mode: str, operation: str, *arguments: str) -> None:
@@ -102,13 +107,13 @@ def tgt(image: Path, directory: Path, options: Mapping[str, str]) -> Iterator[Se
     with subprocess.Popen(command, env=environment, stderr=quiet, text=True, start_new_session=True) as process:
         try:
             wait_for(lambda: Path(f"{control}.1").exists() and answers(port), process, "tgtd")
-            admin("target", "new", *tid, "--targetname", name)
+            admin("target", "new", *tid, "--targetname", target)
             try:
                 for key, value in options.items():
                     admin("target", "update", *tid, "--name", key, "--value", value)
-                admin("logicalunit", "new", *tid, "--lun", "1", "--backing-store", str(image))
+                admin("logicalunit", "new", *tid, "--lun", "1", "--backing-store", str(image), *unit)
                 admin("target", "bind", *tid, "--initiator-address", "ALL")
-                yield Server(f"iscsi://127.0.0.1:{port}/{name}/1", process.pid)
+                yield Server(f"iscsi://127.0.0.1:{port}/{target}/1", process.pid)
             finally:
                 admin("target", "delete", *tid, "--force")
                 admin("system", "delete")  # it goes within a second; SIGTERM alone it ignores

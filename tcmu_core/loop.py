@@ -95,6 +95,8 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._cancelled = 0  # timers that are still in the heap, at most
         self._count = itertools.count()
+        self._soon: list[Callable[[], object]] = []
+        self._elsewhere: list[Callable[[], int]] = []
         self._running = False
         self._asleep = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -164,6 +166,22 @@ class Loop:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
 
+    def call_soon(self, fn: Callable[[], object]) -> None:
+        """Call `fn()` once all that is there now has been worked off, before the loop waits; on its thread only."""
+        self._soon.append(fn)
+
+    def watch_elsewhere(self, count: Callable[[], int]) -> None:
+        """Have `count()` say how much work of this process is under way on other threads or in the kernel.
+
+        While there is some the loop does not spin: that would keep the interpreter, and the processor, from it.
+        """
+        self._elsewhere.append(count)
+
+    def forget_elsewhere(self, count: Callable[[], int]) -> None:
+        """Ask `count` no more."""
+        with contextlib.suppress(ValueError):
+            self._elsewhere.remove(count)
+
     # -- running ----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -176,7 +194,11 @@ class Loop:
         eager = False
         while self._running:
             events: list[tuple[int, int]] = []
-            if eager and self.spin and not posted:
+            while self._soon:
+                soon, self._soon = self._soon, []
+                for fn in soon:
+                    self._call(fn, ())
+            if eager and self.spin and not posted and not self._busy_elsewhere():
                 until = clock() + self.spin
                 if self._timers:
                     until = min(until, self._timers[0][0])
@@ -211,6 +233,9 @@ class Loop:
             for _ in range(len(posted)):
                 fn, args = posted.popleft()
                 self._call(fn, args)
+
+    def _busy_elsewhere(self) -> bool:
+        return any(count() for count in self._elsewhere)
 
     def stop(self) -> None:
         """Make `run` return; safe from any thread."""

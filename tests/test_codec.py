@@ -33,7 +33,8 @@ JOB = m.Job(
 )  # fmt: skip
 
 MESSAGES: list[Message] = [
-    JOB, LOG, m.Adopt(), m.Ping(), m.Ask(), m.Retry(), m.Drain(), m.Close(), m.Ready(), m.Stop(), m.Pong(1, 2),
+    JOB, LOG, m.Adopt(), m.Reassign(JOB),
+    m.Ping(), m.Ask(), m.Retry(), m.Drain(), m.Close(), m.Ready(), m.Stop(), m.Pong(1, 2),
     m.Exited(1, 9), m.FilterCommand("{}", 1), m.FilterAnswer("{}", "no", mistaken=True),
     m.Spawn(1, JOB), m.Spawned(1, 2), m.Reconfigure(Change(size=5), 1, 2), m.Reconfigure(Change(cfgstring="")),
     m.Changed(1, 22, "no", DISK), m.Changed(1, 0, ""), m.Failed(28, "full"),

@@ -76,7 +76,7 @@ def insert_run(args: argparse.Namespace) -> int:
 
 def change(directory: Path, name: str, cfgstring: str) -> None:
     """Give the drive called `name` another disc, or none for an empty cfgstring; raises what its host says."""
-    drives = [(path, disk) for path, disk in control.disks(directory) if disk.removable]
+    drives = [(path, disk) for path, disk in control.disks(directory, kernel=False) if disk.removable]
     found = control.the_one(name, drives)
     if found is not None:
         path, disk = found

@@ -81,10 +81,10 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 def ask(args: argparse.Namespace, message: Message) -> dict[str, Any]:
     """Ask the host that serves a disk about its filters; raises what it says."""
-    served = [(path, disk) for path, status in control.hosts(args.state_dir) for disk in status.disks]
-    found = control.the_one(args.disk, served)
+    disks = control.disks(args.state_dir)
+    found = control.the_one(args.disk, disks)
     if found is None:
-        names = sorted({disk.name for _, disk in served})
+        names = sorted({disk.name for _, disk in disks})
         hint = f"served here: {', '.join(names)}" if names else "no process of yours serves any"
         raise ControlError(f"there is no disk {args.disk!r}: {hint}")
     path, disk = found

@@ -135,7 +135,7 @@ def _delete(args: argparse.Namespace) -> int:
 
 
 def _resize(args: argparse.Namespace) -> int:
-    found = control.the_one(args.name, control.disks(args.state_dir))
+    found = control.the_one(args.name, control.disks(args.state_dir, kernel=False))
     if found is not None:
         disk = control.change(*found, Change(size=args.size))
         Output().line(f"{args.name}: {human(disk.size)}")

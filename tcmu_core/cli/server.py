@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import functools
 import ipaddress
 import os
 import signal
@@ -50,7 +51,9 @@ class Server:
         self._stopping = False
         self._stage = ""  # what a stop waits for
         directory = args.state_dir or default_directory()
-        self.host = Host(loop, handler.open, TargetWay(target, self._settings(), directory))
+        self.host = Host(
+            loop, functools.partial(handler.open, reactor=loop), TargetWay(target, self._settings(), directory)
+        )
         self.host.set_traced(lambda _title: args.debug)
         self._directory = directory
         self._made = False  # whether the socket needed the directory to be made

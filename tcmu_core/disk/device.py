@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from tcmu_core.disk.threads import Threads
+from tcmu_core.posix.engines import Reactor
 from tcmu_core.scsi.command import Nexus
 from tcmu_core.scsi.opcodes import Opcode
 
@@ -78,6 +79,7 @@ class Device:
     ephemeral: bool = False  # the storage ends with this process: another disk of the same cfgstring is another one
     opcodes: tuple[Opcode, ...] = ()  # commands that handle_cmd serves beyond the engine's
 
+    reactor: Reactor | None = None  # the loop that data hooks are called on, for `posix.engine`, if there is one
     options: Mapping[str, str] = field(default_factory=dict)  # the handler's section of tcmu.conf
     state: Any = None
 
@@ -101,6 +103,10 @@ class Device:
     def offload(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Run `fn(*args)` on the device's thread pool and return its future."""
         return self._threads.submit(self.threads, fn, args, kwargs)
+
+    def in_flight(self) -> int:
+        """Return how many calls that were offloaded have not ended."""
+        return self._threads.busy
 
     def notify(self, asc: int, ascq: int, *, but: Nexus | None = None) -> None:
         """Establish a unit attention for every nexus but one (SPC-4 annex F codes); safe to call from any thread.

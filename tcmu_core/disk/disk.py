@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, ClassVar, Protocol
@@ -108,11 +109,17 @@ class Disk:
         try:
             try:
                 result = hooks.open(device=device)
-            except (TcmuError, OSError):
+            except OSError as error:
+                if error.errno and error.filename is None and error.strerror == os.strerror(error.errno):
+                    error.filename = device.cfgstring or None  # a number alone tells nobody what it is about
+                raise
+            except TcmuError:
                 raise
             except BaseException as error:
                 raise self._broken(error) from error
             self._opened = True
+            if device.reactor is not None:
+                device.reactor.watch_elsewhere(device.in_flight)
             self._finish("open", result)
             self._check()
             self._bound()
@@ -179,8 +186,6 @@ class Disk:
         if not 512 <= block <= LARGEST_BLOCK or block & (block - 1):
             raise HandlerError(f"{who}: block_size {block} is no power of two from 512 to {LARGEST_BLOCK}")
         self._check_size(size)
-        if device.max_transfer_length == 0 or 0 < self.spec.max_transfer < device.max_transfer_length:
-            device.max_transfer_length = self.spec.max_transfer
         physical = device.physical_block_size
         if physical and (physical < block or physical % block):
             raise HandlerError(f"{who}: physical_block_size {physical} is no multiple of {block}")
@@ -323,6 +328,8 @@ class Disk:
         if not self._opened:
             return
         self._opened = False
+        if self.device.reactor is not None:
+            self.device.reactor.forget_elsewhere(self.device.in_flight)
         try:
             self._finish("close", self._manager.hook.close(device=self.device))
         except (TcmuError, OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -16,14 +17,28 @@ class Threads:
     """A pool that is made when it is first used. `busy` counts the calls that have not ended."""
 
     def __init__(self, name: str) -> None:
+        self.busy = 0
         self._name = name
+        self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
 
     def submit(self, count: int, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
         """Run `fn` on one of `count` threads (0: the default number) and return its future."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(count or DEFAULT_THREADS, f"tcmu-{self._name}")
-        return self._pool.submit(fn, *args, **kwargs)
+        with self._lock:
+            self.busy += 1
+        try:
+            future = self._pool.submit(fn, *args, **kwargs)
+        except BaseException:
+            self._ended(None)
+            raise
+        future.add_done_callback(self._ended)
+        return future
+
+    def _ended(self, _future: Future[Any] | None) -> None:
+        with self._lock:
+            self.busy -= 1
 
     def shutdown(self) -> None:
         """Wait for what was submitted and end the pool."""

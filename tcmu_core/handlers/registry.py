@@ -22,6 +22,7 @@ from tcmu_core.errors import ConfigError, HandlerError, text_of
 from tcmu_core.filters.registry import make
 from tcmu_core.hookspecs import HOOKS
 from tcmu_core.options import Options, declared
+from tcmu_core.posix import Reactor
 
 ENTRY_POINT_GROUP = "tcmu.handlers"
 OURS = frozenset({"fbo", "file", "glfs", "nbd", "qcow", "ram", "rbd"})  # whose distributions are this project's
@@ -48,13 +49,14 @@ class Handler:
             return self.factory()
         return self.factory
 
-    def open(self, spec: DiskSpec) -> Disk:
-        """Open a disk with this handler; raises as `Disk.open` does."""
+    def open(self, spec: DiskSpec, reactor: Reactor | None = None) -> Disk:
+        """Open a disk with this handler, to be used on the loop `reactor`; raises as `Disk.open` does."""
         try:
             plugin = self.make()
         except Exception as error:
             raise HandlerError(f"handler {self.name!r} can't be made: {text_of(error)}") from error
         disk = Disk(spec, plugin, make(spec.filters))
+        disk.device.reactor = reactor
         disk.open()
         return disk
 

@@ -91,11 +91,14 @@ def hosts(directory: Path) -> Iterator[tuple[Path, Status]]:
                 yield path, status
 
 
-def disks(directory: Path) -> list[tuple[Path, DiskStatus]]:
-    """Return the disks behind a portal, each with the place of its host. Kernel devices are the kernel's to ask."""
+def disks(directory: Path, *, kernel: bool = True) -> list[tuple[Path, DiskStatus]]:
+    """Return the disks that are served, each with the place of its host.
+
+    Without `kernel` those of kernel devices are left out: what they are is changed by way of the kernel.
+    """
     found = []
     for path, status in hosts(directory):
-        if not any(address.startswith("/dev/") for address in status.addresses):
+        if kernel or not any(address.startswith("/dev/") for address in status.addresses):
             found += [(path, disk) for disk in status.disks]
     return found
 

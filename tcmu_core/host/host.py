@@ -61,7 +61,7 @@ class Host:
         self.missing: dict[int, Missing] = {}
         self.transport = transports.make(way, self)
         self.traced: Callable[[str], bool] = lambda _title: False
-        self.changed: Callable[[], object] = _nothing  # called when a disk has gone, or one that was missing has come
+        self.altered: Callable[[], object] = _nothing  # called when a disk came or went later than it was asked to
         self.ended = False
         self._open_disk = open_disk
         self._prepared: dict[int, DiskSpec] = {}
@@ -208,7 +208,7 @@ class Host:
                 self._join(lun)
             for other in list(self.missing):  # it may have what this one had
                 self._join(other)
-        self.changed()
+        self.altered()
 
     def _join(self, lun: int) -> None:
         """Serve a disk that came, or came back as another one."""
@@ -238,9 +238,9 @@ class Host:
         before = len(self.missing)
         for lun in list(self.missing):
             self._join(lun)
-        if len(self.missing) < before:
-            self.changed()
         self._retry_later()
+        if len(self.missing) < before:
+            self.altered()
 
     def set_traced(self, traced: Callable[[str], bool]) -> None:
         """Log every command of the disks for whose title `traced(title)` is true."""
@@ -301,6 +301,7 @@ class Host:
         commands, in_flight = self.transport.counters
         return Status(
             pid=os.getpid(),
+            title=self.transport.title,
             disks=tuple(self._disk(lun) for lun in sorted(self.engines)),
             missing=tuple(self.missing[lun] for lun in sorted(self.missing)),
             addresses=self.transport.addresses,
@@ -321,6 +322,9 @@ class Host:
             read_only=engine.disk.read_only,
             write_cache=device.write_cache,
             removable=device.removable,
+            filters=engine.disk.spec.filters,
+            initiators=tuple(nexus.initiator.name for nexus in engine.unit.nexuses),
+            in_flight=len(engine.unit.tasks.active),
         )
 
     def _reconfigure(self, message: Reconfigure) -> Changed:
@@ -402,6 +406,8 @@ def errno_of(error: BaseException) -> int:
     code = getattr(error, "errno", None)  # of an OSError, and of what configfs said
     if isinstance(code, int) and code:
         return code
+    if isinstance(error, HandlerError) and error.__cause__ is not None:  # it broke: what it raised says more
+        return errno_of(error.__cause__)
     for kind, number in _ERRNOS.items():
         if isinstance(error, kind):
             return number

@@ -115,7 +115,7 @@ class Close(Message):
 
 @dataclass(frozen=True, slots=True)
 class DiskStatus(Message):
-    """An open disk: sizes in bytes, the cfgstring as the handler has it."""
+    """An open disk: sizes in bytes, the cfgstring as the handler has it. `tcmu status --json` shows each field."""
 
     lun: int
     handler: str
@@ -126,6 +126,9 @@ class DiskStatus(Message):
     read_only: bool
     write_cache: bool
     removable: bool
+    filters: tuple[str, ...] = ()
+    initiators: tuple[str, ...] = ()  # those that are logged in
+    in_flight: int = 0  # commands that have not ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +142,10 @@ class Missing(Message):
 
 @dataclass(frozen=True, slots=True)
 class Status(Message):
-    """What a host serves."""
+    """What a host serves, by which way in (`title`, for people) and where."""
 
     pid: int
+    title: str = ""
     disks: tuple[DiskStatus, ...] = ()
     missing: tuple[Missing, ...] = ()
     addresses: tuple[str, ...] = ()

@@ -51,7 +51,7 @@ class HostProcess:
         try:
             self.host = Host(self.loop, self._open_disk, job.way)
             self.host.set_traced(self._is_traced)
-            self.host.changed = self._tell
+            self.host.altered = self._tell
             self.host.open(job.disks, takes_over=job.takes_over, delay=job.delay)
         except Exception as error:
             if not isinstance(error, TcmuError | OSError):
@@ -72,7 +72,7 @@ class HostProcess:
         return 0
 
     def _open_disk(self, spec: DiskSpec) -> Disk:
-        return self.registry.get(spec.handler).open(spec)
+        return self.registry.get(spec.handler).open(spec, self.loop)
 
     def _opened(self) -> Opened:
         return Opened(dataclasses.replace(self.job, disks=dict(self.host.specs)), self.host.status())

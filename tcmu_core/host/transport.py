@@ -31,6 +31,7 @@ class Transport(Protocol):
     """A way in, from `prepare` to `close`. All is called on the loop's thread."""
 
     needs_all: bool  # whether it is of no use with a disk missing
+    title: str  # what people call it
 
     def prepare(self, disks: Mapping[int, DiskSpec], *, takes_over: bool) -> Mapping[int, DiskSpec]:
         """Take hold of the way in; return the specs completed with what it knows of them.

@@ -81,6 +81,7 @@ class TargetTransport:
 
     def __init__(self, way: TargetWay, served: Served) -> None:
         self.way = way
+        self.title = way.name
         self.served = served
         self.target = Target(way.name, {})
         self.portal = Portal(served.loop, way.settings, {})
@@ -181,6 +182,7 @@ class RedirectorTransport:
     """Listens, and passes each login on. It serves no disk and runs no handler's code."""
 
     needs_all = True
+    title = "the portal of tcmu.conf"
 
     def __init__(self, way: RedirectorWay, served: Served) -> None:
         self.portal = Redirector(served.loop, way.settings, way.targets, self._pass_on)

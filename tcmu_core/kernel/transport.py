@@ -72,6 +72,7 @@ class KernelTransport:
         self.backstore = Backstore(way.hba, way.name)
         self.uio: UioDevice | None = None
         self.ring: Ring | None = None
+        self.title = f"kernel device {way.name}"
         self._title = way.name
         self._taken_over = False
         self._settled = False  # whether initiators may have seen the identity

@@ -1,9 +1,12 @@
-"""What a handler that stands on files needs: complete vectored I/O, locks, space, buffers, flushes that are remembered.
+"""What a handler that stands on files needs: complete I/O that waits or does not, locks, space, buffers, flushes.
 
 Public: a handler imports it as `tcmu_core.posix`. Offsets and lengths are bytes; everything raises OSError.
 """
 
+from tcmu_core.posix.aiofile import AsyncFile
 from tcmu_core.posix.buffers import ZEROS, Buffer, Cursor, fill_zero, gather, scatter, skip, split, total, window
+from tcmu_core.posix.completion import Completion
+from tcmu_core.posix.engines import Engine, Reactor, engine
 from tcmu_core.posix.locks import InUse, lock, unlock, users
 from tcmu_core.posix.space import can_punch, discard, extents, punch, reserve, zero
 from tcmu_core.posix.stable import Log, Stable, log
@@ -33,16 +36,21 @@ __all__ = [
     "ZEROS",
     "ZERO_RANGE",
     "Alignment",
+    "AsyncFile",
     "Buffer",
+    "Completion",
     "Cursor",
+    "Engine",
     "InUse",
     "Log",
+    "Reactor",
     "Stable",
     "Watch",
     "address",
     "can_punch",
     "direct_alignment",
     "discard",
+    "engine",
     "extents",
     "fallocate",
     "fill_zero",

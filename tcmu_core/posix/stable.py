@@ -25,6 +25,9 @@ class Stable:
         self.failure: OSError | None = None
         self.log = log
         self._lock = threading.Lock()
+        self._turns = threading.Condition()
+        self._running = False
+        self._begun = self._ended = 0  # flushes
 
     def check(self) -> None:
         """Raise OSError (EIO) if a flush has failed."""
@@ -32,14 +35,30 @@ class Stable:
             raise OSError(errno.EIO, f"{self.path}: an earlier flush failed: {self.failure}; open the disk anew")
 
     def flush(self) -> None:
-        """Return when all that was written before is on stable storage; raises OSError."""
-        self.check()
+        """Return when all that was written before is on stable storage; raises OSError.
+
+        Those who come while a flush runs, which may not cover what they wrote, share the next one.
+        """
+        with self._turns:
+            wanted = self._begun + 1  # the first one that begins from now on
+            self._turns.wait_for(lambda: not self._running or self._ended >= wanted)
+            if self._ended >= wanted:
+                self.check()
+                return
+            self.check()
+            self._running = True
+            self._begun += 1
         try:
             os.fdatasync(self.fd)
         except OSError as error:
             self.failed(error)
             raise
-        self.check()  # one that ran beside this one failed: the kernel may have told it alone
+        finally:
+            with self._turns:
+                self._running = False
+                self._ended = self._begun
+                self._turns.notify_all()
+        self.check()
 
     def failed(self, error: OSError) -> None:
         """Remember a flush, or a write through to stable storage, that failed; the log says it once."""

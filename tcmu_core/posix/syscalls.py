@@ -56,4 +56,6 @@ def in_memory(fd: int) -> bool:
 def address(buffer: memoryview | bytearray | bytes) -> int | None:
     """Return where `buffer` begins in memory, or None for one that can't be written to."""
     view = memoryview(buffer)
+    if not view:
+        return 0
     return None if view.readonly else ctypes.addressof(ctypes.c_char.from_buffer(view))

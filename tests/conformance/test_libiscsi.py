@@ -78,6 +78,7 @@ def test_sanitize(serve: Serve) -> None:
     assert results.skipped <= {"Sanitize.Readonly", "Sanitize.Reservations"}
 
 
+@pytest.mark.soak  # the suite looks at it for a minute
 def test_no_reset_ends_a_sanitize(serve: Serve, tmp_path: Path) -> None:
     uri = serve("variant", "--handler-path", drop_in(tmp_path, SLOW), "--size", SIZE)
     results = run(uri, "ALL.Sanitize.Reset", sanitize=True)

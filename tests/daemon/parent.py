@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from tcmu_core.channel import connect
 from tcmu_core.codec import Message
 from tcmu_core.config.configuration import Config
 from tcmu_core.daemon.spawner import Process, Spawner
@@ -74,8 +78,14 @@ class Parent:
         self._begin()
 
     def close(self) -> None:
+        """End, with whatever a test that failed has left."""
         self.spawner.close()
         self.loop.close()
+        for path in self.runtime.glob("*.sock"):
+            with contextlib.suppress(OSError):
+                sock, pid = connect(path)
+                sock.close()
+                os.kill(pid, signal.SIGKILL)
 
 
 class ManualLoop:

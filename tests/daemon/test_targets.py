@@ -19,7 +19,7 @@ from tcmu_core.config.configuration import LunConfig
 from tcmu_core.daemon.targets import REDIRECTOR, Targets, memory_limits
 from tcmu_core.disk.device import Change
 from tcmu_core.host import control
-from tcmu_core.host.messages import FilterAnswer, FilterCommand
+from tcmu_core.host.messages import Ask, FilterAnswer, FilterCommand, Status
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.constants import LoginStatus
 from tcmu_core.iscsi.settings import Access, ChapUser
@@ -399,12 +399,18 @@ def test_a_change_of_one_target_leaves_the_sessions_of_the_others(parent: Parent
 def test_a_disk_can_move_to_another_target(parent: Parent, targets: Targets, tmp_path: Path) -> None:
     disk = LunConfig(0, "file", str(tmp_path / "disk"), size=1 << 20)
     serve(parent, targets, config(disk, others=(RAM,)))
-    loser, taker = pid(targets, IQN), targets.processes[OTHER]
+    loser = pid(targets, IQN)
     os.kill(loser, signal.SIGSTOP)  # it takes its time to let go
     targets.configure(config(RAM, others=(disk,)))
-    parent.until(lambda: (now := targets.processes.get(OTHER)) is None or (now is not taker))
+    parent.loop.call_later(0.5, parent.loop.stop)
+    parent.loop.run()
     os.kill(loser, signal.SIGCONT)
-    serve(parent, targets, config(RAM, others=(disk,)))
+
+    def moved() -> bool:
+        status = targets.processes[OTHER].status
+        return status is not None and [one.handler for one in status.disks] == ["file"]
+
+    parent.until(moved)
     with client(targets, OTHER) as one:
         assert one.login().read(0, 1) == bytes(512)
 
@@ -463,8 +469,10 @@ def test_the_filters_of_a_lun_stand_upon_it_and_its_process_answers_for_them(
 ) -> None:
     lun = LunConfig(0, "ram", size=8 << 20, name="d", filters=("truncate;size=1M", "stats"))
     serve(parent, targets, config(lun))
-    directories = {path.parent for path in tmp_path.rglob("*.sock")}
-    ((path, disk),) = control.find("d", *directories)
+    statuses = {path: control.ask(path, Ask()) for path in tmp_path.rglob("*.sock")}
+    ((path, disk),) = [
+        (path, each.disks[0]) for path, each in statuses.items() if isinstance(each, Status) and each.disks
+    ]
     assert disk.size == 1 << 20
     message = {"do": "tell", "name": "fault", "push": True, "message": {"action": "add", "rules": "read -> busy"}}
     answer = control.ask(path, FilterCommand(json.dumps(message), disk.lun))

@@ -37,6 +37,13 @@ def test_each_exception_has_its_errno(error: BaseException, code: int) -> None:
     assert errno_of(error) == code
 
 
+def test_a_handler_that_broke_has_the_errno_of_what_it_raised() -> None:
+    for cause, code in ((RuntimeError("moody"), errno.EIO), (OSError(errno.ENOSPC, "full"), errno.ENOSPC)):
+        error = HandlerError("it broke")
+        error.__cause__ = cause
+        assert errno_of(error) == code
+
+
 def read(host: Host) -> Command:
     """Have an initiator read a block, which takes as long as the handler likes."""
     engine = host.engines[0]

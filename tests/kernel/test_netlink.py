@@ -9,7 +9,7 @@ import pytest
 
 from tcmu_core.disk.device import Change
 from tcmu_core.kernel.abi import Netlink
-from tcmu_core.kernel.netlink import NetlinkError, Request, parse, reply
+from tcmu_core.kernel.netlink import NetlinkError, Request, attributes, family_of, parse, reply
 from tcmu_core.kernel.uio import UioName
 
 FAMILY = 30
@@ -82,3 +82,27 @@ def test_the_kernels_refusal_of_a_reply_is_an_error() -> None:
     refused = struct.pack("=IHHIIi", 36, 2, 0, 1, 0, -errno.EPERM) + event(4)[:16]
     with pytest.raises(NetlinkError, match="not permitted"):
         list(parse(refused))
+
+
+def family(*groups: bytes) -> bytes:
+    """Return an answer to CTRL_CMD_GETFAMILY."""
+    body = struct.pack("=BBH", 1, 2, 0) + attribute(2, b"TCM-USER\0") + attribute(1, struct.pack("=H", FAMILY))
+    nested = b"".join(attribute(0x8000 | number, group) for number, group in enumerate(groups, 1))  # NLA_F_NESTED
+    return body + attribute(0x8007, nested)
+
+
+def test_the_family_and_its_group_are_found_by_name() -> None:
+    other = attribute(2, struct.pack("=I", 7)) + attribute(1, b"other\0")
+    config = attribute(2, struct.pack("=I", 9)) + attribute(1, b"config\0")
+    assert family_of(family(other, config)) == (FAMILY, 9)
+    with pytest.raises(NetlinkError, match="has no group 'config'"):
+        family_of(family(other))
+
+
+def test_what_was_cut_off_is_no_message_and_no_attribute() -> None:
+    whole = event(1)
+    for length in range(len(whole)):
+        assert list(parse(whole[:length])) == []
+    assert attributes(attribute(1, b"abcd") + b"\x09") == {1: b"abcd"}
+    assert attributes(struct.pack("=HH", 3, 1)) == {}
+    assert attributes(struct.pack("=HH", 9, 1) + b"abcd") == {}

@@ -4,6 +4,8 @@ import errno
 import os
 import tempfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -45,33 +47,30 @@ def test_once_a_flush_has_failed_each_later_one_fails_without_asking_and_the_log
     assert "/srv/disk" in caplog.text
 
 
-def test_a_flush_beside_one_that_fails_does_not_say_good(fd, monkeypatch):
-    """The kernel may tell the failure to one of the two alone."""
-    began, failed = threading.Event(), threading.Event()
+@pytest.mark.parametrize("fails", [False, True])
+def test_those_that_come_while_a_flush_runs_share_the_next_one(fd, monkeypatch, fails):
+    running, go_on = threading.Event(), threading.Event()
+    calls = []
 
     def fdatasync(fd):
-        if threading.current_thread() is threading.main_thread():
-            began.wait(60)
+        calls.append(fd)
+        if len(calls) == 1:
+            running.set()
+            go_on.wait(60)
+        elif fails:
             raise OSError(errno.EIO, "Input/output error")
-        began.set()
-        failed.wait(60)
 
     monkeypatch.setattr(os, "fdatasync", fdatasync)
     stable = Stable(fd, "/disk")
-    results = []
-
-    def other():
-        try:
-            stable.flush()
-        except OSError as error:
-            results.append(error.errno)
-        else:
-            results.append(0)
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    with pytest.raises(OSError, match="Input/output"):
-        stable.flush()
-    failed.set()
-    thread.join(60)
-    assert results == [errno.EIO]
+    with ThreadPoolExecutor(6) as pool:
+        first = pool.submit(stable.flush)
+        assert running.wait(60)
+        rest = [pool.submit(stable.flush) for _ in range(5)]
+        while stable._turns._waiters is None or len(stable._turns._waiters) < 5:
+            time.sleep(0.001)
+        go_on.set()
+        first.result(60)
+        for future in rest:
+            error = future.exception(60)
+            assert (error is not None) == fails
+    assert len(calls) == 2

@@ -19,10 +19,7 @@ WEIGHTS = {
 }  # fmt: skip
 KIB, MIB = 1 << 10, 1 << 20
 MEMORY, TRANSFER, SEGMENT, SEND_QUEUE = 4 * MIB, MIB, 16 * KIB, 256 * KIB
-BUFFERS = 8 * (SEGMENT + 48)  # of each direction, for a session that keeps nothing
-# What the session's limit says, one command that is let in at the limit, what is unsent, and both buffers twice: a full
-# one is let go of when what lies in it has ended.
-BOUND = MEMORY + TRANSFER + SEND_QUEUE + 4 * BUFFERS
+BOUND = MEMORY + 64 * KIB  # the session's limit, and what we do not look at so closely
 
 
 def _count(choices: bytes) -> int:

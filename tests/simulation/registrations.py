@@ -9,7 +9,7 @@ REGISTER, RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT, REGISTER_AND_IGNO
 ACTIONS = ("register", "reserve", "release", "clear", "preempt", "preempt and abort", "register and ignore")
 KINDS = (5, 1, 3, 6, 7, 8)  # SPC-4 table 63
 EXCLUSIVE, REGISTRANTS, EVERYONE = (3, 6, 8), (5, 6), (7, 8)
-GOOD, CHECK, CONFLICT = 0x00, 0x02, 0x18
+GOOD, CHECK, BUSY, CONFLICT = 0x00, 0x02, 0x08, 0x18
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +163,8 @@ class Possible:
         victims: frozenset[int] | None = None
         for state, results in self.entries:
             result = dict(results).get(number)
-            # A CHECK CONDITION may also stand for what kept the request from being carried out: a unit attention.
-            if (result is None and status == CHECK) or (result is not None and result.status == status):
+            # What kept the request from being carried out: a unit attention, or no room for its data.
+            if (result is None and status in {CHECK, BUSY}) or (result is not None and result.status == status):
                 kept.add((state, frozenset(pair for pair in results if pair[0] != number)))
                 if result is not None:
                     victims = result.victims if victims is None else victims & result.victims

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tcmu_core.disk import layers
+from tcmu_core.iscsi import budget
 from tcmu_core.scsi import engine, table
 from tcmu_core.scsi.command import Command, TaskAttribute
 from tcmu_core.scsi.commands import block, copy
@@ -115,6 +116,11 @@ def a_flush_is_left_out(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(block, "fua", lambda command: False)
 
 
+def nobody_counts(patch: pytest.MonkeyPatch) -> None:
+    """A session may keep as much as it likes."""
+    patch.setattr(budget.Account, "allows", lambda self, size: True)
+
+
 def ordered_is_simple(patch: pytest.MonkeyPatch) -> None:
     """The task attribute is not looked at."""
     admit = engine.Engine._admit
@@ -143,6 +149,7 @@ UNDONE = [
     (an_abort_does_not_wait, "ring", "unfinished"),
     (good_for_what_was_not_done, "ring", "unwritten"),
     (a_flush_is_left_out, "engine", "volatile"),
+    (nobody_counts, "memory", "memory"),
     (ordered_is_simple, "engine", "order"),
 ]
 

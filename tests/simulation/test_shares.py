@@ -8,19 +8,24 @@ import pytest
 
 from tests.simulation.schedule import CHOICES, Schedule
 from tests.simulation.search import violation_of
-from tests.simulation.shares import WEIGHTS
+from tests.simulation.shares import TINY, WEIGHTS
 
 DEAR = sorted(set(WEIGHTS) - {"turn"})
 
 
-def many(name: str, count: int) -> Schedule:
+def many(name: str, count: int, variant: int = 0) -> Schedule:
     """Return so many of one command, as large as it may be."""
-    return Schedule("shares", ((name, bytes([0, count - 1]) + bytes(CHOICES - 2)),))
+    return Schedule("shares", ((name, bytes([0, count - 1]) + bytes(CHOICES - 2)),), variant)
 
 
 @pytest.mark.parametrize("name", DEAR)
 def test_a_read_of_one_block_does_not_wait_behind(name: str) -> None:
     assert violation_of(many(name, 24)) is None
+
+
+@pytest.mark.parametrize("name", ["reads", "claims"])
+def test_nor_behind_data_in_very_small_pieces(name: str) -> None:
+    assert violation_of(many(name, 8, TINY)) is None
 
 
 @pytest.mark.parametrize(("name", "count"), [("verify", 64), ("copy", 8), ("status", 8)])

@@ -17,6 +17,7 @@ from tcmu_core import Extent, hookimpl
 from tcmu_core.disk.device import Device
 from tcmu_core.disk.disk import Disk
 from tcmu_core.disk.spec import DiskSpec
+from tcmu_core.iscsi import budget
 from tcmu_core.iscsi.portal import Portal, transport_id
 from tcmu_core.iscsi.settings import Limits, PortalSettings
 from tcmu_core.kernel.ring import Ring
@@ -271,7 +272,7 @@ def limits(**changes: int) -> Limits:
     """Return limits that are small enough to be met within a few steps."""
     small = {
         "connections": 8, "queue_depth": 8, "segment": 1024, "burst": 2048, "first_burst": 1024, "outstanding_r2t": 2,
-        "transfer": 4096, "memory": 16384, "send_queue": 4096,
+        "transfer": 4096, "memory": 1 << 20, "send_queue": 4096,
     }  # fmt: skip
     return Limits(**(small | changes))  # type: ignore[arg-type]
 
@@ -301,15 +302,31 @@ class Counted(bytearray):
         Counted.alive -= self._size
 
 
+class CountedBlock(budget._Block):
+    """A block of a connection's account, counted by us too."""
+
+    __slots__ = ()
+
+    def __init__(self, account: budget.Account, size: int) -> None:
+        super().__init__(account, size)
+        Counted.alive += size
+
+    def __del__(self) -> None:
+        Counted.alive -= len(self)
+        super().__del__()
+
+
 @contextmanager
 def counted() -> Iterator[None]:
     """Count what sessions and the engine keep in memory, all of which are bytearrays."""
     modules = [module for name, module in sys.modules.items() if name.startswith(("tcmu_core.iscsi", "tcmu_core.scsi"))]
     for module in modules:
         module.bytearray = Counted  # type: ignore[attr-defined]
+    block, budget._Block = budget._Block, CountedBlock  # type: ignore[misc]
     try:
         yield
     finally:
+        budget._Block = block  # type: ignore[misc]
         for module in modules:
             del module.bytearray
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ def writable(drive: Drive) -> Medium:
 
 
 def read(drive: Drive, command: Command) -> Answer:
-    """READ (6), (10), (12), (16): from the page cache at once, from storage on the pool."""
+    """READ (6), (10), (12), (16): from the page cache at once, from storage while the loop goes on."""
     medium = drive.ready()
     lba, count = _range(drive, medium, command.cdb)
     command.wanted = count * BLOCK
@@ -69,7 +70,49 @@ def read(drive: Drive, command: Command) -> Answer:
     if medium.read_cached(lba * BLOCK, buffers):
         command.transferred = size
         return Status.GOOD
-    return drive.device.offload(_read, medium, command, lba, buffers, size)
+    end = lba * BLOCK + size
+
+    def ended(error: BaseException | None) -> Status | Future[Status]:
+        if error is None and medium.has(end):
+            command.transferred = size
+            return Status.GOOD
+        return drive.device.offload(_read, medium, command, lba, buffers, size)  # again, to tell which block it is
+
+    return _then(medium, medium.start_read(lba * BLOCK, buffers), ended)
+
+
+def _then(
+    medium: Medium,
+    work: Future[None],
+    ended: Callable[[BaseException | None], Status | Future[Status] | Future[None]],
+) -> Future[Status]:
+    """Return what `ended(error)` makes of the end of `work`: a status, an error, or what more there is to wait for.
+
+    The image stays open until then, even if the disc is ejected meanwhile.
+    """
+    answer: Future[Status] = Future()
+    medium.hold()
+
+    def finish(outcome: Status | BaseException) -> None:
+        medium.release()
+        if isinstance(outcome, BaseException):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)
+
+    def done(work: Future[None]) -> None:
+        try:
+            outcome = ended(work.exception())
+        except Exception as error:
+            finish(error)
+            return
+        if isinstance(outcome, Future):
+            outcome.add_done_callback(lambda more: finish(more.exception() or more.result() or Status.GOOD))
+        else:
+            finish(outcome)
+
+    work.add_done_callback(done)
+    return answer
 
 
 def _read(medium: Medium, command: Command, lba: int, buffers: list[memoryview], size: int) -> Status:
@@ -87,7 +130,16 @@ def write(drive: Drive, command: Command) -> Answer:
     command.wanted = count * BLOCK
     size = min(count, command.length // BLOCK) * BLOCK  # whole blocks: a part of one can't be written
     stable = not drive.modes.write_cache or bool(cdb[0] >> 5 and cdb[1] & FUA)
-    return drive.device.offload(_write, medium, command, lba, size, stable)
+    buffers = command.window(size)
+
+    def ended(error: BaseException | None) -> Status | Future[None]:
+        if isinstance(error, OSError):
+            raise medium.write_error(error, lba * BLOCK) from error
+        medium.wrote(lba * BLOCK, buffers)
+        command.transferred = size
+        return medium.start_flush() if stable else Status.GOOD
+
+    return _then(medium, medium.start_write(lba * BLOCK, buffers), ended)
 
 
 def _write(medium: Medium, command: Command, lba: int, size: int, stable: bool) -> Status:
@@ -161,16 +213,16 @@ def synchronize_cache(drive: Drive, command: Command) -> Answer:
         raise LbaOutOfRange
     if medium.read_only:
         return Status.GOOD
-    done = drive.device.offload(_flush, medium)
+    done = _then(medium, medium.start_flush(), _flushed)
     if command.cdb[1] & 0x02:
         done.add_done_callback(lambda done: _log_failure(drive, done))
         return Status.GOOD
     return done
 
 
-def _flush(medium: Medium) -> Status:
-    with medium.used():
-        medium.flush()
+def _flushed(error: BaseException | None) -> Status:
+    if error is not None:
+        raise error
     return Status.GOOD
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 from dataclasses import replace
 
-from tcmu_core import ConfigError, Device, FormatInProgress, MediumRemovalPrevented, Nexus, Status
+from tcmu_core import ConfigError, Device, FormatInProgress, MediumRemovalPrevented, Nexus, Status, posix
 from tcmu_fbo import modes
 from tcmu_fbo.config import Disc
 from tcmu_fbo.events import CHANGED, EventClass, Events, MediaEvent
@@ -25,6 +25,7 @@ class Drive:
 
     def __init__(self, device: Device) -> None:
         self.device = device
+        self.engine = posix.engine(device.reactor, device.offload, device.log)
         self.protected = device.read_only  # asked for from outside, of every disc
         self.disc: Disc | None = None
         self.medium: Medium | None = None
@@ -118,7 +119,9 @@ class Drive:
         self._put_in(medium, nexus)
 
     def _open(self, disc: Disc, size: int = 0) -> Medium:
-        return open_disc(self.device, replace(disc, read_only=True) if self.protected else disc, size, self.medium)
+        return open_disc(
+            self.device, self.engine, replace(disc, read_only=True) if self.protected else disc, size, self.medium
+        )
 
     def _put_in(self, medium: Medium, by: Nexus | None = None) -> None:
         self._use(medium)
@@ -143,6 +146,7 @@ class Drive:
 
     def close(self) -> None:
         """Let go of the disc."""
+        self.engine.close()
         medium, self.medium = self.medium, None
         if medium is not None:
             self._let_go(medium)

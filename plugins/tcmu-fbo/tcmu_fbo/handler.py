@@ -40,7 +40,11 @@ class Optical:
         device.revision = "0100"
         device.opcodes = table.OPCODES
         self.drive = Drive(device)
-        self.drive.start(disc, device.size or 0)
+        try:
+            self.drive.start(disc, device.size or 0)
+        except BaseException:
+            self.drive.engine.close()
+            raise
 
     @hookimpl
     def close(self) -> None:

@@ -8,6 +8,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 
 from tcmu_core import ConfigError, Device, LbaOutOfRange, MediumNotPresent, ReadError, WriteError, posix
 from tcmu_fbo.config import Disc
@@ -27,7 +28,16 @@ class Medium:
     """
 
     def __init__(
-        self, device: Device, fd: int, path: str, length: int, blocks: int, profile: Profile, *, read_only: bool
+        self,
+        device: Device,
+        engine: posix.Engine,
+        fd: int,
+        path: str,
+        length: int,
+        blocks: int,
+        profile: Profile,
+        *,
+        read_only: bool,
     ) -> None:
         self.fd = fd
         self.length = length
@@ -36,6 +46,7 @@ class Medium:
         self.read_only = read_only
         self._regular = stat.S_ISREG(os.fstat(fd).st_mode)
         self._stable = posix.Stable(fd, path, device.log)
+        self._file = posix.AsyncFile(engine, device.offload, self._stable)
         self._watch = posix.Watch(fd, path, device.log)
         self._users = 1
         self._lock = threading.Lock()
@@ -45,14 +56,18 @@ class Medium:
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
         """Keep the image open while work on another thread goes on, even if the disc is ejected meanwhile."""
-        with self._lock:
-            if not self._users:
-                raise OSError(errno.ENOMEDIUM, os.strerror(errno.ENOMEDIUM))
-            self._users += 1
+        self.hold()
         try:
             yield
         finally:
             self.release()
+
+    def hold(self) -> None:
+        """Keep the image open until `release`."""
+        with self._lock:
+            if not self._users:
+                raise OSError(errno.ENOMEDIUM, os.strerror(errno.ENOMEDIUM))
+            self._users += 1
 
     def close(self) -> None:
         """Take the disc out: another program may have it. The image is closed when nobody uses it any more."""
@@ -121,19 +136,47 @@ class Medium:
         try:
             posix.write_full(self.fd, offset, buffers)
         except OSError as error:
-            if error.errno in _GONE:
-                raise MediumNotPresent(str(error)) from error
-            if error.errno not in (errno.EIO, errno.EINVAL):
-                raise  # its errno says more than a write error
-            raise WriteError(f"block {offset // BLOCK}: {error}", information=offset // BLOCK) from error
-        self.length = max(self.length, offset + posix.total(buffers)) if buffers else self.length
+            raise self.write_error(error, offset) from error
+        self.wrote(offset, buffers)
         if stable:
             self._stable.flush()
+
+    def wrote(self, offset: int, buffers: list[memoryview]) -> None:
+        """Note that `buffers` are in the image now, from byte `offset` on."""
+        if buffers:
+            self.length = max(self.length, offset + posix.total(buffers))
+
+    @staticmethod
+    def write_error(error: OSError, offset: int) -> OSError | MediumNotPresent | WriteError:
+        """Return what a write that failed with `error` means."""
+        if error.errno in _GONE:
+            return MediumNotPresent(str(error))
+        if error.errno not in (errno.EIO, errno.EINVAL):
+            return error  # its errno says more than a write error
+        return WriteError(f"block {offset // BLOCK}: {error}", information=offset // BLOCK)
 
     def flush(self) -> None:
         """Return when what was written is on stable storage; once that has failed it does so for this disc for ever."""
         if not self.read_only:
             self._stable.flush()
+
+    # -- data, while the loop goes on: to be held meanwhile -----------------------------------------------------------
+
+    def start_read(self, offset: int, buffers: list[memoryview]) -> Future[None]:
+        """Begin to fill `buffers`; what the image does not have reads as zeros, see `has`. On the loop's thread."""
+        return self._file.read(offset, buffers)
+
+    def has(self, end: int) -> bool:
+        """Say whether the image is as long as it was when it was opened, as far as byte `end`."""
+        return not self._regular or os.fstat(self.fd).st_size >= min(end, self.length)
+
+    def start_write(self, offset: int, buffers: list[memoryview]) -> Future[None]:
+        """Begin to write `buffers`. On the loop's thread."""
+        return self._file.write(offset, buffers)
+
+    def start_flush(self) -> Future[None]:
+        """Begin to bring what was written to stable storage. On the loop's thread."""
+        return self._file.flush()
 
     def erase(self, progress: Callable[[int, int], None]) -> None:
         """Make the whole disc zeros, calling `progress(done, all)` in bytes on the way."""
@@ -150,7 +193,9 @@ class Medium:
         self._stable.flush()
 
 
-def open_disc(device: Device, disc: Disc, size: int = 0, instead_of: Medium | None = None) -> Medium:
+def open_disc(
+    device: Device, engine: posix.Engine, disc: Disc, size: int = 0, instead_of: Medium | None = None
+) -> Medium:
     """Open the image of `disc`, locked against others unless it says no.
 
     Without `ro` and without a read-only profile the disc is writable (DVD-RAM) if the image is. `size` is what was
@@ -180,7 +225,7 @@ def open_disc(device: Device, disc: Disc, size: int = 0, instead_of: Medium | No
         if not blocks:
             raise ConfigError(f"{disc.path} holds {length} bytes: a disc has at least one block of {BLOCK}")
         profile = disc.profile or (DVD_RAM if writable else by_size(blocks))
-        return Medium(device, fd, disc.path, length, blocks, profile, read_only=not writable)
+        return Medium(device, engine, fd, disc.path, length, blocks, profile, read_only=not writable)
     except BaseException:
         os.close(fd)
         if created:

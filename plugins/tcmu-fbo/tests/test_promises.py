@@ -1,14 +1,37 @@
-"""The conformance kit's promises, kept by a writable disc."""
+"""The promises of every handler, kept by a drive as well."""
 
 from __future__ import annotations
 
-import functools
+import os
+from contextlib import closing
 from pathlib import Path
 
+import pytest
+
+from tcmu_core import ConfigError
+from tcmu_core.loop import Loop
 from tcmu_core.testing import check_handler, open_device
 from tcmu_fbo import Optical
 
 
-def test_a_dvd_ram_keeps_the_promises_of_a_handler(tmp_path: Path) -> None:
-    make = functools.partial(open_device, Optical, f"{tmp_path}/disc.img", size=4 << 20)
-    check_handler(make, persistent=True, examples=15, claims=["own block size"])
+@pytest.mark.parametrize("waits", ["on threads", "on the loop"])
+def test_the_promises_are_kept(tmp_path: Path, waits: str) -> None:
+    with closing(Loop()) as loop:
+        reactor = loop if waits == "on the loop" else None
+        check_handler(
+            lambda: open_device(Optical, f"{tmp_path}/disc.img", size=4 << 20, reactor=reactor),
+            persistent=True,
+            examples=15,
+            claims=["own block size"],
+        )
+
+
+def test_a_drive_that_can_not_be_opened_leaves_nothing_on_the_loop(tmp_path: Path) -> None:
+    with closing(Loop()) as loop:
+        before = len(os.listdir("/proc/self/fd"))
+        with (
+            pytest.raises((ConfigError, OSError)),
+            open_device(Optical, f"ro/{tmp_path}/missing.iso", reactor=loop),
+        ):
+            pass
+        assert len(os.listdir("/proc/self/fd")) == before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from time import monotonic
 
@@ -50,6 +50,8 @@ class FileHandler:
             self._size_up(device)
             self._stable = posix.Stable(opened.fd, opened.path, device.log)
             self._watch = posix.Watch(opened.fd, opened.path, device.log)
+            self._engine = posix.engine(None if opened.in_memory else device.reactor, device.offload, device.log)
+            self._file = posix.AsyncFile(self._engine, device.offload, self._stable, opened.alignment)
         except BaseException:
             os.close(opened.fd)
             raise
@@ -74,6 +76,7 @@ class FileHandler:
     def close(self, device: Device) -> None:
         """Bring everything to the disk and let go of the file."""
         try:
+            self._engine.close()
             if not device.read_only:
                 self._stable.flush()
         finally:
@@ -124,7 +127,7 @@ class FileHandler:
             buffers = posix.skip(buffers, done)
         else:
             done = 0
-        return device.offload(posix.read_full, self._fd, offset + done, buffers, self._alignment)
+        return self._file.read(offset + done, buffers)
 
     @hookimpl
     def write(self, device: Device, offset: int, buffers: list[memoryview]) -> Future[None] | None:
@@ -137,43 +140,45 @@ class FileHandler:
         ):
             try:
                 done = os.pwritev(self._fd, buffers, offset, self._write_flags)
-            except OSError as error:  # EAGAIN: it would wait; a true error comes again on the thread
+            except BlockingIOError:
+                pass  # it would wait
+            except OSError as error:
                 if error.errno == errno.EOPNOTSUPP:
                     self._write_flags = 0  # most file systems know RWF_NOWAIT for reads only
+                elif error.errno != errno.EINVAL:  # these are more buffers than one call takes
+                    raise
             if not self._in_memory and (ended := monotonic()) - started > STALL:
                 self._threads_until = ended + (ended - started) * BACK_OFF
             if done == total:
                 return None
         if done:
             buffers = posix.skip(buffers, done)
-        return device.offload(posix.write_full, self._fd, offset + done, buffers, self._alignment)
+        return self._file.write(offset + done, buffers)
 
     @hookimpl
     def flush(self, device: Device) -> Future[None] | None:
         """Bring what was written to the disk."""
         if self._in_memory or device.read_only:
             return None
-        return device.offload(self._stable.flush)
+        return self._file.flush()
 
     # -- space ------------------------------------------------------------------------------------------------------
 
     @hookimpl
-    def discard(self, device: Device, offset: int, length: int) -> Future[None] | None:
+    def discard(self, offset: int, length: int) -> Future[None] | None:
         """Punch a hole; where the storage has none, write zeros."""
-        return self._change_space(device, posix.discard, offset, length)
+        if self._in_memory:
+            posix.discard(self._fd, offset, length)
+            return None
+        return self._file.discard(offset, length)
 
     @hookimpl
-    def write_zeroes(self, device: Device, offset: int, length: int) -> Future[None] | None:
+    def write_zeroes(self, offset: int, length: int) -> Future[None] | None:
         """Make zeros that stay allocated; where the storage can't, a hole; else write them."""
-        return self._change_space(device, posix.zero, offset, length)
-
-    def _change_space(
-        self, device: Device, change: Callable[[int, int, int, posix.Alignment], None], offset: int, length: int
-    ) -> Future[None] | None:
-        if not self._in_memory:
-            return device.offload(change, self._fd, offset, length, self._alignment)
-        change(self._fd, offset, length, self._alignment)
-        return None
+        if self._in_memory:
+            posix.zero(self._fd, offset, length)
+            return None
+        return self._file.zero(offset, length)
 
     @hookimpl
     def extents(self, offset: int, length: int) -> Iterator[Extent]:

@@ -75,6 +75,7 @@ def open_storage(config: Config, *, wanted: int | None, read_only: bool, block_s
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode) and not stat.S_ISBLK(info.st_mode):
             raise ConfigError(f"{path} is {_kind(info.st_mode)}: a disk needs a file or a block device")
+        os.set_blocking(fd, True)
         _lock(fd, path, write=not read_only)
         if stat.S_ISREG(info.st_mode) and wanted:
             extend(fd, path, wanted, read_only=read_only, block_size=block_size)
@@ -122,6 +123,8 @@ def _open(config: Config, wanted: int | None, read_only: bool) -> tuple[int, boo
             raise ConfigError(f"{path} does not exist, and read-only nothing is created") from error
         if not wanted:
             raise ConfigError(f"{path} does not exist: give a size (size=1G) to create it") from error
+        if os.path.islink(path):
+            raise ConfigError(f"{path} is a symbolic link to a file that does not exist") from error
     except OSError as error:
         raise _open_error(path, error, config.direct) from error
     try:

@@ -41,6 +41,7 @@ class HostFile:
             flags |= os.O_EXCL  # refused while a file system, RAID or LVM has the device
         fd = os.open(path, flags, 0o600)
         try:
+            os.set_blocking(fd, True)  # it was opened so that nothing waits for the other end of a FIFO
             mode = os.fstat(fd).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
                 raise OSError(errno.EINVAL, "neither a file nor a block device", path)

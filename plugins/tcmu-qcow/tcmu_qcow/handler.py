@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from time import monotonic
 
-from tcmu_core import Change, ConfigError, Device, Extent, WriteProtected, hookimpl
+from tcmu_core import Change, ConfigError, Device, Extent, WriteProtected, hookimpl, posix
 from tcmu_qcow.chain import chain_extents
 from tcmu_qcow.config import OPTIONS, Config, parse
 from tcmu_qcow.create import create_image
@@ -56,6 +56,8 @@ class Handler:
             raise
         if isinstance(self._image, WritableQcow2) and self._image.lost:
             device.log.error("%s", self._image.lost)
+        in_memory = all(layer.data_file.in_memory for layer in self._image.layers())
+        self._engine = posix.engine(None if in_memory else device.reactor, device.offload, device.log)
         self._writable = None if isinstance(self._image, Qcow1Image) else self._image
         self._threads_until = 0.0  # writes go to the threads until then (monotonic)
 
@@ -72,13 +74,14 @@ class Handler:
         device.size = -(-image.size // device.block_size) * device.block_size
         unit = max(device.block_size, image.cluster_size)
         if unit >= PAGE and not device.size % PAGE:
-            device.physical_block_size = PAGE
+            device.physical_block_size = max(PAGE, device.block_size)
         device.discard_granularity = max(unit, PAGE if isinstance(image, RawImage) else 0)
         device.thin = True
 
     @hookimpl
     def close(self, device: Device) -> None:
         """Bring everything to the disk and let go of all files."""
+        self._engine.close()
         self._close()
 
     def _close(self) -> None:
@@ -102,6 +105,7 @@ class Handler:
                 raise WriteProtected("a read-only image keeps its size")
             if change.size % device.block_size:
                 raise ConfigError(f"{change.size} bytes are not whole blocks of {device.block_size}")
+            self._engine.drain()  # who frees clusters holds the lock and waits for those that are read
             if isinstance(image, WritableQcow2):
                 resize_image(image, change.size)
             else:
@@ -117,6 +121,11 @@ class Handler:
         image = self._image
         if offset + length <= image.size and image.read_nowait(offset, buffers, length):
             return None
+        if offset + length <= image.size and not isinstance(image, Qcow1Image):
+            place = image.place_to_read(offset, length)
+            if place is not None:
+                file, host = place
+                return self._moving(image, self._engine.read(file.fd, host, buffers))
         return device.offload(image.read, offset, buffers)
 
     @hookimpl
@@ -135,7 +144,17 @@ class Handler:
                 self._threads_until = ended + (ended - started) * BACK_OFF
             if done:
                 return None
+        place = image.place_to_write(offset, length)
+        if place is not None:
+            file, host = place
+            return self._moving(image, self._engine.write(file.fd, host, buffers))
         return device.offload(image.write, offset, buffers)
+
+    @staticmethod
+    def _moving(image: WritableQcow2 | RawImage, future: Future[None]) -> Future[None]:
+        """Let go of the place when what moves there has ended."""
+        future.add_done_callback(lambda _done: image.release_place())
+        return future
 
     @hookimpl
     def flush(self, device: Device) -> Future[None] | None:
@@ -167,9 +186,11 @@ class Handler:
     def extents(self, device: Device, offset: int, length: int) -> Iterator[Extent]:
         """Say which ranges have data in some layer of the chain."""
         image = self._image
+        self._engine.drain()  # who frees clusters holds the lock and waits for those that are read
         found = image.extents(offset, length) if isinstance(image, RawImage) else chain_extents(image, offset, length)
         for start, n, mapped in found:
             yield Extent(start, n, mapped)
+            self._engine.drain()
 
 
 def _open(config: Config, wanted: int | None, device: Device) -> Image:
@@ -178,6 +199,8 @@ def _open(config: Config, wanted: int | None, device: Device) -> Image:
     read_only = config.opening.read_only or device.read_only
     options = dataclasses.replace(config.opening, read_only=read_only, log=device.log)
     if config.creation is not None and not os.path.lexists(path):
+        if read_only:
+            raise ConfigError(f"{path} does not exist, and read-only nothing is created")
         create_image(path, dataclasses.replace(config.creation, size=wanted))
     try:
         return open_image(path, options)

@@ -225,6 +225,26 @@ class Qcow2Image(Node):
         finally:
             lock.release()
 
+    def place_to_read(self, offset: int, length: int) -> tuple[HostFile, int] | None:
+        """Where all of the range lies in one piece, if that can be told without a wait: the file and the offset.
+
+        The clusters stay as they are until `release_place`.
+        """
+        if not self.lock.acquire(False):
+            return None
+        try:
+            runs = self.map_range(offset, length, load=False)
+            if runs is None or len(runs) != 1 or runs[0][0] != DATA:
+                return None
+            self.meta.enter_io()
+            return self.data_file, runs[0][1]
+        finally:
+            self.lock.release()
+
+    def release_place(self) -> None:
+        """What was read or written at a place has ended."""
+        self.meta.leave_io()
+
     def _adjoin(self, entries: array[int], index: int, entry: int, length: int) -> bool:
         """Whether `length` bytes lie in one piece, from the cluster of `entry` on, which stands at `index`."""
         size = self._mask + 1

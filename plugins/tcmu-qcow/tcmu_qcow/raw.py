@@ -48,6 +48,17 @@ class RawImage(Node):
         self.write(offset, buffers)
         return True
 
+    def place_to_read(self, offset: int, length: int) -> tuple[HostFile, int] | None:
+        """Where the range lies: the file and the offset."""
+        return self.file, offset
+
+    def place_to_write(self, offset: int, length: int) -> tuple[HostFile, int] | None:
+        """The same for a write; None where it has to be looked at before."""
+        return None if self.read_only or (self._guarded and not offset) else (self.file, offset)
+
+    def release_place(self) -> None:
+        """What was read or written at a place has ended."""
+
     def _check_writable(self) -> None:
         if self.read_only:
             raise ReadOnlyImage(f"{self.file.path}: the image is open read-only")

@@ -15,6 +15,7 @@ from tcmu_qcow import layout as q
 from tcmu_qcow.chain import ZERO, read_chain
 from tcmu_qcow.compression import locate
 from tcmu_qcow.errors import CorruptImage, ReadOnlyImage
+from tcmu_qcow.files import HostFile
 from tcmu_qcow.layout import COPIED, OFFSET_MASK
 from tcmu_qcow.qcow2 import Qcow2Image
 from tcmu_qcow.tables import Table
@@ -83,6 +84,29 @@ class WritableQcow2(Qcow2Image):
                 return False
             file.pwritev(buffers, host)
             return True
+        except CorruptImage as error:
+            self.broken = error
+            raise
+        finally:
+            lock.release()
+
+    def place_to_write(self, offset: int, length: int) -> tuple[HostFile, int] | None:
+        """Where all of the range can be written in one piece, with the tables as they are in memory.
+
+        The clusters stay as they are until `release_place`.
+        """
+        meta, lock = self.meta, self.lock
+        if self.read_only or not meta.began or not lock.acquire(False):
+            return None
+        try:
+            first, last = offset >> self._l1_shift, (offset + length - 1) >> self._l1_shift
+            if self.broken is not None or first not in self._l2 or last not in self._l2:
+                return None
+            host, n = self._in_place(offset, length)
+            if n < length:
+                return None
+            meta.enter_io()
+            return self.data_file, host
         except CorruptImage as error:
             self.broken = error
             raise

@@ -6,15 +6,17 @@ import errno
 import functools
 import os
 import random
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
 
-from tcmu_core import Change, ConfigError, WriteProtected
+from tcmu_core import Change, ConfigError, WriteProtected, posix
+from tcmu_core.loop import Loop
 from tcmu_core.testing import OpenDevice, check_handler, open_device
 from tcmu_qcow import Handler
 
@@ -284,3 +286,95 @@ def test_what_happens_to_a_layer_that_is_served_is_mentioned(
     assert f"{base} was truncated while it is served" in caplog.text
     assert f"{base} was deleted or moved while it is served" in caplog.text
     assert str(path) not in caplog.text
+
+
+@pytest.fixture
+def disk_path() -> Iterator[Path]:
+    """Where an image lies on a disk: what is in memory never waits."""
+    with tempfile.TemporaryDirectory(prefix="tcmu-test-", dir="/var/tmp") as name:
+        yield Path(name) / "disk.qcow2"
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    with closing(Loop()) as loop:
+        yield loop
+
+
+@pytest.mark.parametrize("kind", ["default", "extended", "small cache"])
+def test_it_keeps_the_promises_on_a_loop(kind: str, disk_path: Path, qemu: object, loop: Loop) -> None:
+    check_handler(
+        lambda: open_device(Handler, f"{disk_path};{KINDS[kind]}", reactor=loop), persistent=True, examples=10
+    )
+    qemu.check(disk_path)
+
+
+def test_mapped_clusters_that_are_not_cached_are_read_and_written_without_a_thread(
+    disk_path: Path, qemu: object, loop: Loop
+) -> None:
+    qemu.create(disk_path, 4 * MIB)
+    qemu.io(disk_path, "write -P 7 0 4M")
+    with open_device(Handler, str(disk_path), reactor=loop) as disk:
+        disk.write(MIB, b"x" * 65536)  # the tables are in memory from now on
+        disk.flush()
+        pool = disk.device._threads._pool
+        threads = len(pool._threads) if pool is not None else 0
+        os.sync()
+        fd = os.open(disk_path, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+        pending = disk.operations.read(2 * MIB, [memoryview(room := bytearray(131072))])
+        assert isinstance(pending, posix.Completion)
+        disk.finish(pending)
+        assert room == b"\x07" * 131072
+        pending = disk.operations.write(3 * MIB + 100 * 512, [memoryview(bytearray(b"y" * 512))])
+        assert isinstance(pending, posix.Completion)
+        disk.finish(pending)
+        pool = disk.device._threads._pool
+        assert threads == (len(pool._threads) if pool is not None else 0)
+        disk.flush()
+    content = bytearray(b"\x07" * 4 * MIB)
+    content[MIB : MIB + 65536] = b"x" * 65536
+    content[3 * MIB + 51200 : 3 * MIB + 51712] = b"y" * 512
+    qemu.same(disk_path, content)
+
+
+def test_extents_and_a_resize_wait_for_nobody_who_waits_for_a_read(disk_path: Path, qemu: object, loop: Loop) -> None:
+    qemu.create(disk_path, 4 * MIB)
+    qemu.io(disk_path, "write -P 7 0 4M")
+    with open_device(Handler, str(disk_path), reactor=loop) as disk:
+        disk.write(0, b"x" * 512)
+        disk.flush()
+        for step in range(10):
+            fd = os.open(disk_path, os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+            disk.discard(step * 65536, 65536)
+            reads = [disk.operations.read(MIB + n * 4096, [memoryview(bytearray(4096))]) for n in range(64)]
+            flush = disk.operations.flush()  # frees what was discarded
+            assert disk.extents(0, 4 * MIB)
+            if step == 5:
+                disk.reconfigure(size=8 * MIB)
+            for pending in [*reads, flush]:
+                disk.finish(pending)
+    qemu.check(disk_path)
+
+
+def test_a_cluster_that_is_read_is_not_given_to_others_meanwhile(disk_path: Path, qemu: object, loop: Loop) -> None:
+    qemu.create(disk_path, 4 * MIB)
+    qemu.io(disk_path, "write -P 7 0 4M")
+    with open_device(Handler, str(disk_path), reactor=loop) as disk:
+        image = disk.operations
+        disk.write(0, b"x" * 512)
+        disk.flush()
+        for round_ in range(20):
+            fd = os.open(disk_path, os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+            rooms = [bytearray(65536) for _ in range(8)]
+            reads = [image.read(MIB + n * 65536, [memoryview(room)]) for n, room in enumerate(rooms)]
+            discarded = image.discard(2 * MIB, 65536) if round_ == 10 else None
+            for pending in [*reads, discarded]:
+                disk.finish(pending)
+            assert all(room == b"\x07" * 65536 for room in rooms)
+    qemu.check(disk_path)

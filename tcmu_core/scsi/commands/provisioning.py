@@ -108,16 +108,24 @@ def get_lba_status(unit: Unit, command: Command) -> Steps:
         raise LbaOutOfRange
     size, end = unit.block_size, unit.blocks
     enough = max(1, (room - 8) // _LBA_STATUS.size)
-    runs: list[list[int]] = []  # [first LBA, blocks, provisioning status], one behind the other
+    told: list[bytes] = []  # descriptors, each of a run that adjoins the one before
+    first = at = lba  # the run that is not told yet: from `first` up to `at`
+    kind = _MAPPED
+
+    def tell() -> None:
+        nonlocal first
+        while first < at:  # a run of more blocks than a descriptor can tell is several, so that they adjoin
+            count = min(at - first, _MOST_BLOCKS)
+            told.append(_LBA_STATUS.pack(first, count, kind))
+            first += count
 
     def add(stop: int, status: int) -> None:
-        first = runs[-1][0] + runs[-1][1] if runs else lba
-        if stop <= first:
-            return
-        if runs and runs[-1][2] == status:
-            runs[-1][1] += stop - first
-        else:
-            runs.append([first, stop - first, status])
+        nonlocal at, kind
+        if stop > at:
+            if status != kind:
+                tell()
+                kind = status
+            at = stop
 
     found = yield from extents_of(unit, lba, end - lba)
     for number, extent in enumerate(found):
@@ -129,15 +137,10 @@ def get_lba_status(unit: Unit, command: Command) -> Steps:
             add(min((extent.offset + extent.length) // size, end), _DEALLOCATED)
         else:
             add(min(-(-(extent.offset + extent.length) // size), end), _MAPPED)
-        if len(runs) > enough:
+        if len(told) >= enough:
             break
     else:
         add(end, _MAPPED)
-    body = b""
-    for first, blocks, status in runs:
-        # A run of more blocks than a descriptor can tell is several, so that they adjoin.
-        for at in range(first, first + blocks, _MOST_BLOCKS):
-            if len(body) >= enough * _LBA_STATUS.size:
-                break
-            body += _LBA_STATUS.pack(at, min(first + blocks - at, _MOST_BLOCKS), status)
+        tell()
+    body = b"".join(told[:enough])
     command.put(((len(body) + 4).to_bytes(4, "big") + bytes(4) + body)[:room])
