@@ -263,15 +263,15 @@ class Host:
         else:
             self.loop.call_later(POLL, self._drained, until, then)
 
-    def close(self) -> None:
-        """Close the way in and the disks; call it when they are idle."""
+    def close(self) -> bool:
+        """Close the way in and the disks, when they are idle; returns whether all of their data is where it belongs."""
         if self._retry_timer is not None:
             self._retry_timer.cancel()
         self.transport.close()
-        for engine in (*self.engines.values(), *self._leaving.values()):
-            engine.close()
+        done = [engine.close() for engine in (*self.engines.values(), *self._leaving.values())]
         self.engines.clear()
         self._leaving.clear()
+        return all(done)
 
     def stop(self) -> None:
         """End: the way in is gone."""

@@ -576,8 +576,12 @@ class Engine:
         else:
             self._drained.append(then)
 
-    def close(self) -> None:
-        """Flush what is cached and close the disk; call it when the unit is idle."""
+    def close(self) -> bool:
+        """Flush what is cached and close the disk; call it when the unit is idle.
+
+        Returns whether all is where it belongs: what failed is in the log.
+        """
+        done = True
         for command in self._carried:
             command.aborted = True
         flush = self.unit.operations.flush
@@ -588,10 +592,13 @@ class Engine:
                     pending.result()
             except BaseException as error:
                 self.device.log.error("the last flush failed: %s", text_of(error))
+                done = False
         try:
             self.disk.close()
         except (TcmuError, OSError) as error:
             self.device.log.error("closing failed: %s", text_of(error))
+            done = False
+        return done
 
 
 def _waiting(result: Any) -> Steps:
