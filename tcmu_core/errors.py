@@ -36,7 +36,7 @@ def text_of(error: BaseException) -> str:
     name = type(error).__name__
     try:
         text = str(error)
-    except Exception:
+    except BaseException:
         return f"{name} (which can't be printed)"
     if isinstance(error, TcmuError | OSError):
         return text or name
@@ -369,7 +369,7 @@ def from_oserror(error: OSError, *, writing: bool) -> CommandError:
 def _meaning(error: OSError) -> type[CommandError]:
     if any(kind.__module__ == "ssl" for kind in type(error).__mro__):  # its numbers are OpenSSL's
         return CommunicationFailure
-    if error.errno is None:
+    if not isinstance(error.errno, int):
         for kind, meaning in _TYPES:
             if isinstance(error, kind):
                 return meaning

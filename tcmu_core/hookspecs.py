@@ -58,7 +58,7 @@ class HandlerHooks:
 
     @hookspec(firstresult=True)
     def handle_cmd(self, device: Device, command: Command) -> object:
-        """See each CDB before the engine does.
+        """See each CDB before the engine does; one that a reservation or `--read-only` forbids comes to nobody.
 
         Return None or `NotHandled` to pass it on, a `Status` (or a Future of one) when it is answered, or raise.
         `command.put(data)` answers with data, `command.take()` gives what the initiator sent.

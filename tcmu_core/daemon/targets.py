@@ -111,7 +111,8 @@ class Targets:
             luns = ", ".join(str(disk.lun) for disk in status.disks) or "none"
             log.info("%s is served, LUN %s", process.title, luns)
         for one in self.processes.values():
-            # A disk may have moved from one target to another: now there may be nobody any more who has it.
+            # A disk may have moved from one target to another: now there may be nobody any more who has it. The target
+            # that misses it may be the last to be heard.
             if one.serving and one.status is not None and one.status.missing:
                 one.send(Retry())
         for name, one in self.processes.items():

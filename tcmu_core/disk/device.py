@@ -112,7 +112,13 @@ class Device:
         """Establish a unit attention for every nexus but one (SPC-4 annex F codes); safe to call from any thread.
 
         A handler whose storage has got another size sets `size`, then notifies of 2Ah/09h, CAPACITY DATA HAS CHANGED.
+
+        Raises:
+            ValueError: a code that does not fit into a byte.
         """
+        for code in (asc, ascq):
+            if not isinstance(code, int) or not 0 <= code <= 0xFF:
+                raise ValueError(f"{code!r} is no additional sense code or qualifier: it must be a number of one byte")
         self.changed(asc, ascq, but)
 
     def drop_link(self, initiator: str = "") -> None:
@@ -133,11 +139,14 @@ class Device:
             raise AttributeError(
                 f"a device has no {name!r}: {hint}what is the handler's own goes into device.state, or on self"
             )
+        if name in _FIXED and name in self.__dict__:
+            raise AttributeError(f"a device's {name!r} can't be replaced")
         if name == "read_only" and self.__dict__.get("_protected"):
             value = True
         object.__setattr__(self, name, value)
 
 
+_FIXED = frozenset({"log", "_threads", "_protected"})
 _SETTABLE = frozenset(
     {field.name for field in fields(Device)} | {"log", "_protected", "_threads", "changed", "prevented", "dropped"}
 )

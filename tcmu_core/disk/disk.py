@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, ClassVar, Protocol
 
+import pluggy
+
 from tcmu_core.disk.device import Change, Device
 from tcmu_core.disk.layers import Operations, chain_change, plugin_manager, resolve, stack
 from tcmu_core.disk.spec import DiskSpec
@@ -32,6 +34,7 @@ _NUMBERS = (
 )
 _YES_OR_NO = ("read_only", "write_cache", "solid_state", "thin", "removable", "ephemeral")
 MAX_DEVICE_TYPE = 0x1F
+_CHECKED = ("size", "opcodes", "serial", *_TEXTS, *_NUMBERS, *_YES_OR_NO)
 MAX_SERIAL = 252  # bytes: what the designator of VPD page 83h has room for, beside the vendor (SPC-4 7.8.6)
 
 
@@ -75,6 +78,7 @@ class Disk:
         self._manager = plugin_manager(plugin, spec.handler)
         self._declared = declared(plugin)
         self._opened = False
+        self._sound: dict[str, Any] = {}  # the device's attributes, as they were when they were looked at last
         self._open_filters = 0  # how many of them, from the lowest on
 
     @property
@@ -103,12 +107,14 @@ class Disk:
         device, hooks = self.device, self._manager.hook
         if self._declared is not None:
             self._declared.parse(device.cfgstring, device.options)
-        hooks.check_config(cfgstring=device.cfgstring)
+        _ask(self._manager, self.spec.handler, device.cfgstring)
         if device.size:
             self._check_size(device.size)  # before the handler makes a file of a size that no disk has
         try:
             try:
                 result = hooks.open(device=device)
+                self._opened = True
+                self._finish("open", result)
             except OSError as error:
                 if error.errno and error.filename is None and error.strerror == os.strerror(error.errno):
                     error.filename = device.cfgstring or None  # a number alone tells nobody what it is about
@@ -117,10 +123,8 @@ class Disk:
                 raise
             except BaseException as error:
                 raise self._broken(error) from error
-            self._opened = True
             if device.reactor is not None:
                 device.reactor.watch_elsewhere(device.in_flight)
-            self._finish("open", result)
             self._check()
             self._bound()
             self._open_all()
@@ -129,6 +133,7 @@ class Disk:
             raise
         self.own_serial = bool(device.serial) and device.serial != self.spec.serial
         device.serial = device.serial or self._identity()
+        self.settle()
 
     def _identity(self) -> str:
         """Return the serial number of a disk that has none of its own: the same each time for what is the same."""
@@ -192,6 +197,20 @@ class Disk:
         for name, most in _TEXTS.items():
             self._check_text(who, name, most)
         self._check_text(who, "serial", MAX_SERIAL)
+
+    def settle(self) -> HandlerError | ConfigError | None:
+        """Look at what the handler has changed since it was opened; what no disk can be goes back to what it was.
+
+        Returns what was wrong.
+        """
+        try:
+            self._check()
+        except (HandlerError, ConfigError) as error:
+            for name, value in self._sound.items():
+                setattr(self.device, name, value)
+            return error
+        self._sound = {name: getattr(self.device, name) for name in _CHECKED}
+        return None
 
     def _check_size(self, size: int) -> None:
         device = self.device
@@ -293,10 +312,13 @@ class Disk:
         Raises:
             NotImplementedError: the handler has no `reconfigure` hook.
             ConfigError: the size is not whole blocks; or what the handler raises.
+            HandlerError: it broke, or has left the device as no disk can be.
         """
         device = self.device
         if change.size is not None and (change.size <= 0 or change.size % device.block_size):
             raise ConfigError(f"{change.size} bytes are not whole blocks of {device.block_size}")
+        if change.size is not None:
+            self._check_size(change.size)
         if change.cfgstring is not None and self._declared is not None:
             self._declared.parse(change.cfgstring, device.options)
         try:
@@ -311,6 +333,9 @@ class Disk:
             device.cfgstring = change.cfgstring
         elif change.write_cache is not None:
             device.write_cache = change.write_cache
+        wrong = self.settle()
+        if wrong is not None:
+            raise wrong
 
     def _change_handler(self, change: Change) -> None:
         if not self.has("reconfigure"):
@@ -374,4 +399,16 @@ def check_config(plugin: object, name: str, cfgstring: str, defaults: Mapping[st
     options = declared(plugin)
     if options is not None:
         options.parse(cfgstring, defaults)
-    plugin_manager(plugin, name).hook.check_config(cfgstring=cfgstring)
+    _ask(plugin_manager(plugin, name), name, cfgstring)
+
+
+def _ask(manager: pluggy.PluginManager, name: str, cfgstring: str) -> None:
+    """Call the `check_config` hook; raises `ConfigError`, or `HandlerError` when it broke."""
+    try:
+        result = manager.hook.check_config(cfgstring=cfgstring)
+    except (TcmuError, OSError):
+        raise
+    except BaseException as error:
+        raise HandlerError(f"handler {name!r} broke while it looked at its cfgstring: {text_of(error)}") from error
+    if result is not None:
+        raise HandlerError(f"handler {name!r}, check_config: {wrong_result(result)}")

@@ -74,7 +74,9 @@ class FilterRegistry:
             raise ConfigError(f"filter {name!r}: {error}") from None
         try:
             made = found.kind()
-        except Exception as error:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
             raise HandlerError(f"filter {name!r} can't be made: {reason(error)}") from error
         made.name, made.given = name, {option: value for option, value in parsed.items() if value is not None}
         return made

@@ -51,18 +51,23 @@ class Handler:
 
     def open(self, spec: DiskSpec, reactor: Reactor | None = None) -> Disk:
         """Open a disk with this handler, to be used on the loop `reactor`; raises as `Disk.open` does."""
-        try:
-            plugin = self.make()
-        except Exception as error:
-            raise HandlerError(f"handler {self.name!r} can't be made: {text_of(error)}") from error
-        disk = Disk(spec, plugin, make(spec.filters))
+        disk = Disk(spec, self._made(), make(spec.filters))
         disk.device.reactor = reactor
         disk.open()
         return disk
 
     def check_config(self, cfgstring: str, defaults: Mapping[str, str] | None = None) -> None:
         """Raise `ConfigError` when `cfgstring`, or one of its `defaults` from tcmu.conf, can't be right."""
-        ask_handler(self.make(), self.name, cfgstring, defaults)
+        ask_handler(self._made(), self.name, cfgstring, defaults)
+
+    def _made(self) -> object:
+        """Return a plugin; raises `HandlerError` where the class can't make one."""
+        try:
+            return self.make()
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            raise HandlerError(f"handler {self.name!r} can't be made: {text_of(error)}") from error
 
     def absolute(self, cfgstring: str, directory: Path) -> str:
         """Return the cfgstring with the paths in it, which are relative to `directory`, made absolute."""
@@ -159,15 +164,15 @@ def _from_file(file: Path) -> Handler:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
+        classes = [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type) and value.__module__ == module_name and _has_hooks(value)
+        ]
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
         return Handler(name, source, error=reason(error))
-    classes = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and value.__module__ == module_name and _has_hooks(value)
-    ]
     if len(classes) > 1:
         names = ", ".join(found.__name__ for found in classes)
         return Handler(name, source, error=f"more than one class has hooks: {names}; keep one in the file")
@@ -188,11 +193,14 @@ def _inspect(name: str, source: str, version: str, factory: object) -> Handler:
         return Handler(name, source, version, error=f"the name {name!r} may hold letters, digits, - and _ only")
     try:
         manager = plugin_manager(factory() if isinstance(factory, type) else factory, name)
+        able = tuple(hook for hook in CAPABILITIES if getattr(manager.hook, hook).get_hookimpls())
+        options = declared(factory)
+        told = getattr(factory, "config_desc", "") or (options.description if options else inspect.getdoc(factory))
+        desc = str(told or "")
     except HandlerError as error:
         return Handler(name, source, version, error=str(error))
-    except Exception as error:
+    except BaseException as error:  # what its constructor does, and what its attributes do when they are looked at
+        if isinstance(error, KeyboardInterrupt):
+            raise
         return Handler(name, source, version, error=f"it can't be made: {reason(error)}")
-    able = tuple(hook for hook in CAPABILITIES if getattr(manager.hook, hook).get_hookimpls())
-    options = declared(factory)
-    desc = getattr(factory, "config_desc", "") or (options.description if options else inspect.getdoc(factory)) or ""
-    return Handler(name, source, version, factory=factory, config_desc=str(desc), capabilities=able, options=options)
+    return Handler(name, source, version, factory=factory, config_desc=desc, capabilities=able, options=options)

@@ -145,12 +145,12 @@ class Status(Message):
     """What a host serves, by which way in (`title`, for people) and where."""
 
     pid: int
-    title: str = ""
     disks: tuple[DiskStatus, ...] = ()
     missing: tuple[Missing, ...] = ()
     addresses: tuple[str, ...] = ()
     commands: int = 0  # since the start
     in_flight: int = 0
+    title: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from tcmu_core.iscsi.session import Attachment, Life, Session
 from tcmu_core.iscsi.settings import PortalSettings, format_address, parse_address, parse_advertised
 from tcmu_core.loop import READ, WRITE, Loop, Timer
 from tcmu_core.scsi.command import Initiator
+from tcmu_core.scsi.reservations import same_transport_id
 from tcmu_core.scsi.target import Target
 
 log = logging.getLogger("tcmu.iscsi")
@@ -32,8 +33,7 @@ ACCEPT_PAUSE = 1.0  # seconds
 def transport_id(initiator: str, isid: bytes) -> bytes:
     """Return the iSCSI TransportID of an initiator port (SPC-4 7.6.4.6): format 01b, protocol 5, name and ISID."""
     name = f"{initiator},i,0x{isid.hex()}".encode() + b"\0"
-    name += bytes(-len(name) & 3)
-    return b"\x45\x00" + len(name).to_bytes(2, "big") + name
+    return same_transport_id(b"\x45\x00" + len(name).to_bytes(2, "big") + name)
 
 
 class Peer:

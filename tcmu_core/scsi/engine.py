@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections import deque
@@ -25,17 +26,18 @@ from tcmu_core.errors import (
 )
 from tcmu_core.log import DEBUG_SCSI_CMD
 from tcmu_core.scsi import hot, sense
-from tcmu_core.scsi.attention import CAPACITY_CHANGED, COMMANDS_CLEARED, LUN_RESET, establish
+from tcmu_core.scsi.attention import CAPACITY_CHANGED, COMMANDS_CLEARED, LUN_RESET, MEDIUM_CHANGED, establish
 from tcmu_core.scsi.command import Command, Initiator, Nexus, Status, TaskAttribute
 from tcmu_core.scsi.commands.block import partial
 from tcmu_core.scsi.opcodes import Access, Direction, Op, Opcode, Table, Touches, describe, find
 from tcmu_core.scsi.reservations import StateStore
 from tcmu_core.scsi.steps import PAUSE, Abort, Ask, OnItsOwn, Shielded, Steps, checked, not_a_result
-from tcmu_core.scsi.table import table_for
+from tcmu_core.scsi.table import every_row, table_for
 from tcmu_core.scsi.taskset import CACHE, EVERYTHING, MEDIUM, REGISTRATIONS, Span, countdown
 from tcmu_core.scsi.unit import Unit
 
 _ORDERED = int(TaskAttribute.ORDERED)  # looking a member up costs a tenth of a microsecond, for each command
+_UNKNOWN = Opcode(0x00, "a command that no standard tells of", b"", access=Access.WRITE)
 _SCSI_2_LUN = 0xE0 << 32  # bits 7 to 5 of byte 1 of a 6-byte CDB
 
 
@@ -58,16 +60,17 @@ class Engine:
         self.unit = Unit(disk, store=store)
         self.post = post
         self.table: Table
+        self._laws: Table  # of every command that there could be
         self.fast: dict[int, hot.Fast] = {}  # by operation code; empty while each command must be looked at
         self._no_fast: dict[int, hot.Fast] = {}
         self._all_fast: dict[int, hot.Fast] = {}
+        self._pid = os.getpid()
         self._version = -1  # of the unit, when table and fast paths were made
         self._carried: dict[Command, None] = {}  # what goes on on nobody's behalf
         self._paused: deque[tuple[Command, Steps]] = deque()
         self._started: dict[Command, float] = {}  # monotonic seconds at which `slow` first saw them
         self._trace = False
         self._reported: set[tuple[str, str, int]] = set()  # exceptions whose traceback was logged already
-        self._drained: list[Callable[[], object]] = []
         self.device.changed = self._notified
         self.device.prevented = lambda: bool(self.unit.prevented)
         self.refresh()
@@ -83,6 +86,7 @@ class Engine:
         if unit.version != self._version:
             self._version = unit.version
             self.table = unit.table = table_for(unit)
+            self._laws = every_row(unit)
             self._all_fast = hot.fast_paths(unit)
         clear = (
             unit.started
@@ -231,20 +235,36 @@ class Engine:
             raise UnitAttention.of(*attentions.popleft())
         handle = self.unit.operations.handle_cmd
         if handle is not None:
-            if row is not None and row.run is None:  # the handler answers it; what stands against it is ours to say
+            # What stands against a command is ours to say, whoever answers it.
+            if row is not None and row.run is None:
                 self.admit(row, command)
+            else:
+                self._permit(command)
             answer: Any = handle(command)
             if isinstance(answer, Future):
                 return self._handled(answer, command)
             if answer is not None and answer is not NotHandled:
-                return _status(answer)
+                return _status(answer, command)
         return self.run(command)
+
+    def _permit(self, command: Command) -> None:
+        """Raise what a reservation, or a person who said read-only, says against a command before a handler sees it.
+
+        A command that is no line of the table, since the disk lacks an operation, is judged by its line all the same;
+        one that nobody knows may change anything.
+        """
+        unit = self.unit
+        row = command.row or find(self._laws, command.cdb) or _UNKNOWN
+        if unit.reservations.active:
+            unit.reservations.check(command.nexus, row, command.cdb)
+        if row.protected and (self.disk.spec.read_only or unit.modes.software_write_protect):
+            raise WriteProtected
 
     def _handled(self, answer: Future[Any], command: Command) -> Steps:
         """Wait for the handler's own answer to a command, and pass the command on if there is none."""
         status = yield Ask(answer)
         if status is not None and status is not NotHandled:
-            return _status(status)
+            return _status(status, command)
         result = self.run(command)
         return (yield from result) if hasattr(result, "send") else result
 
@@ -388,9 +408,6 @@ class Engine:
         self.gate()
         command.done(command)
         self._call(watchers)
-        if self._drained and self.idle:
-            drained, self._drained = self._drained, []
-            self._call(drained)
 
     def _call(self, callbacks: Iterable[Callable[[], object]]) -> None:
         for callback in callbacks:
@@ -401,8 +418,26 @@ class Engine:
     def fail(self, command: Command, error: BaseException) -> None:
         """Give `command` the status and sense that `error` means, and log what is nobody's request.
 
-        Whatever a hook raises is this command's error alone: SystemExit and its like end no process here.
+        Whatever a hook raises is this command's error alone: SystemExit and its like end no process here, and neither
+        does an exception that is itself broken: an `asc` of two bytes, an errno that is a list.
         """
+        if (
+            os.getpid() != self._pid
+        ):  # a child that a hook has forked leaves, by sys.exit perhaps: it is no second server
+            os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+        command.sense = b""
+        command.transferred = 0
+        try:
+            error = self._meaning(command, error)
+            self._answer(command, error)
+        except BaseException as broken:
+            self._report(command, broken)
+            self._answer(command, HardwareError(text_of(broken)))
+        if self._trace:
+            self.device.log.log(DEBUG_SCSI_CMD, "%s: %s", describe(command.cdb, self.table), text_of(error))
+
+    def _meaning(self, command: Command, error: BaseException) -> CommandError:
+        """Return what an exception means to the initiator; log what the owner of the storage wants to read."""
         if isinstance(error, NotHandled):
             error = InvalidOpcode()
         elif isinstance(error, OSError):
@@ -415,12 +450,16 @@ class Engine:
         elif error.of_storage:
             self._log_failure(command, error)
         assert isinstance(error, CommandError)
-        command.status = error.status
-        command.transferred = 0
-        if error.status == Status.CHECK_CONDITION:
+        return error
+
+    def _answer(self, command: Command, error: CommandError) -> None:
+        """Give the status and the sense data that an error has; raises for one that has none."""
+        status = Status(error.status)
+        if status in (Status.GOOD, Status.CONDITION_MET):
+            raise ValueError(f"{status.name} is no error")
+        if status == Status.CHECK_CONDITION:
             command.sense = sense.encode(error, descriptor=self.unit.modes.descriptor_sense)
-        if self._trace:
-            self.device.log.log(DEBUG_SCSI_CMD, "%s: %s", describe(command.cdb, self.table), text_of(error))
+        command.status = status
 
     def _log_failure(self, command: Command, error: BaseException) -> None:
         self.device.log.error("%s failed: %s", describe(command.cdb, self.table), text_of(error))
@@ -480,9 +519,6 @@ class Engine:
     def _ended(self, command: Command, watchers: list[Callable[[], object]]) -> None:
         command.done(command)
         self._call(watchers)
-        if self._drained and self.idle:
-            drained, self._drained = self._drained, []
-            self._call(drained)
 
     def _of(self, nexus: Nexus) -> list[Command]:
         return [command for command in self.unit.tasks.active if command.nexus is nexus]
@@ -537,7 +573,7 @@ class Engine:
         self.post(self._tell, asc, ascq, but)
 
     def _tell(self, asc: int, ascq: int, but: Nexus | None) -> None:
-        if (asc, ascq) == CAPACITY_CHANGED:  # the handler has noticed that its storage has another size
+        if (asc, ascq) in (CAPACITY_CHANGED, MEDIUM_CHANGED):  # the storage has another size, or may have
             self.refresh()
         self.unit.attention(asc, ascq, but=but)
 
@@ -570,11 +606,15 @@ class Engine:
         return found
 
     def drain(self, then: Callable[[], object]) -> None:
-        """Call `then()` when no command is in flight."""
-        if self.idle:
+        """Call `then()` when no command is in flight, a copy that another unit has begun included."""
+        tasks = self.unit.tasks
+        in_flight = list(tasks.active)
+        if not in_flight:
             then()
-        else:
-            self._drained.append(then)
+            return
+        one_ended = countdown(len(in_flight), lambda: self.drain(then))
+        for command in in_flight:
+            tasks.watch(command, one_ended)
 
     def close(self) -> bool:
         """Flush what is cached and close the disk; call it when the unit is idle.
@@ -606,11 +646,25 @@ def _waiting(result: Any) -> Steps:
     yield result
 
 
-def _status(answer: Any) -> Status:
-    """Return the status that `handle_cmd` gave; raises for what is none."""
+def _status(answer: Any, command: Command) -> Status:
+    """Return the status that `handle_cmd` gave; raises for what is none, and for what no transport could send."""
     if isinstance(answer, bool) or not isinstance(answer, int):
         raise TypeError(f"handle_cmd returned a {type(answer).__name__}: it must be None, NotHandled or a Status")
-    return Status(answer)
+    status = Status(answer)
+    told, moved, wanted = bytes(command.sense), command.transferred, command.wanted
+    command.wanted = 0
+    if (status == Status.CHECK_CONDITION) != (0 < len(told) <= sense.MAX_SENSE_LENGTH):
+        raise ValueError(
+            f"handle_cmd returned {status.name} and {len(told)} bytes of sense data: CHECK CONDITION has 1 to "
+            f"{sense.MAX_SENSE_LENGTH}, no other status has any; to raise a CommandError is simpler"
+        )
+    if not 0 <= moved <= command.length or wanted < 0:
+        raise ValueError(
+            f"handle_cmd says that {moved} bytes of {wanted} were moved, where there is room for {command.length}: "
+            "command.put and command.take count them"
+        )
+    command.wanted = wanted
+    return status
 
 
 def _nothing() -> None:

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 NAA_PREFIX = "6001405"  # NAA 6, and LIO's IEEE company identifier, as the kernel and tcmu-runner have it
 _DIGITS = 25  # hexadecimal ones of the serial number that an NAA designator has room for
-# A long hexadecimal number, such as rtslib's UUIDs, gives the designator that LIO makes of it. Of anything else LIO
-# takes the digits that happen to be hexadecimal, and disk-a would be disk-A1: there a digest tells them apart.
-_NUMBER = re.compile(r"(-?[0-9a-f]){16,}", re.IGNORECASE)
+# A UUID (RFC 9562 4), which is what rtslib gives, has the designator that LIO makes of it, and so has a hexadecimal
+# number that fits and does not end as the zeros that fill it up do. Of anything else LIO takes the digits that happen
+# to be hexadecimal, and the first ones alone: disk-a would be disk-A1, and ...01 be ...02. A digest tells them apart.
+_LIKE_LIO = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f]{4}-[1-8][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}|[0-9a-f]{15,23}[1-9a-f]"
+)
 CODE_SET_BINARY, CODE_SET_ASCII, CODE_SET_UTF8 = 1, 2, 3  # SPC-4 7.8.6.1
 ASSOCIATION_UNIT, ASSOCIATION_PORT, ASSOCIATION_TARGET = 0x00, 0x10, 0x20
 
@@ -26,7 +29,7 @@ class Identity:
     def of(cls, serial: str) -> Identity:
         """Return the identity of a unit with this serial number."""
         digits = serial.replace("-", "")
-        if not _NUMBER.fullmatch(serial):
+        if not _LIKE_LIO.fullmatch(serial):
             digits = hashlib.sha256(serial.encode()).hexdigest()
         return cls(serial, bytes.fromhex(NAA_PREFIX + digits[:_DIGITS].ljust(_DIGITS, "0")))
 

@@ -20,6 +20,8 @@ from tcmu_core.scsi.command import Nexus
 from tcmu_core.scsi.opcodes import Access, Opcode
 
 MAX_REGISTRATIONS = 256
+_ISCSI = 0x05  # PROTOCOL IDENTIFIER (SPC-4 7.6.1)
+_LEAST_NAME = 20  # bytes: ADDITIONAL LENGTH of an iSCSI TransportID at least
 
 
 class PrType(IntEnum):
@@ -75,6 +77,20 @@ class StateStore(Protocol):
 
     def save(self, data: bytes) -> Future[None] | None:
         """Keep `data`: it is on stable storage when this returns None, or when the Future ends. Raises `OSError`."""
+
+
+def same_transport_id(data: bytes) -> bytes:
+    """Return a TransportID as every other spelling of it: an iSCSI name has no case, and any padding (SPC-4 7.6.4.6).
+
+    Raises:
+        ValueError: the name is no UTF-8.
+    """
+    if data[0] & 0x0F != _ISCSI:
+        return data
+    name = data[4:].partition(b"\0")[0].decode().lower().encode() + b"\0"
+    name = name.ljust(_LEAST_NAME, b"\0")
+    name += bytes(-len(name) % 4)
+    return data[:2] + len(name).to_bytes(2, "big") + name
 
 
 @dataclass(frozen=True, slots=True)

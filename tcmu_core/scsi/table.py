@@ -202,13 +202,19 @@ def _rows() -> list[Opcode]:
 ROWS = tuple(_rows())
 
 
-def table_for(unit: Unit) -> Table:
-    """Return the commands that a unit has: those of its device type whose operation its disk has, and its own."""
+def every_row(unit: Unit) -> Table:
+    """Return the commands of a unit's device type, and its own, those that its disk has no operation for included."""
     kind = unit.device.device_type
-    table = {
-        row.key: row
-        for row in ROWS
-        if (not row.types or kind in row.types) and (not row.needs or getattr(unit.operations, row.needs) is not None)
-    }
+    table = {row.key: row for row in ROWS if not row.types or kind in row.types}
     table.update((row.key, row) for row in unit.device.opcodes)
     return table
+
+
+def table_for(unit: Unit) -> Table:
+    """Return the commands that a unit has: those of its device type whose operation its disk has, and its own."""
+    own = {row.key for row in unit.device.opcodes}
+    return {
+        key: row
+        for key, row in every_row(unit).items()
+        if key in own or not row.needs or getattr(unit.operations, row.needs) is not None
+    }

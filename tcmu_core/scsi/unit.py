@@ -56,6 +56,9 @@ class Unit:
     def refresh(self) -> None:
         """Derive everything anew after the device or a mode page changed."""
         device = self.device
+        wrong = self.disk.settle()
+        if wrong is not None:
+            device.log.error("%s; everything stays as it was", wrong)
         self.version += 1
         self.operations = self.disk.operations
         self.block_size = device.block_size
@@ -84,7 +87,7 @@ class Unit:
         """Raise what a command that needs the medium is told while there is none, or somebody else has it."""
         if self.background is not None:
             raise self.background.not_ready()
-        if not self.loaded:
+        if not self.loaded or not self.blocks:
             raise MediumNotPresent
         if not self.started:
             raise NotReadyStopped

@@ -73,10 +73,15 @@ def test_an_error_of_open_is_the_callers_and_nothing_is_closed():
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), ZeroDivisionError("x")])
-@pytest.mark.parametrize("hook", ["open", "close", "reconfigure"])
-def test_whatever_a_hook_raises_ends_no_process(hook, error):
+@pytest.mark.parametrize("hook", ["check_config", "open", "close", "reconfigure"])
+@pytest.mark.parametrize("late", [False, True])
+def test_whatever_a_hook_raises_ends_no_process(hook, error, late):
     def fails(self):
-        raise error
+        if not late or hook == "check_config":
+            raise error
+        future = Future()
+        future.set_exception(error)
+        return future
 
     handler = type("Handler", (Writable,), {hook: hookimpl(fails)})()
 

@@ -316,3 +316,59 @@ def test_a_reason_is_one_line_even_if_the_exception_has_several_or_can_not_be_pr
     handlers = Registry([tmp_path]).handlers
     assert handlers["lines"].error.startswith("ValueError: one two (handler_lines.py:1)")
     assert handlers["mute"].error.startswith("E (which can't be printed)")
+
+
+# -- classes that break when they are looked at -----------------------------------------------------------------------
+
+LEAVES = TWENTY_LINES.replace(
+    "    @hookimpl\n    def open", "    def __init__(self):\n        raise SystemExit(3)\n\n    @hookimpl\n    def open"
+)
+LEAVES_WHEN_LOOKED_AT = """
+import tcmu_core
+
+class Meta(type):
+    def __getattribute__(cls, name):
+        if name == "config_desc":
+            raise SystemExit(3)
+        return super().__getattribute__(name)
+
+class Handler(metaclass=Meta):
+    @tcmu_core.hookimpl
+    def open(self): ...
+
+    @tcmu_core.hookimpl
+    def read(self): ...
+"""
+HIDES_ITS_MODULE = """
+class Meta(type):
+    @property
+    def __module__(cls):
+        raise SystemExit(3)
+
+class Handler(metaclass=Meta):
+    pass
+"""
+
+
+@pytest.mark.parametrize("source", [LEAVES, LEAVES_WHEN_LOOKED_AT, HIDES_ITS_MODULE])
+def test_a_class_that_ends_the_process_disables_itself_alone(tmp_path, source):
+    drop_in(tmp_path, "leaves", source)
+    drop_in(tmp_path, "array", TWENTY_LINES)
+    registry = Registry([tmp_path])
+    with pytest.raises(HandlerError, match=r"'leaves' .* is broken: .*SystemExit: 3"):
+        registry.get("leaves")
+    registry.get("array")
+
+
+def test_a_class_that_ends_the_process_for_one_disk_fails_that_one(tmp_path):
+    once = "import sys\n" + TWENTY_LINES.replace(
+        "    @hookimpl\n    def open",
+        "    made = []\n\n    def __init__(self):\n        if self.made:\n            sys.exit(3)\n"
+        "        self.made.append(1)\n\n    @hookimpl\n    def open",
+    )
+    drop_in(tmp_path, "once", once)
+    handler = Registry([tmp_path]).get("once")
+    with pytest.raises(HandlerError, match="can't be made: SystemExit: 3"):
+        handler.open(DiskSpec("once"))
+    with pytest.raises(HandlerError, match="can't be made: SystemExit: 3"):
+        handler.check_config("")

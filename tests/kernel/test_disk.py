@@ -95,9 +95,9 @@ def test_configfs_shows_what_the_handler_made_of_the_device(host: Host) -> None:
 
 def test_the_serial_number_is_the_one_in_configfs(host: Host) -> None:
     assert host.create("named", 32 * MIB, "ram/").returncode == 0
-    host.sh(f"echo -n 0c5b0b8e-1111-2222-3333-444455556666 > {CORE}/user_1/named/wwn/vpd_unit_serial")
+    host.sh(f"echo -n 0c5b0b8e-1111-4222-8333-444455556666 > {CORE}/user_1/named/wwn/vpd_unit_serial")
     disk = host.plug("named")
-    assert "0c5b0b8e-1111-2222-3333-444455556666" in host.sh(f"sg_vpd --page=sn {disk}")
+    assert "0c5b0b8e-1111-4222-8333-444455556666" in host.sh(f"sg_vpd --page=sn {disk}")
     assert "0x60014050c5b0b8e1" in host.sh(f"sg_vpd --page=di {disk}")
 
 

@@ -119,3 +119,21 @@ def test_a_failing_destination_is_reported_in_the_copy_status(pair: Rig) -> None
     assert pair.send(*sent).error == (7, 0x27, 7)
     assert status(pair)[4] == 2
     assert pair.good(cdb10(0x28, 0, 1), room=BLOCK) == bytes(range(256)) * 2
+
+
+@pytest.mark.parametrize("leaving", [0, 1])
+def test_a_unit_that_leaves_during_a_copy_is_told_when_the_copy_has_let_go(pair: Rig, leaving: int) -> None:
+    pair.handlers[1].hold = True
+    _, ended = pair.start(*copy(descriptor(pair, 0) + descriptor(pair, 1), segment(0, 1, 0, 0, 8)))
+    pair.turn()
+    assert pair.handlers[1].held
+    gone: list[str] = []
+    pair.target.remove(leaving, lambda: gone.append("gone"))
+    pair.turn()
+    assert not gone
+    pair.handlers[1].hold = False
+    pair.handlers[1].release()
+    pair.turn()
+    assert gone == ["gone"]
+    assert pair.engines[leaving].idle
+    assert len(ended) == 1

@@ -311,3 +311,45 @@ def test_random_sequences_keep_the_invariants(rig: Rig) -> None:
             assert state.holder in state.keys if state.holder is not None else state.keys
         else:
             assert state.holder is None
+
+
+@pytest.mark.parametrize(("flags", "byte"), [(0x01, 17), (0x80, 17)])
+def test_a_move_that_asks_for_what_there_is_not_moves_nothing(three: Rig, flags: int, byte: int) -> None:
+    """APTPL without a place to keep it, and a reserved bit."""
+    assert out(three, "a", RESERVE, 1, kind=PrType.WRITE_EXCLUSIVE) == 0
+    name = initiator("c").transport_id
+    data = (1).to_bytes(8, "big") + (9).to_bytes(8, "big") + bytes([0, flags, 0, 1]) + len(name).to_bytes(4, "big")
+    got = three.send(bytes([0x5F, MOVE, 0, 0, 0]) + (24 + len(name)).to_bytes(4, "big") + b"\0", data + name)
+    assert got.error == (5, 0x26, 0)
+    assert got.field is not None
+    assert got.field[0] == byte
+    assert keys(three) == [1, 2]
+
+
+def spelled(transport_id: bytes, *, upper: bool = True, padding: int = 8) -> bytes:
+    """Return the same TransportID as another initiator may write it."""
+    name = transport_id[4:]
+    name = (name.upper().replace(b"0X", b"0x") if upper else name) + bytes(padding)
+    return transport_id[:2] + len(name).to_bytes(2, "big") + name
+
+
+def test_a_port_is_the_same_however_its_transport_id_is_written(three: Rig) -> None:
+    names = spelled(initiator("c").transport_id) + spelled(initiator("d").transport_id, upper=False, padding=40)
+    three.nexus("d")
+    three.nexus("e")
+    assert out(three, "e", REGISTER, new=5, flags=0x08, more=len(names).to_bytes(4, "big") + names) == 0
+    assert keys(three) == [1, 2, 5, 5, 5]
+    assert out(three, "c", REGISTER, 5, 6) == out(three, "d", REGISTER, 5, 0) == 0
+    assert keys(three) == [1, 2, 5, 6]
+    assert out(three, "a", RESERVE, 1, kind=PrType.WRITE_EXCLUSIVE) == 0
+    one = spelled(initiator("c").transport_id)
+    data = (1).to_bytes(8, "big") + (9).to_bytes(8, "big") + bytes([0, 2, 0, 1]) + len(one).to_bytes(4, "big") + one
+    three.good(bytes([0x5F, MOVE, 0, 0, 0]) + len(data).to_bytes(4, "big") + b"\0", data)
+    assert three.send(cdb10(0x2A, 0, 1), DATA, who="c").status == 0
+    assert three.send(cdb10(0x2A, 0, 1), DATA, who="a").status == CONFLICT
+
+
+def test_a_transport_id_that_is_no_text_registers_nobody(three: Rig) -> None:
+    name = b"\x45\0\0\x14" + b"\xff" * 20
+    assert out(three, "c", REGISTER, new=5, flags=0x08, more=len(name).to_bytes(4, "big") + name) == 2
+    assert keys(three) == [1, 2]

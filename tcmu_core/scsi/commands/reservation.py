@@ -10,13 +10,14 @@ from tcmu_core.errors import (
 )
 from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.commands.data import parameter_list
-from tcmu_core.scsi.reservations import OutAction, PrType, Registrant, Registrations
+from tcmu_core.scsi.reservations import OutAction, PrType, Registrant, Registrations, same_transport_id
 from tcmu_core.scsi.steps import Abort, Shielded, Steps
 from tcmu_core.scsi.unit import Unit
 
 READ_KEYS, READ_RESERVATION, REPORT_CAPABILITIES, READ_FULL_STATUS = range(4)  # SPC-4 table 206
 _TYPE_MASK = 0xEA01  # all six types (SPC-4 table 212)
 _SPEC_I_PT, _ALL_TG_PT, _APTPL = 0x08, 0x04, 0x01  # byte 20 of the parameter list
+_UNREG = 0x02  # byte 17 of that of REGISTER AND MOVE, which has APTPL there too (SPC-4 6.16.4)
 
 
 def persistent_reserve_in(unit: Unit, command: Command) -> None:
@@ -66,13 +67,17 @@ def persistent_reserve_out(unit: Unit, command: Command) -> Steps:
     moving = action is OutAction.REGISTER_AND_MOVE
     if not moving:
         _check_flags(data, action, length)
+    elif data[17] & ~(_UNREG | _APTPL):
+        raise InvalidFieldInParameterList("a reserved bit is set", field=(17, 7), in_cdb=False)
     kind = _type_of(cdb, action, scope)
     keep = bool(data[17 if moving else 20] & _APTPL)
-    if keep and not state.can_persist and action in (OutAction.REGISTER, OutAction.REGISTER_AND_IGNORE):
-        raise InvalidFieldInParameterList("APTPL: there is nowhere to keep it", field=(20, 0), in_cdb=False)
+    registering = action in (OutAction.REGISTER, OutAction.REGISTER_AND_IGNORE, OutAction.REGISTER_AND_MOVE)
+    if keep and registering and not state.can_persist:
+        field = (17 if moving else 20, 0)
+        raise InvalidFieldInParameterList("APTPL: there is nowhere to keep it", field=field, in_cdb=False)
     draft = state.now.draft()
     aborted = _change(draft, action, who, data, kind)
-    if action in (OutAction.REGISTER, OutAction.REGISTER_AND_IGNORE, OutAction.REGISTER_AND_MOVE):
+    if registering:
         draft.aptpl = keep
     if action not in (OutAction.RESERVE, OutAction.RELEASE):
         draft.generation = (draft.generation + 1) & 0xFFFFFFFF  # SPC-4 6.15.2: PRGENERATION
@@ -115,7 +120,7 @@ def _change(draft: Registrations, action: OutAction, who: Registrant, data: byte
         case OutAction.CLEAR:
             draft.clear(who, key)
         case OutAction.REGISTER_AND_MOVE:
-            draft.move(who, key, _destination(data, who.port), new, bool(data[17] & 0x02))
+            draft.move(who, key, _destination(data, who.port), new, bool(data[17] & _UNREG))
         case _:
             return draft.preempt(who, key, new, PrType(kind))
     return set()
@@ -149,20 +154,25 @@ def _transport_ids(data: bytes) -> list[bytes]:
         raise InvalidFieldInParameterList("TRANSPORTID PARAMETER DATA LENGTH", field=(24, 7), in_cdb=False)
     found, at = [], 28
     while at < len(data):
-        one = _transport_id(data, at)
+        one, at = _transport_id(data, at)
         found.append(one)
-        at += len(one)
     return found
 
 
-def _transport_id(data: bytes, at: int) -> bytes:
-    """Return the TransportID at `at` in a parameter list: 24 bytes, or as long as an iSCSI one says (SPC-4 7.6.4)."""
+def _transport_id(data: bytes, at: int) -> tuple[bytes, int]:
+    """Return the TransportID at `at` in a parameter list, and where it ends.
+
+    It has 24 bytes, or as many as an iSCSI one says (SPC-4 7.6.4).
+    """
     if at + 4 > len(data):
         raise InvalidFieldInParameterList("TransportID is cut short", field=(at, 7), in_cdb=False)
     length = 4 + int.from_bytes(data[at + 2 : at + 4], "big") if data[at] & 0x0F == 0x05 else 24
     if at + length > len(data) or length < 24:
         raise InvalidFieldInParameterList("TransportID is cut short", field=(at, 7), in_cdb=False)
-    return data[at : at + length]
+    try:
+        return same_transport_id(data[at : at + length]), at + length
+    except ValueError:
+        raise InvalidFieldInParameterList("TransportID is no UTF-8", field=(at + 4, 7), in_cdb=False) from None
 
 
 def _destination(data: bytes, port: int) -> Registrant:
@@ -173,7 +183,8 @@ def _destination(data: bytes, port: int) -> Registrant:
     told = int.from_bytes(data[18:20], "big")
     if told not in (0, port):
         raise InvalidFieldInParameterList("RELATIVE TARGET PORT IDENTIFIER: no such port", field=(18, 7), in_cdb=False)
-    return Registrant(_transport_id(data, 24), port)
+    one, _end = _transport_id(data, 24)
+    return Registrant(one, port)
 
 
 def reserve_6(unit: Unit, command: Command) -> None:

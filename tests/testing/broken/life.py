@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import threading
 from concurrent.futures import Future
 
@@ -224,6 +225,7 @@ class SeeksAndReads(Stored):
     def read(self, device, offset, buffers):
         for buffer in buffers:
             os.lseek(self.fd, offset, os.SEEK_SET)
+            time.sleep(0.0005)  # as long as a disk would take
             buffer[:] = os.read(self.fd, len(buffer)).ljust(len(buffer), b"\0")
             offset += len(buffer)
 
@@ -237,6 +239,7 @@ class ReadsModifiesWrites(Stored):
         start = offset & ~4095
         length = (offset + len(data) + 4095 & ~4095) - start
         whole = bytearray(os.pread(self.fd, length, start))
+        time.sleep(0.0005)  # as long as a disk would take
         whole[offset - start : offset - start + len(data)] = data
         os.pwrite(self.fd, whole, start)
 
