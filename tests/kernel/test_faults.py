@@ -29,15 +29,15 @@ def verified(result: Result) -> None:
     assert job["error"] == 0
 
 
-def progress(host: Host, *disks: str) -> None:
-    """Wait until every disk has served some more requests."""
+def progress(host: Host, *disks: str, by: int = 20) -> None:
+    """Wait until every disk has served more requests than `by`."""
 
     def served() -> list[int]:
         return [sum(map(int, host.sh(f"cat /sys/block/{disk[5:]}/stat").split()[0:5:4])) for disk in disks]
 
     before = served()
     host.wait(
-        lambda: all(now > then + 20 for now, then in zip(served(), before, strict=True)), 120, f"{disks} serve requests"
+        lambda: all(now > then + by for now, then in zip(served(), before, strict=True)), 120, f"{disks} serve requests"
     )
 
 
@@ -225,6 +225,23 @@ def test_workers_that_are_killed_under_load_cost_no_error_and_stall_no_other_dev
     progress(host, *disks)
     end(host, jobs)
     assert host.worker("two") == served
+
+
+@pytest.mark.soak
+def test_twelve_thousand_acknowledged_writes_survive_ten_kills(host: Host) -> None:
+    assert host.create("one", 64 * MIB, "file//var/tmp/t/one.img").returncode == 0
+    disk = host.plug("one")
+    writing = host.machine.spawn(
+        f"fio --name=v --filename={disk} --rw=randwrite --bs=4k --size=48M --verify=crc32c --verify_fatal=1"
+        " --ioengine=libaio --direct=1 --iodepth=8 --output-format=json"
+    )
+    for _ in range(10):
+        progress(host, disk, by=500)
+        kill_worker(host, "one")
+    result = writing.wait(300)
+    verified(result)
+    (job,) = json.loads(result.stdout[result.stdout.index("{") :])["jobs"]
+    assert job["write"]["total_ios"] == job["read"]["total_ios"] == 48 * MIB // 4096
 
 
 def test_a_supervisor_that_is_killed_under_load_costs_no_error_and_stalls_no_device(host: Host) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 import threading
+import time
 from concurrent.futures import Future
 
 from tcmu_core import ConfigError, hookimpl
