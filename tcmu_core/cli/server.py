@@ -163,7 +163,8 @@ class Server:
                 self.control.close()
                 if self._made:
                     self._directory.rmdir()  # unless something is kept in it
-        self.host.close()
+        if not self.host.close() and self.status == Exit.OK:
+            self.status = Exit.FAILED
         if self.signals is not None:
             self.signals.close()
 

@@ -116,7 +116,11 @@ class Disk:
                 result = hooks.open(device=device)
                 self._opened = True
                 self._finish("open", result)
-            except (TcmuError, OSError):
+            except OSError as error:
+                if error.errno and error.filename is None and error.strerror == os.strerror(error.errno):
+                    error.filename = device.cfgstring or None  # a number alone tells nobody what it is about
+                raise
+            except TcmuError:
                 raise
             except BaseException as error:
                 raise self._broken(error) from error

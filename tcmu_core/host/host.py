@@ -162,9 +162,9 @@ class Host:
             self._assigned[lun] = old
             return
         log.warning("LUN %d is opened anew: another %s", lun, what, extra=extra)
+        self._leave(lun)
         if not engine.device.ephemeral:
             self._before[lun] = old
-        self._leave(lun)
         self.specs[lun] = self._prepared[lun] = spec
 
     def _grow(self, lun: int, spec: DiskSpec) -> None:
@@ -191,6 +191,7 @@ class Host:
         self.specs.pop(lun, None)
         self._prepared.pop(lun, None)
         self.missing.pop(lun, None)
+        self._before.pop(lun, None)
         engine = self.engines.pop(lun, None)
         if engine is not None:
             if engine.device.ephemeral:
@@ -210,11 +211,12 @@ class Host:
                 self._join(other)
         self.altered()
 
-    def _join(self, lun: int) -> None:
-        """Serve a disk that came, or came back as another one."""
+    def _join(self, lun: int, *, patient: bool = True) -> None:
+        """Serve a disk that came, or came back as another one; if `patient`, what is still to go may be in its way."""
         engine = self._open(lun, self._prepared[lun])
-        if engine is None and self._leaving:
-            return  # what is in its way may be about to go
+        if engine is None and self._leaving and patient:
+            self._retry_later()
+            return
         before = self._before.pop(lun, None)
         if engine is None and before is not None:
             log.error("LUN %d stays as it was", lun, extra={"device": before.title})
@@ -237,7 +239,7 @@ class Host:
             self._retry_timer = None
         before = len(self.missing)
         for lun in list(self.missing):
-            self._join(lun)
+            self._join(lun, patient=False)
         self._retry_later()
         if len(self.missing) < before:
             self.altered()
@@ -263,15 +265,15 @@ class Host:
         else:
             self.loop.call_later(POLL, self._drained, until, then)
 
-    def close(self) -> None:
-        """Close the way in and the disks; call it when they are idle."""
+    def close(self) -> bool:
+        """Close the way in and the disks, when they are idle; returns whether all of their data is where it belongs."""
         if self._retry_timer is not None:
             self._retry_timer.cancel()
         self.transport.close()
-        for engine in (*self.engines.values(), *self._leaving.values()):
-            engine.close()
+        done = [engine.close() for engine in (*self.engines.values(), *self._leaving.values())]
         self.engines.clear()
         self._leaving.clear()
+        return all(done)
 
     def stop(self) -> None:
         """End: the way in is gone."""

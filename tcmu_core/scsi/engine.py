@@ -613,11 +613,13 @@ class Engine:
         for command in in_flight:
             tasks.watch(command, one_ended)
 
-    def close(self) -> None:
+    def close(self) -> bool:
         """Flush what is cached and close the disk; call it when the unit is idle.
 
         What belongs to no initiator ends here, when its hook has returned: none may find the disk closed.
+        Returns whether all is where it belongs: what failed is in the log.
         """
+        done = True
         for command, pending in self._carried.items():
             command.aborted = True
             if pending is not None:
@@ -630,10 +632,13 @@ class Engine:
                     pending.result()
             except BaseException as error:
                 self.device.log.error("the last flush failed: %s", text_of(error))
+                done = False
         try:
             self.disk.close()
         except (TcmuError, OSError) as error:
             self.device.log.error("closing failed: %s", text_of(error))
+            done = False
+        return done
 
 
 def _waiting(result: Any) -> Steps:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -587,3 +588,15 @@ def test_a_wrong_default_of_tcmu_conf_is_named_with_its_line(command: Start, tmp
     _out, err = process.communicate()
     assert process.returncode == 4
     assert f"{tmp_path}/tcmu.conf:4: unknown option 'dirct': did you mean 'direct'?" in err
+
+
+def test_a_disk_that_could_not_be_saved_when_it_was_stopped_is_no_success(serve: Serve, tmp_path: Path) -> None:
+    image = tmp_path / "images" / "disk"
+    image.parent.mkdir()
+    serving = serve("file", image, "--size", "1M", "--filter", "fault")
+    fault = ("fault", "disk", "add", "flush -> write-error", "--state-dir", tmp_path / "state")
+    done = run(sys.executable, "-m", "tcmu_core.cli.tcmu", *fault, PYTHONPATH=os.pathsep.join(sys.path))
+    assert not done.returncode, done.stderr
+    said = serving.stop()
+    assert "the last flush failed" in said.err
+    assert said.status == 1

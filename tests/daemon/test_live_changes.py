@@ -213,3 +213,16 @@ def test_a_log_that_can_not_be_written_keeps_no_disk_from_being_served(
     with undisturbed(targets, IQN):
         targets.processes[IQN].send(dataclasses.replace(nowhere, directory="/proc/elsewhere"))
         settled(parent, targets, EDITS["a LUN more"](base))
+
+
+def test_what_was_there_before_it_was_taken_out_does_not_come_back(
+    parent: Parent, targets: Targets, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").write_bytes(MARK * 8)
+    there = LunConfig(1, "file", str(tmp_path / "disk"))
+    nowhere = dataclasses.replace(there, cfgstring=str(tmp_path / "nowhere"))
+    serve(parent, targets, config(RAM, there))
+    for wanted in (config(RAM, nowhere), config(RAM), config(RAM, nowhere)):
+        targets.configure(wanted)
+    parent.until(lambda: (status := targets.processes[IQN].status) is not None and status.missing)
+    assert luns(targets) == {0}

@@ -407,3 +407,18 @@ def test_a_size_that_is_asked_for_is_whole_blocks(size, block_size):
     with pytest.raises(ConfigError, match=f"{size} bytes are not whole blocks of {block_size}"):
         opened(handler, size=size, block_size=block_size)
     assert handler.calls == ["check_config"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(22, "Invalid argument"), OSError(5, "the server said no"), OSError(2, "No", "x")]
+)
+def test_an_error_of_open_that_is_a_number_alone_is_told_with_the_cfgstring(error):
+    class Failing(Minimal):
+        @hookimpl
+        def open(self, device):
+            raise error
+
+    told = {22: "/proc/cpuinfo", 5: None, 2: "x"}[error.errno]
+    with pytest.raises(OSError, match=re.escape(error.strerror)):
+        opened(Failing(), "/proc/cpuinfo")
+    assert error.filename == told

@@ -123,6 +123,8 @@ def _open(config: Config, wanted: int | None, read_only: bool) -> tuple[int, boo
             raise ConfigError(f"{path} does not exist, and read-only nothing is created") from error
         if not wanted:
             raise ConfigError(f"{path} does not exist: give a size (size=1G) to create it") from error
+        if os.path.islink(path):
+            raise ConfigError(f"{path} is a symbolic link to a file that does not exist") from error
     except OSError as error:
         raise _open_error(path, error, config.direct) from error
     try:

@@ -313,7 +313,11 @@ BAD_STORAGE = {
         "",
         "can't be opened for writing (Permission denied): add ro=1",
     ),
-    "dangling link": (lambda path: path.symlink_to("nowhere"), ";size=1M", "can't be opened: File exists"),
+    "dangling link": (
+        lambda path: path.symlink_to("nowhere"),
+        ";size=1M",
+        "is a symbolic link to a file that does not exist",
+    ),
 }
 
 

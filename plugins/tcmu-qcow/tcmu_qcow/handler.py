@@ -74,7 +74,7 @@ class Handler:
         device.size = -(-image.size // device.block_size) * device.block_size
         unit = max(device.block_size, image.cluster_size)
         if unit >= PAGE and not device.size % PAGE:
-            device.physical_block_size = PAGE
+            device.physical_block_size = max(PAGE, device.block_size)
         device.discard_granularity = max(unit, PAGE if isinstance(image, RawImage) else 0)
         device.thin = True
 
@@ -199,6 +199,8 @@ def _open(config: Config, wanted: int | None, device: Device) -> Image:
     read_only = config.opening.read_only or device.read_only
     options = dataclasses.replace(config.opening, read_only=read_only, log=device.log)
     if config.creation is not None and not os.path.lexists(path):
+        if read_only:
+            raise ConfigError(f"{path} does not exist, and read-only nothing is created")
         create_image(path, dataclasses.replace(config.creation, size=wanted))
     try:
         return open_image(path, options)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tcmu_core import ConfigError
+from tcmu_core.testing import open_device
+from tcmu_qcow import Handler
 from tcmu_qcow.create import CreateOptions, Preallocation, create_image
 from tcmu_qcow.errors import ImageError
 from tcmu_qcow.formats import Format
@@ -132,3 +135,18 @@ def test_a_given_backing_format_is_recorded(fast_dir: Path, qemu: object) -> Non
     base = qemu.create(fast_dir / "base.qcow2", MIB)
     create_image(str(fast_dir / "new.qcow2"), CreateOptions(MIB, backing=str(base), backing_format=Format.RAW))
     assert info(qemu, fast_dir / "new.qcow2")["backing-filename-format"] == "raw"
+
+
+def test_a_read_only_disk_makes_no_image(tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    with (
+        pytest.raises(ConfigError, match="read-only nothing is created"),
+        open_device(Handler, f"{path};create=1", size=1 << 20, read_only=True),
+    ):
+        pass
+    assert not path.exists()
+
+
+def test_blocks_of_64_kib(tmp_path: Path) -> None:
+    with open_device(Handler, f"{tmp_path / 'new'};create=1", size=1 << 20, block_size=65536) as opened:
+        assert opened.device.physical_block_size == 65536

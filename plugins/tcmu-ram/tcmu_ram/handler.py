@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,8 +159,14 @@ def _stored_size(config: Config) -> int | None:
     if not config.load:
         return None
     path = Path(config.load)
-    if not path.exists() and not config.must_exist:
-        return None
-    if not path.is_file():
-        raise ConfigError(f"{path} {'is no file' if path.exists() else 'does not exist'}: load= needs an image")
-    return path.stat().st_size
+    try:
+        info = path.stat()
+    except FileNotFoundError as error:
+        if not config.must_exist:
+            return None
+        raise ConfigError(f"{path} does not exist: load= needs an image") from error
+    except OSError as error:  # what can't be looked at can't be saved either
+        raise ConfigError(f"{path} can't be loaded: {error.strerror}") from error
+    if not stat.S_ISREG(info.st_mode):
+        raise ConfigError(f"{path} is no file: load= needs an image")
+    return info.st_size

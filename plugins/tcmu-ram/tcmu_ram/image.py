@@ -13,6 +13,8 @@ from tcmu_ram.memory import Memory
 
 ELSEWHERE = ("/var/tmp",)  # where an image is kept that can't be saved in its own directory; it outlives a reboot
 
+SHOWN = 50  # characters of an image's name in that of a file beside it: a name has 255 bytes at most
+
 
 def load(path: str, memory: Memory) -> None:
     """Fill `memory` with the file's data; its holes stay holes."""
@@ -37,7 +39,7 @@ def save(path: str, memory: Memory) -> None:
         OSError: it could not; the message names the file, and says where the content was saved instead or that it is
             gone.
     """
-    target = Path(path).resolve()
+    target = Path(os.path.realpath(path))
     try:
         _replace(target, memory)
     except OSError as error:
@@ -49,7 +51,7 @@ def save(path: str, memory: Memory) -> None:
 
 
 def _replace(target: Path, memory: Memory) -> None:
-    name = _write(target.parent, f".{target.name}.", memory)
+    name = _write(target.parent, f".{target.name[:SHOWN]}.", memory)
     try:
         if target.exists():
             os.chmod(name, stat.S_IMODE(target.stat().st_mode))
@@ -64,7 +66,7 @@ def _keep_elsewhere(target: Path, memory: Memory) -> str | None:
     for directory in map(Path, ELSEWHERE):
         if directory != target.parent:
             with contextlib.suppress(OSError):
-                name = _write(directory, f"{target.name}.", memory)
+                name = _write(directory, f"{target.name[:SHOWN]}.", memory)
                 _sync_directory(directory)
                 return name
     return None

@@ -218,3 +218,20 @@ def test_two_sizes_that_differ_are_refused():
 def test_options_of_tcmu_conf_are_defaults():
     with opened(options={"size": "1M"}) as disk:
         assert disk.size == MIB
+
+
+def test_an_image_that_can_not_be_looked_at_is_refused(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    with (
+        pytest.raises(ConfigError, match="Too many levels of symbolic links"),
+        open_device(RamHandler, str(loop), size=1 << 20),
+    ):
+        pass
+
+
+def test_an_image_with_a_name_as_long_as_names_can_be_is_saved_in_its_place(tmp_path):
+    image = tmp_path / ("i" * 255)
+    with open_device(RamHandler, str(image), size=1 << 20):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [image.name]
