@@ -165,6 +165,7 @@ class Server:
                     self._directory.rmdir()  # unless something is kept in it
         if not self.host.close() and self.status == Exit.OK:
             self.status = Exit.FAILED
+        self._stage = "a thread of the handler to end"
         if self.signals is not None:
             self.signals.close()
 

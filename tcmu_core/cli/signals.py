@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ class StopSignals:
         self._stop = stop
         self._waiting = waiting
         self._done = threading.Event()
+        self._ended = False  # there is nothing left to stop
         self._numbers = tuple(numbers)
         self._heard, self._told = socket.socketpair()
         self._told.setblocking(False)
@@ -49,10 +51,10 @@ class StopSignals:
             for number in said:
                 if number not in self._numbers:
                     continue
-                if not first:
+                if not first and not self._ended:
                     first = time.monotonic()
                     self._stop(signal.Signals(number))
-                elif time.monotonic() - first > TOGETHER:
+                elif not first or time.monotonic() - first > TOGETHER:
                     os._exit(128 + number)
 
     def _tell(self) -> None:
@@ -60,7 +62,15 @@ class StopSignals:
             print(f"tcmu: waiting for {self._waiting()}; a second signal ends it at once", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Hear no more. The process ends now, with the status that it has: another signal changes nothing."""
+        """Hear no more, for the process ends now; while threads of a handler keep it, a signal ends it at once."""
+        self._ended = True
+        if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
+            atexit.register(self._close)  # which comes when they have ended
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        """From here on another signal changes nothing: the process ends with the status that it has."""
         self._done.set()
         signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
         signal.set_wakeup_fd(self._old_fd)

@@ -270,6 +270,32 @@ def test_a_stop_that_a_handler_holds_up_says_so_and_a_second_signal_ends_it(
         client.wait()
 
 
+THREAD = """\
+import threading, time
+
+from tcmu_core import hookimpl
+
+
+class Thread:
+    @hookimpl
+    def open(self):
+        threading.Thread(target=time.sleep, args=(1000,)).start()
+
+    @hookimpl
+    def read(self, offset, buffers):
+        pass
+"""
+
+
+def test_a_thread_that_a_handler_does_not_end_is_waited_for_until_a_second_signal(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "handler_thread.py").write_text(THREAD)
+    disk = serve("thread", "--handler-path", tmp_path, "--size", "1M")
+    disk.process.send_signal(signal.SIGTERM)
+    assert disk.process.stderr is not None
+    assert "waiting for a thread of the handler to end (thread/disk); a second" in disk.process.stderr.readline()
+    assert disk.stop(signal.SIGINT).status == 128 + signal.SIGINT
+
+
 def test_two_signals_are_as_one(serve: Serve) -> None:
     disk = serve("ram", "--size", "1M")
     disk.process.send_signal(signal.SIGINT)
