@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from tcmu_core.cfgstring import FILTER_OPTION, configfs_problem, split_runner_options
-from tcmu_core.errors import ConfigError
+from tcmu_core.errors import ConfigError, text_of
 from tcmu_core.filters.registry import check_texts
 from tcmu_core.handlers.registry import Handler
 
@@ -90,7 +90,7 @@ class Checker:
             verdict = False, str(error)
         except BaseException as error:
             log.exception("handler %r failed in check_config", self.handler.name)
-            verdict = False, f"handler {self.handler.name!r} failed in check_config: {error!r}"
+            verdict = False, text_of(error)
         finally:
             self._free.release()
         future.set_result(verdict)

@@ -154,7 +154,7 @@ def test_a_check_that_raises_is_an_answer(bus: PrivateBus, client: Client, serve
 
     serve(bus, make_handler("bad", fail))
     valid, message = client.call(f"{ROOT}/bad", BUS_NAME, "CheckConfig", "(s)", "bad/x")
-    assert (valid, message) == (False, "handler 'bad' failed in check_config: RuntimeError('oops')")
+    assert (valid, message) == (False, "handler 'bad' broke while it looked at its cfgstring: RuntimeError: oops")
 
 
 def test_an_answer_that_is_not_valid_text_still_arrives(bus: PrivateBus, client: Client, serve: Serve) -> None:

@@ -64,7 +64,8 @@ class Writer:
 
     def _write(self) -> None:
         if self._client is None:
-            self._client = client(self._targets, IQN).login()
+            self._client = client(self._targets, IQN)
+            self._client.login()
         lba, number = self._random.randrange(BLOCKS), self.done + self.broken + 1
         self.tried[lba] = number
         data = number.to_bytes(8, "little") * 64
@@ -83,7 +84,8 @@ class Writer:
                 self._client.sock.close()
                 self._client = None
             try:
-                self._client = client(self._targets, IQN).login()
+                self._client = client(self._targets, IQN)
+                self._client.login()
             except (OSError, AssertionError, IndexError):
                 if time.monotonic() > until:
                     raise
