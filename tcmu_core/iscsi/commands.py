@@ -177,8 +177,11 @@ class Commands:
         if session.tasks.get(task.itt) is task:
             del session.tasks[task.itt]
         session.blocked = False
-        if not session.closed and not task.command.silent:
-            finish(session, task, pending=True)
+        if not session.closed:
+            if task.command.silent:
+                session.widen(1)
+            else:
+                finish(session, task, pending=True)
         task.unpin()
         task.command.context = None  # no circle keeps its buffers from being free at once
         self.writes.ask_again()

@@ -191,6 +191,12 @@ class Session:
         """Return MaxCmdSN: what is in flight narrows the window, so that it never moves back (4.2.2.1)."""
         return (self.exp_cmd_sn + self.limits.queue_depth - 1 - self.busy) & SERIAL
 
+    def widen(self, count: int) -> None:
+        """Commands have ended without an answer: if the window was closed, tell that it is open again (11.19)."""
+        if self.busy < self.limits.queue_depth <= self.busy + count and self.ended is None:
+            self.send(p.NopIn(stat_sn=self.stat_sn, exp_cmd_sn=self.exp_cmd_sn, max_cmd_sn=self.max_cmd_sn()))
+            self.outbox.close_run()
+
     def new_tag(self) -> int:
         """Return a target transfer tag."""
         self._tag = self._tag % 0x7FFFFFFF + 1

@@ -107,6 +107,7 @@ class Writes:
             self._dropped.append(transfer.itt)
             self._forget(transfer)
         if found:
+            self._session.widen(len(found))
             self.ask_again()
         return len(found)
 

@@ -100,6 +100,29 @@ def test_the_task_set_of_every_initiator_is_cleared(function: TaskFunction) -> N
     assert not host.units[0].commands
 
 
+@pytest.mark.parametrize("held", [False, True], ids=["writes that wait for data", "reads"])
+def test_an_initiator_whose_window_was_full_hears_that_it_may_go_on(held: bool) -> None:
+    host = FakeHost()
+    one, two = Wire(host), Wire(host, Initiator(name="iqn.2026-01.test:two"))
+    one.login()
+    two.login()
+    host.units[0].hold = held
+    told = []
+    while not told or (told[-1].max_cmd_sn - two.initiator.cmd_sn) & 0xFFFFFFFF < 1 << 31:
+        if held:
+            two.send(two.initiator.read_10(0, 1))
+        else:
+            two.send(two.initiator.write_10(0, bytes(1024), 512, final=False))
+        told = [pdu for pdu in two.send(p.NopOut(immediate=True, itt=999)) if isinstance(pdu, p.NopIn)]
+    one.send(request(TaskFunction.CLEAR_TASK_SET))
+    while host.units[0].held:
+        host.units[0].finish()
+    nop = two.collect()[0]
+    assert isinstance(nop, p.NopIn)
+    assert nop.itt == nop.ttt == 0xFFFFFFFF  # no answer is asked for
+    assert (nop.max_cmd_sn - two.initiator.cmd_sn) & 0xFFFFFFFF < 1 << 31
+
+
 def test_a_cold_reset_ends_the_targets_sessions(wire: Wire) -> None:
     wire.send(request(TaskFunction.TARGET_COLD_RESET))
     assert wire.host.reset == [wire.host.target]

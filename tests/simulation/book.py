@@ -100,7 +100,7 @@ class Book:
                 if not heard:
                     del self.open[op]
                     if op.request is not None:
-                        self.reservations[op.lun].forget(op.number)
+                        self._unanswered(op)
 
     # -- what hooks do ------------------------------------------------------------------------------------------------
 
@@ -186,7 +186,10 @@ class Book:
         self._over(op, "was answered")
         op.status = status
         if op.request is not None:
-            self._reserved(op, status)
+            if (
+                op.request.number in self.reservations[op.lun].pending
+            ):  # its nexus was not given up before
+                self._reserved(op, status)
         elif status == CONFLICT:
             if not op.may_conflict:
                 raise self.wrong("reserved", f"{op}: RESERVATION CONFLICT, and there is no reservation against it")
@@ -204,7 +207,7 @@ class Book:
             self._over(op, "has ended by an abort")
             op.status = TASK_ABORTED
         if op.request is not None:
-            self.reservations[op.lun].forget(op.request.number)
+            self._unanswered(op)
 
     def acknowledged(self, operations: Iterable[Operation], what: str) -> None:
         """What ends these operations was acknowledged."""
@@ -213,7 +216,7 @@ class Book:
             if op.ended is None:
                 self._over(op, f"was ended: {what} is acknowledged")
                 if op.request is not None:
-                    self.reservations[op.lun].forget(op.request.number)
+                    self._unanswered(op)
             else:
                 self._still(op, f"was ended: {what} is acknowledged")
 
@@ -258,6 +261,18 @@ class Book:
                 )
                 for one in self.open:
                     one.silent = one.silent or (one.who in victims and one.lun == op.lun)
+
+    def _unanswered(self, op: Operation) -> None:
+        """A request will not be answered."""
+        self._in_vain(op)
+        self.reservations[op.lun].forget(op.request.number)
+
+    def _in_vain(self, op: Operation) -> None:
+        """A request is not answered: whom it has preempted, if it has, may wait for answers in vain."""
+        if op.request.action == PREEMPT_AND_ABORT:
+            victims = self.reservations[op.lun].might_take(op.request.number)
+            for one in self.open:
+                one.silent = one.silent or (one.who in victims and one.lun == op.lun)
 
     # -- what GOOD means ----------------------------------------------------------------------------------------------
 
@@ -396,6 +411,9 @@ class Book:
 
     def quiet(self) -> None:
         """Nothing is under way any more: every command must have ended, and every promise been kept."""
+        for op in self.operations:
+            if op.request is not None and op.request.number in self.reservations[op.lun].pending:
+                self._in_vain(op)
         for op in self.open:
             if not op.silent:
                 raise self.wrong("hung", f"{op} never ends, though no hook is running")

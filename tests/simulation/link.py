@@ -84,7 +84,7 @@ class Link:
             "FirstBurstLength": str(FIRST_BURST),
             "MaxOutstandingR2T": "2",
         }
-        self.sock.arriving += self.initiator.encode(self.initiator.login(pairs))
+        self.sock.put(self.initiator.encode(self.initiator.login(pairs)))
 
     def command(self, op: Operation, cdb: bytes, data: bytes, room: int, immediate: int, unsolicited: bool) -> None:
         """Send a command with `immediate` bytes of its data along, and the rest of the first burst unsolicited."""
@@ -149,12 +149,12 @@ class Link:
             self.hold = False
             self.kept = data
             return
-        self.sock.arriving += data
+        self.sock.put(data)
         self.release()
 
     def release(self) -> None:
         """Send what was kept back."""
-        self.sock.arriving += self.kept
+        self.sock.put(self.kept)
         self.kept = b""
 
     def _window(self) -> bool:
@@ -198,7 +198,7 @@ class Link:
         elif isinstance(pdu, p.ReadyToTransfer):
             data = self.writing.get(pdu.itt, b"")
             parts = self._data_out(pdu.itt, pdu.ttt, pdu.lun, data, pdu.offset, pdu.offset + pdu.length)
-            self.sock.arriving += self.initiator.encode(*parts)
+            self.sock.put(self.initiator.encode(*parts))
         elif isinstance(pdu, p.TaskManagementResponse):
             self.told.managed(self, self.managing.pop(pdu.itt), pdu.response)
         elif isinstance(pdu, p.LogoutResponsePdu):
@@ -206,14 +206,14 @@ class Link:
                 self.over = True
                 self.told.left(self)
         elif isinstance(pdu, p.NopIn) and pdu.ttt != RESERVED_TAG:
-            self.sock.arriving += self.initiator.encode(p.NopOut(immediate=True, ttt=pdu.ttt))
+            self.sock.put(self.initiator.encode(p.NopOut(immediate=True, ttt=pdu.ttt)))
         elif isinstance(pdu, p.Reject):
             op = self.ops.pop(int.from_bytes(pdu.data[16:20], "big"), None)
             if op is not None:
                 self.told.refused(self, op)
         while self._waiting and self._window() and not self.over:
             pdus = self._waiting.popleft()
-            self.sock.arriving += self.initiator.encode(*pdus)
+            self.sock.put(self.initiator.encode(*pdus))
 
     def _answered(self, itt: int, status: int, sense: bytes) -> None:
         op = self.ops.get(itt)

@@ -94,6 +94,11 @@ class Socket:
         callback(waited & events)
         return True
 
+    def put(self, data: bytes) -> None:
+        """The peer sends; nothing comes behind its end."""
+        if not self.ended:
+            self.arriving += data
+
     def deliver(self, count: int) -> bool:
         """Let `count` bytes arrive, or the end behind them; False if the target does not take any."""
         if not self.arriving and not self.ended:

@@ -174,6 +174,11 @@ class Possible:
         del self.pending[number]
         return victims or frozenset()
 
+    def might_take(self, number: int) -> frozenset[int]:
+        """Return whose registrations a request that was not answered may have taken."""
+        told = (result for _, results in self.entries for one, result in results if one == number)
+        return frozenset().union(*(result.victims for result in told))
+
     def forget(self, number: int) -> None:
         """A request will not be answered: it was carried out, or it was not."""
         if self.pending.pop(number, None) is not None:
