@@ -283,6 +283,7 @@ def test_update_announces_what_came_and_went(bus: PrivateBus, client: Client, se
         BUS_NAME, OBJECT_MANAGER, None, ROOT, None, Gio.DBusSignalFlags.NONE,
         lambda _con, _sender, _path, _interface, member, values: signals.append((member, values.unpack())),
     )  # fmt: skip
+    client.managed()  # from here on the bus knows of the subscription
     service.update([make_handler("ram", desc="other"), make_handler("qcow")])
     while len(signals) < 4:
         context.iteration(True)
