@@ -12,9 +12,9 @@ from tests.simulation.search import explore
 
 QUICK = {"engine": 85_000, "session": 10_000, "ring": 5_000, "memory": 100}  # schedules of each level in `make test`
 SOAK_SECONDS = {
-    "engine": 240,
-    "session": 160,
-    "ring": 60,
+    "engine": 150,
+    "session": 120,
+    "ring": 40,
 }  # ... and the time for more of them, on each processor, in `make soak`
 
 
