@@ -186,9 +186,7 @@ class Book:
         self._over(op, "was answered")
         op.status = status
         if op.request is not None:
-            if (
-                op.request.number in self.reservations[op.lun].pending
-            ):  # its nexus was not given up before
+            if op.request.number in self.reservations[op.lun].pending:  # its nexus was not given up before
                 self._reserved(op, status)
         elif status == CONFLICT:
             if not op.may_conflict:
