@@ -12,6 +12,7 @@ GOOD, CHECK, TASK_ABORTED = 0x00, 0x02, 0x40
 HARDWARE_ERROR, UNIT_ATTENTION = 0x4, 0x6
 ORDERED, HEAD_OF_QUEUE = 2, 3
 Wait = tuple[str, Callable[[], bool]]
+Preemption = tuple[int, frozenset[int], int]  # its unit, whom it may take, and when it was given up
 
 
 class Violation(AssertionError):
@@ -38,6 +39,7 @@ class Book:
         self.direct = True  # what was issued has reached the unit, and an answer its initiator
         self.violation: Violation | None = None  # the first one
         self._promised: list[Wait] = []
+        self._going_on: list[Preemption] = []  # of nexuses that are gone: they may abort what comes now
 
     def wrong(self, kind: str, text: str) -> Violation:
         """Return what is to be raised. It is kept too: the product takes an error in a hook for the handler's."""
@@ -60,6 +62,7 @@ class Book:
             self._judge(self.open)
         else:
             op.may_pass = False
+            op.silent = any(lun == op.lun and op.who in victims for lun, victims, _ in self._going_on)
             self._judge([op])
 
     def _judge(self, operations: Iterable[Operation]) -> None:
@@ -188,6 +191,8 @@ class Book:
         if op.request is not None:
             if op.request.number in self.reservations[op.lun].pending:  # its nexus was not given up before
                 self._reserved(op, status)
+            # One at a time changes the registrations: what was given up before this one came is over.
+            self._going_on = [one for one in self._going_on if one[0] != op.lun or one[2] > op.issued]
         elif status == CONFLICT:
             if not op.may_conflict:
                 raise self.wrong("reserved", f"{op}: RESERVATION CONFLICT, and there is no reservation against it")
@@ -269,6 +274,7 @@ class Book:
         """A request is not answered: whom it has preempted, if it has, may wait for answers in vain."""
         if op.request.action == PREEMPT_AND_ABORT:
             victims = self.reservations[op.lun].might_take(op.request.number)
+            self._going_on.append((op.lun, victims, self.now))
             for one in self.open:
                 one.silent = one.silent or (one.who in victims and one.lun == op.lun)
 
@@ -402,6 +408,7 @@ class Book:
         self.open.clear()
         self.running.clear()
         self._promised.clear()
+        self._going_on.clear()
         for one in self.reservations:
             one.restart()
 
@@ -419,3 +426,4 @@ class Book:
             if not kept():
                 raise self.wrong("hung", f"{what} is never acknowledged, though no hook is running")
         self._promised.clear()
+        self._going_on.clear()
