@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tcmu_core.daemon.managed import CLOSE_SECONDS
+from tcmu_core.daemon.managed import CLOSE_SECONDS, MAX_CRASHES
 from tests.kernel.host import CORE, START_SECONDS, Host
 from tests.vm import Job, Result
 
@@ -228,14 +228,14 @@ def test_workers_that_are_killed_under_load_cost_no_error_and_stall_no_other_dev
 
 
 @pytest.mark.soak
-def test_twelve_thousand_acknowledged_writes_survive_ten_kills(host: Host) -> None:
+def test_twelve_thousand_acknowledged_writes_survive_eight_kills(host: Host) -> None:
     assert host.create("one", 64 * MIB, "file//var/tmp/t/one.img").returncode == 0
     disk = host.plug("one")
     writing = host.machine.spawn(
         f"fio --name=v --filename={disk} --rw=randwrite --bs=4k --size=48M --verify=crc32c --verify_fatal=1"
         " --ioengine=libaio --direct=1 --iodepth=8 --output-format=json"
     )
-    for _ in range(10):
+    for _ in range(MAX_CRASHES):
         progress(host, disk, by=500)
         kill_worker(host, "one")
     result = writing.wait(300)
