@@ -33,8 +33,8 @@ class HandlerHooks:
         """Raise `ConfigError` when `cfgstring` can't be right; open nothing, and look at no file."""
 
     @hookspec(firstresult=True)
-    def open(self, device: Device) -> None:
-        """Open the storage that `device.cfgstring` names.
+    def open(self, device: Device) -> Future[None] | None:
+        """Open the storage that `device.cfgstring` names; a Future where that may take long, for nobody waits for it.
 
         May set `device.size`, `block_size`, `read_only`, `write_cache`, the limits and `threads`. `device.size` is
         what was asked for (bytes), or None when nothing was: then open must set it. Raise `ConfigError` or `OSError`.

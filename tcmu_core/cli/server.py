@@ -52,7 +52,7 @@ class Server:
         self._stage = ""  # what a stop waits for
         directory = args.state_dir or default_directory()
         self.host = Host(
-            loop, functools.partial(handler.open, reactor=loop), TargetWay(target, self._settings(), directory)
+            loop, functools.partial(handler.disk, reactor=loop), TargetWay(target, self._settings(), directory)
         )
         self.host.set_traced(lambda _title: args.debug)
         self._directory = directory

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from typing import Any, ClassVar, Protocol
 
 import pluggy
@@ -99,12 +99,17 @@ class Disk:
     # -- its life -----------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Open the storage and resolve its hooks.
+        """Open the storage and resolve its hooks, waiting for the Future that the handler may answer with.
 
         Raises:
             ConfigError, OSError, CommandError: what the handler says.
             HandlerError: it broke, or left the device as no disk can be.
         """
+        for pending in self.opening():
+            wait((pending,))
+
+    def opening(self) -> Iterator[Future[Any]]:
+        """Open in steps: yields what has to have ended before the next one; raises as `open` does."""
         device, hooks = self.device, self._manager.hook
         if self._declared is not None:
             self._declared.parse(device.cfgstring, device.options)
@@ -115,6 +120,8 @@ class Disk:
             try:
                 result = hooks.open(device=device)
                 self._opened = True
+                if isinstance(result, Future):
+                    yield result
                 self._finish("open", result)
             except OSError as error:
                 if error.errno and error.filename is None and error.strerror == os.strerror(error.errno):
@@ -130,7 +137,7 @@ class Disk:
             self._bound()
             self._open_all()
         except BaseException:
-            self._close_quietly()
+            self.close_quietly()
             raise
         self.own_serial = bool(device.serial) and device.serial != self.spec.serial
         device.serial = device.serial or self._identity()
@@ -387,7 +394,8 @@ class Disk:
                 problem = problem or HandlerError(f"filter {layer.name!r} broke while it closed: {text_of(error)}")
         return problem
 
-    def _close_quietly(self) -> None:
+    def close_quietly(self) -> None:
+        """Close it; what goes wrong is in the log alone."""
         try:
             self.close()
         except (TcmuError, OSError) as error:

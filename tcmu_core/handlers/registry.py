@@ -51,9 +51,14 @@ class Handler:
 
     def open(self, spec: DiskSpec, reactor: Reactor | None = None) -> Disk:
         """Open a disk with this handler, to be used on the loop `reactor`; raises as `Disk.open` does."""
+        disk = self.disk(spec, reactor)
+        disk.open()
+        return disk
+
+    def disk(self, spec: DiskSpec, reactor: Reactor | None = None) -> Disk:
+        """Make a disk with this handler that is to be opened yet; raises `HandlerError` and `ConfigError`."""
         disk = Disk(spec, self._made(), make(spec.filters))
         disk.device.reactor = reactor
-        disk.open()
         return disk
 
     def check_config(self, cfgstring: str, defaults: Mapping[str, str] | None = None) -> None:

@@ -42,19 +42,22 @@ from tcmu_core.host.messages import (
     Status,
     WayIn,
 )
+from tcmu_core.host.opening import Opening
 from tcmu_core.loop import Loop, Timer
 from tcmu_core.scsi.engine import Engine
 
 log = logging.getLogger("tcmu.host")
 
 RETRY_SECONDS = 30.0  # between two attempts to open a disk that is missing
+START_SECONDS = 5.0  # for all disks to be opened, before those that are there are served
+LAST_SECONDS = 2.0  # for one that is being opened when the host ends
 POLL = 0.01  # seconds between two looks whether the last command has ended
 
 
 class Host:
-    """What one process serves. `open_disk(spec)` opens a disk; all runs on the loop's thread."""
+    """What one process serves. `make_disk(spec)` makes a disk that is to be opened; all runs on the loop's thread."""
 
-    def __init__(self, loop: Loop, open_disk: Callable[[DiskSpec], Disk], way: WayIn) -> None:
+    def __init__(self, loop: Loop, make_disk: Callable[[DiskSpec], Disk], way: WayIn) -> None:
         self.loop = loop
         self.engines: dict[int, Engine] = {}
         self.specs: dict[int, DiskSpec] = {}  # as they were asked for, changes included
@@ -63,7 +66,9 @@ class Host:
         self.traced: Callable[[str], bool] = lambda _title: False
         self.altered: Callable[[], object] = _nothing  # called when a disk came or went later than it was asked to
         self.ended = False
-        self._open_disk = open_disk
+        self._make_disk = make_disk
+        self._opening: dict[int, Opening] = {}
+        self._abandoned: list[Opening] = []  # those whose LUN is gone, or another one
         self._prepared: dict[int, DiskSpec] = {}
         self._assigned: dict[int, DiskSpec] = {}  # as the job has them: what a person changed since then stays
         self._before: dict[int, DiskSpec] = {}  # of disks that are opened anew: how they were when that worked
@@ -75,7 +80,8 @@ class Host:
     def open(self, disks: Mapping[int, DiskSpec], *, takes_over: bool = False, delay: float = 0.0) -> None:
         """Take hold of the way in, wait `delay` seconds, open the disks and serve them.
 
-        A disk that can't be opened is missing until it can, unless the way in is of no use without it.
+        A disk that can't be opened is missing until it can, unless the way in is of no use without it; and so is one
+        whose handler takes long to open it.
 
         Raises:
             OSError, TcmuError: there is nothing to serve; what was opened is closed again.
@@ -84,39 +90,77 @@ class Host:
         self._prepared = dict(self.transport.prepare(disks, takes_over=takes_over))
         time.sleep(delay)
         try:
-            for lun, spec in self._prepared.items():
-                self._open(lun, spec)
+            until = self.loop.clock() + START_SECONDS
+            for lun in self._prepared:
+                self._begin(lun)
+            for lun, opening in list(self._opening.items()):
+                if self.transport.needs_all or opening.wait(max(0.0, until - self.loop.clock())):
+                    self._opened(lun, opening)
+                else:
+                    self._takes_long(lun, opening)
             self.transport.start()
         except BaseException:
             self.close()
             raise
         self._retry_later()
 
-    def _open(self, lun: int, spec: DiskSpec) -> Engine | None:
+    def _begin(self, lun: int) -> None:
+        """Begin to open the disk of a LUN; `_opened` is to be called when that is over."""
+        spec = self._prepared[lun]
         try:
-            spec = spec.configured(spec.cfgstring)
-            disk = self._open_disk(spec)
-            try:
-                engine = Engine(disk, post=self.loop.post, store=self.transport.store(lun, disk))
-            except BaseException:
-                disk.close()
-                raise
+            opening = self._opening[lun] = Opening(self._make_disk(spec.configured(spec.cfgstring)))
         except Exception as error:
-            if self.transport.needs_all:
-                raise
-            before = self.missing.get(lun)
-            self.missing[lun] = Missing(lun, spec.title, reason_of(error))
-            if before is None or before.reason != self.missing[lun].reason:  # each reason is said once
-                unexpected = not isinstance(error, TcmuError | OSError)
-                log.error("LUN %d can't be opened: %s; it is tried again every %g s", lun, reason_of(error),
-                          RETRY_SECONDS, exc_info=unexpected, extra={"device": spec.title})  # fmt: skip
+            self._is_missing(lun, error)
+        else:
+            opening.advance()
+
+    def _opened(self, lun: int, opening: Opening) -> Engine | None:
+        """The opening of a LUN's disk is over, or is waited for: return its engine, or None where it is missing."""
+        opening.wait()
+        del self._opening[lun]
+        disk = opening.disk
+        if opening.error is not None:
+            self._is_missing(lun, opening.error)
+            return None
+        try:
+            engine = Engine(disk, post=self.loop.post, store=self.transport.store(lun, disk))
+        except Exception as error:
+            disk.close_quietly()
+            self._is_missing(lun, error)
             return None
         self.missing.pop(lun, None)
         self.engines[lun] = engine
-        engine.trace = self.traced(spec.title)
-        if spec.patience:
-            self._look_for_slow(engine, spec.patience)
+        engine.trace = self.traced(disk.title)
+        if disk.spec.patience:
+            self._look_for_slow(engine, disk.spec.patience)
         return engine
+
+    def _is_missing(self, lun: int, error: Exception) -> None:
+        """Note that a disk can't be opened, and say why, each reason once; raises where nothing is of use without."""
+        if self.transport.needs_all:
+            raise error
+        title, before = self._prepared[lun].title, self.missing.get(lun)
+        self.missing[lun] = Missing(lun, title, reason_of(error))
+        if before is None or before.reason != self.missing[lun].reason:
+            unexpected = error if not isinstance(error, TcmuError | OSError) else None
+            log.error("LUN %d can't be opened: %s; it is tried again every %g s", lun, reason_of(error),
+                      RETRY_SECONDS, exc_info=unexpected, extra={"device": title})  # fmt: skip
+
+    def _takes_long(self, lun: int, opening: Opening, *, patient: bool = True) -> None:
+        """Let an opening go on, while others are served."""
+        self.missing.setdefault(lun, Missing(lun, opening.disk.title, "it is being opened"))
+        opening.watch(lambda: self.loop.post(self._went_on, lun, opening, patient))
+
+    def _went_on(self, lun: int, opening: Opening, patient: bool) -> None:
+        if not opening.advance():
+            self._takes_long(lun, opening, patient=patient)
+        elif opening in self._abandoned:
+            self._abandoned.remove(opening)
+            opening.abandon()
+            self._try_missing()  # one of them may need what this one had
+        elif self._opening.get(lun) is opening:  # it was not waited for when the host ended
+            self._joined(lun, self._opened(lun, opening), patient=patient)
+            self.altered()
 
     # -- another job ------------------------------------------------------------------------------------------------
 
@@ -192,6 +236,9 @@ class Host:
         self._prepared.pop(lun, None)
         self.missing.pop(lun, None)
         self._before.pop(lun, None)
+        opening = self._opening.pop(lun, None)
+        if opening is not None:
+            self._abandoned.append(opening)
         engine = self.engines.pop(lun, None)
         if engine is not None:
             if engine.device.ephemeral:
@@ -207,26 +254,43 @@ class Host:
             del self._leaving[lun]
             if lun in self._prepared:
                 self._join(lun)
-            for other in list(self.missing):  # it may have what this one had
-                self._join(other)
+            self._try_missing()  # one of them may need what this one had
         self.altered()
 
     def _join(self, lun: int, *, patient: bool = True) -> None:
-        """Serve a disk that came, or came back as another one; if `patient`, what is still to go may be in its way."""
-        engine = self._open(lun, self._prepared[lun])
-        if engine is None and self._leaving and patient:
-            self._retry_later()
+        """Serve a disk that came, or came back as another one, when it is open.
+
+        If `patient`, what is still to go may be in its way.
+        """
+        if lun in self._opening:
             return
-        before = self._before.pop(lun, None)
-        if engine is None and before is not None:
-            log.error("LUN %d stays as it was", lun, extra={"device": before.title})
-            self.specs[lun] = self._prepared[lun] = self._assigned[lun] = before
-            engine = self._open(lun, before)
+        self._begin(lun)
+        opening = self._opening.get(lun)
+        if opening is None:
+            self._joined(lun, None, patient=patient)
+        elif self.transport.needs_all or opening.over:
+            self._joined(lun, self._opened(lun, opening), patient=patient)
+        else:
+            self._takes_long(lun, opening, patient=patient)
+
+    def _joined(self, lun: int, engine: Engine | None, *, patient: bool) -> None:
+        """Serve a disk that was opened; one that could not be is tried again, or served as it was before."""
         if engine is not None:
+            self._before.pop(lun, None)
             log.info("LUN %d is there", lun, extra={"device": engine.disk.title})
             self.transport.add(lun, engine)
-        else:
+            return
+        before = None if self._leaving and patient else self._before.pop(lun, None)
+        if before is None:
             self._retry_later()
+            return
+        log.error("LUN %d stays as it was", lun, extra={"device": before.title})
+        self.specs[lun] = self._prepared[lun] = self._assigned[lun] = before
+        self._join(lun)
+
+    def _try_missing(self, *, patient: bool = True) -> None:
+        for lun in list(self.missing):
+            self._join(lun, patient=patient)
 
     def _retry_later(self) -> None:
         if self.missing and self._retry_timer is None:
@@ -238,8 +302,7 @@ class Host:
             self._retry_timer.cancel()
             self._retry_timer = None
         before = len(self.missing)
-        for lun in list(self.missing):
-            self._join(lun, patient=False)
+        self._try_missing(patient=False)
         self._retry_later()
         if len(self.missing) < before:
             self.altered()
@@ -270,6 +333,12 @@ class Host:
         if self._retry_timer is not None:
             self._retry_timer.cancel()
         self.transport.close()
+        until = self.loop.clock() + LAST_SECONDS
+        for opening in (*self._opening.values(), *self._abandoned):
+            opening.wait(max(0.0, until - self.loop.clock()))
+            opening.abandon()
+        self._opening.clear()
+        self._abandoned.clear()
         done = [engine.close() for engine in (*self.engines.values(), *self._leaving.values())]
         self.engines.clear()
         self._leaving.clear()

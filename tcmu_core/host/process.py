@@ -49,7 +49,7 @@ class HostProcess:
         self._set_log(job.log)
         self.loop = Loop(spin_time())
         try:
-            self.host = Host(self.loop, self._open_disk, job.way)
+            self.host = Host(self.loop, self._disk, job.way)
             self.host.set_traced(self._is_traced)
             self.host.altered = self._tell
             self.host.open(job.disks, takes_over=job.takes_over, delay=job.delay)
@@ -71,8 +71,8 @@ class HostProcess:
         self.host.close()
         return 0
 
-    def _open_disk(self, spec: DiskSpec) -> Disk:
-        return self.registry.get(spec.handler).open(spec, self.loop)
+    def _disk(self, spec: DiskSpec) -> Disk:
+        return self.registry.get(spec.handler).disk(spec, self.loop)
 
     def _opened(self) -> Opened:
         return Opened(dataclasses.replace(self.job, disks=dict(self.host.specs)), self.host.status())

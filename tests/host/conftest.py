@@ -61,7 +61,7 @@ def served(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         loop = Loop()
         settings = PortalSettings(addresses=("127.0.0.1:0",))
         way = TargetWay("iqn.2026-01.org.example:d", settings, tmp_path / "state")
-        host = Host(loop, lambda spec: registry.get(spec.handler).open(spec), way)
+        host = Host(loop, lambda spec: registry.get(spec.handler).disk(spec), way)
 
         def close() -> None:
             host.close()

@@ -45,7 +45,7 @@ class FakeDevice:
         patch.setattr(transport, "UioDevice", lambda _minor: uio)
         patch.setattr(transport, "Backstore", functools.partial(Backstore, core=directory))
         handlers = registry or Registry()
-        self.host = Host(self.loop, lambda spec: handlers.get(spec.handler).open(spec), KernelDevice(0, 1, "d"))
+        self.host = Host(self.loop, lambda spec: handlers.get(spec.handler).disk(spec), KernelDevice(0, 1, "d"))
 
     def open(self, *, takes_over: bool = False, **spec: Any) -> FakeDevice:
         self.host.open({0: DiskSpec("ram", name="d", place=("kernel", "1", "d"), **spec)}, takes_over=takes_over)

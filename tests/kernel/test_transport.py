@@ -167,7 +167,7 @@ def test_a_drain_takes_what_is_in_the_ring_and_leaves_the_device_blocked(bench: 
 
 
 def test_a_parked_device_is_left_blocked_with_an_empty_ring(bench: FakeDevice) -> None:
-    host = Host(bench.loop, lambda spec: Registry().get(spec.handler).open(spec), KernelDevice(0, 1, "d", park=True))
+    host = Host(bench.loop, lambda spec: Registry().get(spec.handler).disk(spec), KernelDevice(0, 1, "d", park=True))
     host.open({}, takes_over=True)
     assert host.ended
     assert bench.store.read("action/block_dev") == "1"

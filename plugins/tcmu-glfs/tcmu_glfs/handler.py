@@ -32,8 +32,11 @@ class GlfsHandler:
         parse(cfgstring)
 
     @hookimpl
-    def open(self, device: Device) -> None:
+    def open(self, device: Device) -> Future[None]:
         """Open the file, or make it where the device has a size."""
+        return device.offload(self._open, device)
+
+    def _open(self, device: Device) -> None:
         config = parse(device.cfgstring, device.options)
         device.read_only = device.read_only or config.ro
         file = open_file(config, read_only=device.read_only, create=device.size or 0)

@@ -37,8 +37,11 @@ class NbdHandler:
         parse(cfgstring)
 
     @hookimpl
-    def open(self, device: Device) -> None:
+    def open(self, device: Device) -> Future[None]:
         """Connect, and tell what the server said of the export."""
+        return device.offload(self._open, device)
+
+    def _open(self, device: Device) -> None:
         self._config = config = parse(device.cfgstring, device.options)
         self._client = Client(config, device.log)
         try:

@@ -295,7 +295,7 @@ def test_a_command_that_takes_too_long_fails_and_the_disk_goes_on(nbdkit):
 
 def test_a_server_that_hangs_is_left_and_found_again(nbdkit):
     server = nbdkit("memory", SIZE)
-    with opened(server, ";timeout=2") as disk:
+    with opened(server, ";timeout=5") as disk:
         disk.write(0, b"x" * 512)
         server.signal(signal.SIGSTOP)
         with pytest.raises(StorageTimeout):

@@ -33,8 +33,11 @@ class RbdHandler:
         parse(cfgstring)
 
     @hookimpl
-    def open(self, device: Device) -> None:
+    def open(self, device: Device) -> Future[None]:
         """Connect, open the image and take its lock."""
+        return device.offload(self._open, device)
+
+    def _open(self, device: Device) -> None:
         config = parse(device.cfgstring, device.options)
         modules = binding.load()
         device.read_only = device.read_only or bool(config.snapshot)
