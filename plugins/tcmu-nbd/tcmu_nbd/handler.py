@@ -20,7 +20,7 @@ LARGEST_SECTOR = 4096  # bytes that are told as a physical block; file systems m
 LARGEST_TRANSFER = 16 << 20  # bytes of one command: as the engine has it for handlers that set no limit
 MAX_SPAN = 1 << 30  # bytes of one request without data
 ZEROS = 1 << 20  # bytes of one write of zeros, where the server can't make them itself
-STATUS_TIME = 1.0  # seconds that the extents of one range may take: the hook is called on the loop's thread
+STATUS_TIME = 2.0  # seconds that the extents of one range may take
 CLOSE_TIME = 30.0  # seconds for the last flush
 
 
@@ -192,12 +192,11 @@ class NbdHandler:
         )
 
     @hookimpl
-    def extents(self, device: Device, offset: int, length: int) -> Iterator[Extent]:
-        """Ask the server what is allocated; what it does not say in a second counts as mapped.
+    def extents(self, device: Device, offset: int, length: int) -> Future[list[Extent]]:
+        """Ask the server what is allocated; what it does not say in two seconds counts as mapped."""
+        return device.offload(lambda: list(self._extents(offset, offset + length)))
 
-        This hook can't return a Future: while it waits, nothing else of the disk goes on.
-        """
-        end = offset + length
+    def _extents(self, offset: int, end: int) -> Iterator[Extent]:
         until = monotonic() + STATUS_TIME
         mapped = True
         began = offset  # of the run that grows
