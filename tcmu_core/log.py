@@ -20,6 +20,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TextIO
 
+from tcmu_core.outlet import Outlet
+
 DEBUG_SCSI_CMD = 5  # a level of the logging module, below DEBUG
 FILE_NAME = "tcmu-runner.log"
 DEV_LOG = "/dev/log"
@@ -122,6 +124,9 @@ class StderrHandler(logging.StreamHandler[TextIO]):
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
+        self._outlet: Outlet | None = None
+        with contextlib.suppress(OSError, ValueError):  # a stream that has no descriptor
+            self._outlet = Outlet(stream.fileno())
         self.journal = _is_journal(stream)
         self.setFormatter(LineFormatter(colour=wants_colour(stream), short=self.journal))
 
@@ -132,6 +137,13 @@ class StderrHandler(logging.StreamHandler[TextIO]):
             return line
         priority = _PRIORITIES.get(record.levelno, 7)
         return "\n".join(f"<{priority}>{part}" for part in line.split("\n"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line, unless nobody reads: no disk waits for a reader."""
+        if self._outlet is None:
+            super().emit(record)
+        else:
+            self._outlet.write((self.format(record) + "\n").encode(errors="backslashreplace"))
 
 
 # Severities of RFC 5424 6.2.1
@@ -153,7 +165,14 @@ def _is_journal(stream: TextIO) -> bool:
 
 
 class SyslogHandler(logging.handlers.SysLogHandler):
-    """Lines for the syslog daemon; those of a time without one are lost in silence, and it is looked for again."""
+    """Lines for the syslog daemon; those of a time without one are lost in silence, and it is looked for again.
+
+    So are those that it has no room for: a daemon that hangs, perhaps because of a disk of ours, is not waited for.
+    """
+
+    def _connect_unixsocket(self, address: str) -> None:
+        super()._connect_unixsocket(address)  # type: ignore[misc]  # the one place where it makes its socket, each time
+        self.socket.setblocking(False)  # type: ignore[attr-defined]
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Say nothing: a traceback on stderr for each line helps nobody."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tcmu_core.testing import Client
 from tests.cli.conftest import DROP_IN, Serving, Start, run
 from tests.waiting import wait_for
 
@@ -198,6 +199,16 @@ def test_it_stops_while_a_client_is_logged_in(serve: Serve) -> None:
             pass
         assert disk.stop().status == 0
         client.kill()
+
+
+def test_a_log_that_nobody_reads_holds_up_no_command(serve: Serve) -> None:
+    disk = serve("ram", "--size", "1M", "-d")  # a line for each command
+    with Client(disk.uri) as client:
+        for _ in range(3000):  # lines for several pipes
+            assert client.command(bytes.fromhex("28 00 00000000 00 0001 00"), read=512).status == 0
+    said = disk.stop()
+    assert said.status == 0
+    assert "READ(10)" in said.err
 
 
 def test_it_stops_while_a_handler_does_not_answer(serve: Serve, tmp_path: Path) -> None:
