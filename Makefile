@@ -12,6 +12,9 @@ PACKAGES      := tcmu_core $(patsubst plugins/%/pyproject.toml,%,$(wildcard plug
 BENCHMARKS    := $(patsubst benchmarks/%.py,%,$(shell grep -l __main__ benchmarks/*.py))
 PIP           := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
+# Tests in virtual machines run in one process, all others in another beside it.
+PYTEST        := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+
 space := $(subst ,, )
 
 .PHONY: run test soak lint bench tools clean
@@ -20,10 +23,10 @@ run: $(VENV)/.run
 	$(BIN)/tcmu serve file ./disk.img --size 1G
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not soak"
+	$(PYTEST) -m "not soak"
 
 soak: $(VENV)/.test
-	$(BIN)/python -m pytest -m soak
+	$(PYTEST) -m soak
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

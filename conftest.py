@@ -1,0 +1,12 @@
+"""What runs beside what: tests in virtual machines in one process, all others in the other."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tell pytest-xdist, where it distributes the tests, that each kind stays together: one uses the ports of a host."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group("machines" if item.get_closest_marker("vm") else "host"))
