@@ -6,7 +6,7 @@ import pytest
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tell pytest-xdist, where it distributes the tests, that each kind stays together: one uses the ports of a host."""
+    """Tell pytest-xdist, where it is used, that each kind stays together: its tests share ports, memory and files."""
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             item.add_marker(pytest.mark.xdist_group("machines" if item.get_closest_marker("vm") else "host"))
