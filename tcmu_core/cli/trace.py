@@ -143,8 +143,8 @@ def as_text(out: Output, line: Line) -> str:
     parts = [when, out.style(command.name, "bold")]
     if command.lba is not None:
         parts.append(f"lba {command.lba} blocks {command.blocks}")
-    if command.bytes:
-        parts.append(f"{command.bytes} bytes")
+    if command.moved:
+        parts.append(f"{command.moved} bytes")
     parts.append(command.status if command.good else out.style(command.status, "red"))
     if command.sense:
         parts.append(command.sense)

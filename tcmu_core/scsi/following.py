@@ -24,7 +24,7 @@ class Followed:
     initiator: str
     lba: int | None
     blocks: int | None
-    bytes: int  # that were moved
+    moved: int  # bytes
     status: str
     good: bool
     sense: str
@@ -90,7 +90,7 @@ class Follower:
             initiator=command.nexus.initiator.name,
             lba=command.lba if blocks else None,
             blocks=command.count if blocks else None,
-            bytes=command.transferred,
+            moved=command.transferred,
             status=status,
             good=status in ("GOOD", "CONDITION MET"),
             sense=words_of(bytes(command.sense)) if command.status == Status.CHECK_CONDITION else "",
