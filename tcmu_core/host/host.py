@@ -34,11 +34,15 @@ from tcmu_core.host.messages import (
     DiskStatus,
     FilterAnswer,
     FilterCommand,
+    LoggedOut,
+    Logout,
     Missing,
     Ping,
     Pong,
     Reconfigure,
     Retry,
+    SessionList,
+    Sessions,
     Status,
     WayIn,
 )
@@ -367,6 +371,10 @@ class Host:
                 return Pong(*self.transport.counters)
             case Ask():
                 return self.status()
+            case Sessions():
+                return SessionList(self.transport.sessions())
+            case Logout():
+                return LoggedOut(self.transport.log_out(message))
             case Reconfigure():
                 return self._reconfigure(message)
             case Retry():
