@@ -12,10 +12,12 @@ from tcmu_core.codec import CodecError, Message, decode, encode
 from tcmu_core.disk.device import Change
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.host import messages as m
+from tcmu_core.host.traces import Line, Trace, Traced
 from tcmu_core.iscsi.chap import Algorithm
 from tcmu_core.iscsi.settings import Access, ChapUser, Limits, PortalSettings
 from tcmu_core.iscsi.transport import Feed, Link, RedirectorWay, TargetWay, Visitor
 from tcmu_core.kernel.transport import KernelDevice, Record
+from tcmu_core.scsi.following import Followed
 
 SETTINGS = PortalSettings(
     addresses=("127.0.0.1:0", "[::1]:0"),
@@ -26,6 +28,7 @@ SETTINGS = PortalSettings(
 )
 LOG = m.LogSettings(4, {"file/a": 5}, "/var/log", syslog=True)
 DISK = m.DiskStatus(3, "file", "ä", "/x", 1 << 60, 512, False, True, False)
+SESSION = m.SessionStatus("x", "80", 1, "[::1]:3", 1.5, "y", (0, 4), None, True, False, 2, ("LUN 0: RESERVE(6)",))
 JOB = m.Job(
     "target x", "tcmu:x", TargetWay("iqn.2026-01.org.example:a", SETTINGS, Path("/state")),
     {0: DiskSpec("file", "/a;b=c", size=None, options={"direct": "1"}, place=("x", "0")), 7: DiskSpec("ram", size=5)},
@@ -40,7 +43,10 @@ MESSAGES: list[Message] = [
     m.Changed(1, 22, "no", DISK), m.Changed(1, 0, ""), m.Failed(28, "full"),
     m.Opened(JOB, m.Status(1, (DISK,), (m.Missing(1, "file/b", "gone"),), ("a",), 1, 2)),
     KernelDevice(1, 2, "d", park=True), Record(), RedirectorWay(("a", "b"), SETTINGS), Link("a"), Feed(),
-    Visitor(bytes(range(256)), 48),
+    Visitor(bytes(range(256)), 48), SESSION, m.Sessions(), m.SessionList((SESSION,)), m.Logout("iqn.*", "x", 3),
+    m.LoggedOut(2),
+    Trace(1, ("READ(10)",), (0x28,), "iqn.*", errors=True, slower=0.5),
+    Traced((Line(1.5, Followed("READ(10)", b"\x28", "x", None, 1, 512, "GOOD", True, "", 0.0, 0.5)),), 2, "over"),
 ]  # fmt: skip
 
 

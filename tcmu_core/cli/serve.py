@@ -1,4 +1,4 @@
-"""`tcmu serve`: one device behind the built-in iSCSI portal, in this process."""
+"""`tcmu serve`: disks behind the built-in iSCSI portal, in this process."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import dataclasses
 import logging
 import os
 import re
+import shlex
 from pathlib import Path
+from typing import NoReturn
 
 from tcmu_core.cli import arguments as convert
 from tcmu_core.cli.handlers import path_arguments
 from tcmu_core.config.configuration import DEFAULT_PATH, Config
 from tcmu_core.config.file import iscsi_name, load
 from tcmu_core.disk.spec import DiskSpec
+from tcmu_core.errors import ConfigError
 from tcmu_core.handlers import Handler, Registry
 from tcmu_core.iscsi.settings import MIN_SECRET, PORT
 from tcmu_core.loop import Loop, spin_time
@@ -30,6 +33,8 @@ Serve a disk over iSCSI until Ctrl-C. It needs no kernel module and no root.
   tcmu serve ram --size 64M                    a disk in memory
   tcmu serve file a.img --run 'qemu-img info $uri'
                                                serve it while that command runs
+  tcmu serve file a.img --lun 'file b.img --size 2G' --lun 'ram --size 64M'
+                                               a.img is LUN 0, the others 1 and 2
   tcmu serve mine --handler-path . --size 1G   with your own ./handler_mine.py
 
 CFGSTRING is the handler's own: `tcmu handlers` tells what each one takes.
@@ -39,14 +44,20 @@ IQN_PREFIX = "iqn.2025-01.local.tcmu:"
 _NOT_IN_IQN = re.compile(r"[^a-z0-9.:-]+")
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `tcmu serve`."""
+class _LunParser(convert.Parser):
+    """What stands in one `--lun`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong as part of what is said of `--lun`."""
+        raise ConfigError(message)
+
+
+def _disk_arguments(parser: argparse.ArgumentParser, disk: argparse._ActionsContainer) -> None:
+    """Add the arguments that each disk has of its own."""
     parser.add_argument("handler", metavar="HANDLER", help="a handler's name, as `tcmu handlers` lists it")
     parser.add_argument(
         "cfgstring", metavar="CFGSTRING", nargs="?", default="", help="what the handler opens, such as a path"
     )
-    disk = parser.add_argument_group("the disk")
-    path_arguments(disk)  # type: ignore[arg-type]  # a group adds arguments as a parser does
     disk.add_argument("--size", metavar="SIZE", type=convert.size, help="its size: 64M, 1.5G; for what is made anew")
     disk.add_argument("--block-size", metavar="N", type=convert.block_size, help="bytes of a block: 512 … 65536")
     disk.add_argument("--read-only", action="store_true", help="refuse every write")
@@ -58,11 +69,40 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="put a filter on it, such as 'delay;read=5ms'; may be given again, the last is on top (tcmu filters)",
     )
-    disk.add_argument("--name", metavar="NAME", default="disk", help="its name, in logs and identifiers (disk)")
+    disk.add_argument("--name", metavar="NAME", help="its name, in logs and identifiers (disk; disk1 … with --lun)")
     disk.add_argument(
         "--serial",
         metavar="TEXT",
         help="unit serial number; made of host, target and CFGSTRING if not given, where that names a storage",
+    )
+
+
+@convert.converter
+def _lun(text: str) -> argparse.Namespace:
+    """Return the arguments of one `--lun`."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"{text!r}: {error}") from None
+    parser = _LunParser("--lun", add_help=False, allow_abbrev=False)
+    _disk_arguments(parser, parser)
+    return parser.parse_args(words)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `tcmu serve`."""
+    disk = parser.add_argument_group("the disk")
+    path_arguments(disk)  # type: ignore[arg-type]  # a group adds arguments as a parser does
+    _disk_arguments(parser, disk)
+    disk.add_argument(
+        "--lun",
+        metavar="'HANDLER [CFGSTRING] [OPTIONS]'",
+        dest="luns",
+        type=_lun,
+        action="append",
+        default=[],
+        help="serve one more disk by the same target, as LUN 1, 2 …, with its own --size, --block-size, --read-only, "
+        "--filter, --name and --serial; may be given again",
     )
     disk.add_argument(
         "--config",
@@ -115,12 +155,18 @@ def run(args: argparse.Namespace) -> int:
     """Run `tcmu serve`."""
     from tcmu_core.cli.server import Server  # the engine and the portal: no other command needs them
 
-    handler = Registry(args.handler_path).get(args.handler)
+    registry, config = Registry(args.handler_path), _config(args.config)
+    disks = dict(enumerate([args, *args.luns]))
+    for lun, disk in disks.items():
+        disk.name = disk.name or (f"disk{lun}" if lun else "disk")
+    if len({disk.name for disk in disks.values()}) < len(disks):
+        raise ConfigError("two disks have the same name: give each a --name of its own")
+    handlers = {lun: registry.get(disk.handler) for lun, disk in disks.items()}
     users = _users(args)
     target = iscsi_name(args.target or IQN_PREFIX + _NOT_IN_IQN.sub("-", args.name.lower()))
-    spec = make_spec(args, handler, target)
+    specs = {lun: make_spec(disk, handlers[lun], target, config) for lun, disk in disks.items()}
     with contextlib.closing(Loop(spin_time())) as loop:
-        server = Server(args, loop, handler, spec, target, users)
+        server = Server(args, loop, {one.name: one for one in handlers.values()}, specs, target, users)
         try:
             server.start()
             loop.run()
@@ -129,11 +175,11 @@ def run(args: argparse.Namespace) -> int:
         return server.status
 
 
-def make_spec(args: argparse.Namespace, handler: Handler, target: str) -> DiskSpec:
+def make_spec(args: argparse.Namespace, handler: Handler, target: str, config: Config) -> DiskSpec:
     """Return the disk that the arguments describe, still to be opened; its cfgstring is whole.
 
     Raises:
-        ConfigError: the runner's part of the cfgstring, or tcmu.conf, is wrong.
+        ConfigError: the runner's part of the cfgstring is wrong.
     """
     cfgstring = handler.absolute(args.cfgstring, Path.cwd())
     spec = DiskSpec(
@@ -144,7 +190,7 @@ def make_spec(args: argparse.Namespace, handler: Handler, target: str) -> DiskSp
         block_size=args.block_size or DEFAULT_BLOCK,
         read_only=args.read_only,
         serial=args.serial or "",
-        options=_config(args.config).handlers.get(handler.name, {}),
+        options=config.handlers.get(handler.name, {}),
         filters=tuple(args.filters),
     )
     storage = spec.configured(cfgstring).cfgstring

@@ -1,14 +1,15 @@
-"""One device behind the portal, and the command of `--run`: from start to a clean stop."""
+"""Disks behind the portal, and the command of `--run`: from start to a clean stop."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import errno
-import functools
 import ipaddress
 import os
 import signal
+from collections.abc import Mapping
 from typing import Any
 
 from tcmu_core.cli.child import Child
@@ -36,8 +37,8 @@ SHOWN = 4  # of the commands that a stop waits for
 class Server:
     """A host in the foreground, and the command of `--run`, from start to a clean stop."""
 
-    def __init__(self, args: argparse.Namespace, loop: Loop, handler: Handler, spec: DiskSpec, target: str,
-                 users: dict[str, str]) -> None:  # fmt: skip
+    def __init__(self, args: argparse.Namespace, loop: Loop, handlers: Mapping[str, Handler],
+                 specs: Mapping[int, DiskSpec], target: str, users: dict[str, str]) -> None:  # fmt: skip
         self.args = args
         self.loop = loop
         self.target = target
@@ -46,13 +47,13 @@ class Server:
         self.child: Child | None = None
         self.control: ControlSocket | None = None
         self.signals: StopSignals | None = None
-        self._handler = handler
-        self._spec = spec
+        self._handlers = handlers  # by name
+        self._specs = specs  # by LUN
         self._stopping = False
         self._stage = ""  # what a stop waits for
         directory = args.state_dir or default_directory()
         self.host = Host(
-            loop, functools.partial(handler.disk, reactor=loop), TargetWay(target, self._settings(), directory)
+            loop, lambda spec: handlers[spec.handler].disk(spec, loop), TargetWay(target, self._settings(), directory)
         )
         self.host.set_traced(lambda _title: args.debug)
         self._directory = directory
@@ -73,11 +74,11 @@ class Server:
 
     @property
     def engine(self) -> Engine:
-        """The engine of the disk."""
+        """The engine of LUN 0."""
         return self.host.engines[0]
 
     def start(self) -> None:
-        """Open the disk, listen, say what is served, and start the command."""
+        """Open the disks, listen, say what is served, and start the command."""
         self._open()
         # nohup(1): it is to outlive the terminal
         numbers = [one for one in STOP_SIGNALS if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN]
@@ -87,14 +88,14 @@ class Server:
         if self.args.json:
             Output().json(self._as_json(reach), indent=None)
         elif not self.args.shell_command:
-            self._announce(reach, self._handler)
+            self._announce(reach)
         if self.args.shell_command:
-            self.child = Child(self.args.shell_command, reach.environment(), self.loop, self._child_ended)
+            self.child = Child(self.args.shell_command, self._environment(reach), self.loop, self._child_ended)
 
     def _open(self) -> None:
         self.host.transport.needs_all = True  # a person waits for it: what can't be opened is said, not tried again
         try:
-            self.host.open({0: self._spec})
+            self.host.open(self._specs)
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES) or "portal " not in str(error):
                 raise
@@ -115,6 +116,11 @@ class Server:
             host = "::1" if ":" in host else "127.0.0.1"
         user, password = next(iter(self.users.items()), ("", ""))
         return Reach(host, port, self.target, user=user, password=password, secret_file=self.args.chap_file)
+
+    def _environment(self, reach: Reach) -> dict[str, str]:
+        """Return what the command finds in its environment: of LUN 0, and the URLs of the others."""
+        more = {f"uri{lun}": dataclasses.replace(reach, lun=lun).uri for lun in self._specs if lun}
+        return reach.environment() | more
 
     # -- its end ------------------------------------------------------------------------------------------------------
 
@@ -152,7 +158,8 @@ class Server:
 
     def _waits_for(self) -> str:
         """Return what a stop waits for; called on another thread, for this one may hang."""
-        return f"{self._stage or 'the handler to return from a call'} ({self._spec.title})"
+        titles = ", ".join(spec.title for spec in self._specs.values())
+        return f"{self._stage or 'the handler to return from a call'} ({titles})"
 
     def close(self) -> None:
         """Leave nothing behind: end the command, close the portal, flush and close the disk."""
@@ -171,13 +178,14 @@ class Server:
 
     # -- what is printed --------------------------------------------------------------------------------------------
 
-    def _announce(self, reach: Reach, handler: Handler) -> None:
+    def _announce(self, reach: Reach) -> None:
         out = Output()
-        device = self.engine.device
-        writable = ", read-only" if self.engine.disk.read_only else ""
-        shape = f"{human(device.size or 0)}, blocks of {device.block_size} bytes{writable}"
-        out.line(f"{out.style(device.name, 'bold')}: {shape}, by handler {handler.name} of {handler.source}")
-        out.line(f"  {out.style(reach.uri, 'cyan')}")
+        for lun, engine in self.host.engines.items():
+            device, handler = engine.device, self._handlers[self._specs[lun].handler]
+            writable = ", read-only" if engine.disk.read_only else ""
+            shape = f"{human(device.size or 0)}, blocks of {device.block_size} bytes{writable}"
+            out.line(f"{out.style(device.name, 'bold')}: {shape}, by handler {handler.name} of {handler.source}")
+            out.line(f"  {out.style(dataclasses.replace(reach, lun=lun).uri, 'cyan')}")
         for address in self.addresses[1:]:
             out.line(f"  at {address} too")
         out.line()
@@ -192,20 +200,27 @@ class Server:
         out.line("Ctrl-C stops it.")
 
     def _as_json(self, reach: Reach) -> dict[str, Any]:
-        device = self.engine.device
         return {
-            "uri": reach.uri,
+            **self._disk_as_json(reach),
             "portal": reach.portal,
             "portals": self.addresses,
             "target": reach.target,
+            "luns": [self._disk_as_json(dataclasses.replace(reach, lun=lun)) for lun in self.host.engines],
+            "pid": os.getpid(),
+            "commands": reach.commands(),
+            "root_commands": reach.root_commands(),
+        }
+
+    def _disk_as_json(self, reach: Reach) -> dict[str, Any]:
+        engine = self.host.engines[reach.lun]
+        device = engine.device
+        return {
+            "uri": reach.uri,
             "lun": reach.lun,
             "device": device.name,
             "handler": device.handler,
             "cfgstring": device.cfgstring,
             "size": device.size,
             "block_size": device.block_size,
-            "read_only": self.engine.disk.read_only,
-            "pid": os.getpid(),
-            "commands": reach.commands(),
-            "root_commands": reach.root_commands(),
+            "read_only": engine.disk.read_only,
         }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import tcmu_core
 from tcmu_core import stdout
-from tcmu_core.cli import drive, filters, handlers, new, replays, serve, status
+from tcmu_core.cli import drive, filters, handlers, new, replays, serve, sessions, status, trace
 from tcmu_core.cli.arguments import Parser
 from tcmu_core.cli.output import Exit, error
 from tcmu_core.errors import TcmuError
@@ -61,6 +61,21 @@ SUBCOMMANDS = (
         handlers.check_run,
     ),
     Subcommand("status", "show what is served, and what is not", status.DESCRIPTION, status.arguments, status.run),
+    Subcommand("trace", "show each command of a disk as it ends", trace.DESCRIPTION, trace.arguments, trace.run),
+    Subcommand(
+        "sessions",
+        "show who is logged in",
+        sessions.SESSIONS_DESCRIPTION,
+        sessions.sessions_arguments,
+        sessions.sessions_run,
+    ),
+    Subcommand(
+        "logout",
+        "ask an initiator to log out",
+        sessions.LOGOUT_DESCRIPTION,
+        sessions.logout_arguments,
+        sessions.logout_run,
+    ),
     Subcommand(
         "eject",
         "take the disc out of a drive that is served",

@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tcmu_core import channel
@@ -50,12 +50,16 @@ class ControlSocket:
         def answer(message: Message, fds: list[int]) -> None:
             for fd in fds:
                 os.close(fd)
-            said = self._host.answer(message)
+            said = self._host.answer(message, channel)
             if said is not None:
                 channel.send(said)
 
-        channel = Channel(self._loop, sock, answer, lambda: self._channels.discard(channel))
+        channel = Channel(self._loop, sock, answer, lambda: self._gone(channel))
         self._channels.add(channel)
+
+    def _gone(self, channel: Channel) -> None:
+        self._channels.discard(channel)
+        self._host.gone(channel)
 
     def close(self) -> None:
         """Close the socket and take it out of the directory."""
@@ -71,6 +75,22 @@ class ControlSocket:
 def ask(path: Path, message: Message, seconds: float = PATIENCE) -> Message:
     """Send one message to the host that is found at `path` and return its answer; raises `OSError`, `CodecError`."""
     return channel.ask(path, message, seconds)
+
+
+def told(path: Path, message: Message, *, begun: Callable[[], object]) -> Iterator[Message]:
+    """Send a message to the host at `path` and yield what it answers, message after message, until it ends.
+
+    `begun()` is called when the host has answered for the first time; that answer is yielded too. Raises `OSError`.
+    """
+    sock, _ = channel.connect(path)
+    with sock:
+        sock.settimeout(PATIENCE)
+        channel.send(sock, message)
+        while (got := channel.receive(sock)) is not None:
+            if sock.gettimeout() is not None:
+                sock.settimeout(None)
+                begun()
+            yield got[0]
 
 
 def hosts(directory: Path) -> Iterator[tuple[Path, Status]]:
@@ -109,6 +129,21 @@ def the_one(name: str, found: list[tuple[Path, DiskStatus]]) -> tuple[Path, Disk
     if len(same) > 1:
         raise ControlError(f"{len(same)} processes serve a disk called {name!r}: give each a name of its own")
     return same[0] if same else None
+
+
+def served(name: str, directory: Path) -> tuple[Path, DiskStatus]:
+    """Return the disk of this name, whichever host serves it and by whichever way in.
+
+    Raises:
+        ControlError: there is none, or there are several.
+    """
+    found = disks(directory)
+    one = the_one(name, found)
+    if one is None:
+        names = ", ".join(sorted({disk.name for _, disk in found}))
+        hint = f"served here: {names}" if names else f"no process of yours serves one (looked in {directory})"
+        raise ControlError(f"there is no disk {name!r}: {hint}")
+    return one
 
 
 def change(path: Path, disk: DiskStatus, wanted: Change) -> DiskStatus:

@@ -34,15 +34,20 @@ from tcmu_core.host.messages import (
     DiskStatus,
     FilterAnswer,
     FilterCommand,
+    LoggedOut,
+    Logout,
     Missing,
     Ping,
     Pong,
     Reconfigure,
     Retry,
+    SessionList,
+    Sessions,
     Status,
     WayIn,
 )
 from tcmu_core.host.opening import Opening
+from tcmu_core.host.traces import Reader, Trace, Traces
 from tcmu_core.loop import Loop, Timer
 from tcmu_core.scsi.engine import Engine
 
@@ -65,6 +70,7 @@ class Host:
         self.transport = transports.make(way, self)
         self.traced: Callable[[str], bool] = lambda _title: False
         self.altered: Callable[[], object] = _nothing  # called when a disk came or went later than it was asked to
+        self.traces = Traces(loop, self.engines)
         self.ended = False
         self._make_disk = make_disk
         self._opening: dict[int, Opening] = {}
@@ -246,6 +252,7 @@ class Host:
             else:
                 log.info("LUN %d goes", lun, extra={"device": engine.disk.title})
             self._leaving[lun] = engine
+            self.traces.left(engine)
             self.transport.remove(lun, lambda: self.loop.post(self._left, lun, engine))
 
     def _left(self, lun: int, engine: Engine) -> None:
@@ -351,14 +358,23 @@ class Host:
 
     # -- what it is asked ---------------------------------------------------------------------------------------------
 
-    def answer(self, message: Message) -> Message | None:
-        """Answer a message of anybody who may ask; None where there is nothing to say."""
+    def answer(self, message: Message, asker: Reader | None = None) -> Message | None:
+        """Answer a message of anybody who may ask; None where there is nothing to say, or `asker` hears it by and by.
+
+        `gone(asker)` is to be called when that is gone.
+        """
         match message:
+            case Trace() if asker is not None:
+                self.traces.begin(message, asker)
             case Ping():
                 self.transport.ping()
                 return Pong(*self.transport.counters)
             case Ask():
                 return self.status()
+            case Sessions():
+                return SessionList(self.transport.sessions())
+            case Logout():
+                return LoggedOut(self.transport.log_out(message))
             case Reconfigure():
                 return self._reconfigure(message)
             case Retry():
@@ -366,6 +382,10 @@ class Host:
             case FilterCommand():
                 return self._filter(message)
         return None
+
+    def gone(self, asker: Reader) -> None:
+        """Somebody who has asked something is gone."""
+        self.traces.forget(asker)
 
     def status(self) -> Status:
         """Return what is served."""

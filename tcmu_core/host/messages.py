@@ -101,6 +101,23 @@ class FilterCommand(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Sessions(Message):
+    """Answer with `SessionList`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logout(Message):
+    """Ask initiators whose name fits to log out, and end what is left of their sessions after so many seconds.
+
+    `target` is empty for all. The answer is `LoggedOut`, at once.
+    """
+
+    initiator: str
+    target: str = ""
+    seconds: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Drain(Message):
     """Answer what is in flight, take nothing new, then end, and leave the way in to the next host."""
 
@@ -129,6 +146,41 @@ class DiskStatus(Message):
     filters: tuple[str, ...] = ()
     initiators: tuple[str, ...] = ()  # those that are logged in
     in_flight: int = 0  # commands that have not ended
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStatus(Message):
+    """A session: who it is of and from where, `since` in seconds since 1970. `tcmu sessions --json` shows each field.
+
+    `user` is None where no login was asked for; `isid` is hexadecimal, and `reservations` are words with their LUN.
+    """
+
+    initiator: str
+    isid: str
+    tsih: int
+    address: str
+    since: float
+    target: str
+    luns: tuple[int, ...]
+    user: str | None
+    header_digest: bool
+    data_digest: bool
+    in_flight: int
+    reservations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SessionList(Message):
+    """The sessions of a host's way in; none where that knows of none."""
+
+    sessions: tuple[SessionStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedOut(Message):
+    """How many sessions were asked to end."""
+
+    count: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,7 @@ class HostProcess:
 
     def _gone(self, channel: Channel) -> None:
         self._guests.discard(channel)
+        self.host.gone(channel)
         if channel is self._supervisor:
             self._supervisor = None
             if not self._draining:
@@ -124,7 +125,7 @@ class HostProcess:
             case _ if self.host.transport.message(message, fds):
                 return
             case _:
-                answer = self.host.answer(message)
+                answer = self.host.answer(message, channel)
                 if answer is not None:
                     channel.send(answer)
         for fd in fds:

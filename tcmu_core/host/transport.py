@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tcmu_core.codec import Message
 from tcmu_core.disk.spec import DiskSpec
-from tcmu_core.host.messages import WayIn
+from tcmu_core.host.messages import Logout, SessionStatus, WayIn
 from tcmu_core.loop import Loop
 from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.reservations import StateStore
@@ -65,6 +65,12 @@ class Transport(Protocol):
 
     def message(self, message: Message, fds: list[int]) -> bool:
         """Take a message that is the transport's own; False for any other."""
+
+    def sessions(self) -> tuple[SessionStatus, ...]:
+        """Return who is here, as far as it is known."""
+
+    def log_out(self, wanted: Logout) -> int:
+        """Send initiators away; returns how many sessions that ends."""
 
     def ping(self) -> None:
         """Look after what nobody else does, every few seconds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -49,6 +50,7 @@ class Peer:
         self.host = address.rpartition(":")[0]
         self.local = sock.getsockname()
         self.closed = False
+        self.since = time.time()  # when it came
         self._events = READ
         self._posted = False
         self._recv_into = sock.recv_into

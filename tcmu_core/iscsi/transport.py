@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, ClassVar
 from tcmu_core.channel import Channel
 from tcmu_core.codec import Message
 from tcmu_core.disk.spec import DiskSpec
-from tcmu_core.host.messages import WayIn
+from tcmu_core.host.messages import Logout, SessionStatus, WayIn
 from tcmu_core.host.transport import Served
 from tcmu_core.iscsi.portal import Portal
 from tcmu_core.iscsi.redirector import Redirector
+from tcmu_core.iscsi.roster import dismiss, roster
 from tcmu_core.iscsi.settings import PortalSettings
 from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.target import Target
@@ -155,6 +156,14 @@ class TargetTransport:
             for fd in fds:
                 self.portal.take(fd, message.heard, message.told)
 
+    def sessions(self) -> tuple[SessionStatus, ...]:
+        """Return the sessions of the target."""
+        return roster(self.portal)
+
+    def log_out(self, wanted: Logout) -> int:
+        """Ask initiators to log out; what is left of their sessions is closed when the time is over."""
+        return dismiss(self.portal, wanted.initiator, wanted.target, wanted.seconds)
+
     def ping(self) -> None:
         """Do nothing: sessions look after themselves."""
 
@@ -244,6 +253,14 @@ class RedirectorTransport:
             return False
         link.send(Visitor(heard, told), [fd])
         return True
+
+    def sessions(self) -> tuple[SessionStatus, ...]:
+        """Return none: they are the targets'."""
+        return ()
+
+    def log_out(self, _wanted: Logout) -> int:
+        """Send nobody away: sessions are the targets'."""
+        return 0
 
     def ping(self) -> None:
         """Do nothing."""

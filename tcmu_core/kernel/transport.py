@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 from tcmu_core.codec import Message
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.errors import TcmuError
-from tcmu_core.host.messages import WayIn
+from tcmu_core.host.messages import Logout, SessionStatus, WayIn
 from tcmu_core.host.transport import Served
 from tcmu_core.kernel.configfs import Backstore, ConfigfsError
 from tcmu_core.kernel.ring import Ring
@@ -252,6 +252,14 @@ class KernelTransport:
             self.record()
             return True
         return False
+
+    def sessions(self) -> tuple[SessionStatus, ...]:
+        """Return none: they are the kernel's."""
+        return ()
+
+    def log_out(self, _wanted: Logout) -> int:
+        """Send nobody away: sessions are the kernel's."""
+        return 0
 
     def ping(self) -> None:
         """Acknowledge the kernel's events, and take what is in the ring, should an event have been missed."""

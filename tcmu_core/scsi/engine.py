@@ -28,6 +28,7 @@ from tcmu_core.scsi import hot, sense
 from tcmu_core.scsi.attention import CAPACITY_CHANGED, COMMANDS_CLEARED, LUN_RESET, MEDIUM_CHANGED, establish
 from tcmu_core.scsi.command import Command, Initiator, Nexus, Status, TaskAttribute
 from tcmu_core.scsi.commands.block import partial
+from tcmu_core.scsi.following import Followed, Follower
 from tcmu_core.scsi.opcodes import Access, Direction, Op, Opcode, Table, Touches, describe, find
 from tcmu_core.scsi.reservations import StateStore
 from tcmu_core.scsi.steps import PAUSE, Abort, Ask, OnItsOwn, Shielded, Steps, checked, not_a_result
@@ -68,6 +69,7 @@ class Engine:
         self._paused: deque[tuple[Command, Steps]] = deque()
         self._started: dict[Command, float] = {}  # monotonic seconds at which `slow` first saw them
         self._trace = False
+        self._follower: Follower | None = None
         self._reported: set[tuple[str, str, int]] = set()  # exceptions whose traceback was logged already
         self.device.changed = self._notified
         self.device.prevented = lambda: bool(self.unit.prevented)
@@ -90,6 +92,7 @@ class Engine:
             unit.started
             and unit.loaded
             and not self._trace
+            and self._follower is None
             and unit.background is None
             and unit.operations.handle_cmd is None
             and not unit.reservations.active
@@ -105,6 +108,21 @@ class Engine:
     @trace.setter
     def trace(self, value: bool) -> None:
         self._trace = value
+        self.gate()
+
+    def follow(self, reader: Callable[[Followed], object]) -> None:
+        """Tell `reader` of each command that comes from now on, as it ends; no fast path until it is let go."""
+        if self._follower is None:
+            self._follower = Follower(time.monotonic)
+        self._follower.readers.append(reader)
+        self.gate()
+
+    def unfollow(self, reader: Callable[[Followed], object]) -> None:
+        """Tell `reader` nothing any more."""
+        if self._follower is not None and reader in self._follower.readers:
+            self._follower.readers.remove(reader)
+            if not self._follower.readers:
+                self._follower = None
         self.gate()
 
     @property
@@ -157,6 +175,8 @@ class Engine:
 
     def _general(self, command: Command) -> bool:
         """Run a command by the general path."""
+        if self._follower is not None:
+            self._follower.arrived(command)
         try:
             row = self._decode(command)
             if self._trace:
@@ -181,6 +201,8 @@ class Engine:
         return self._step(command, steps, None) and self._ended_at_once(command)
 
     def _ended_at_once(self, command: Command) -> bool:
+        if self._follower is not None:
+            self._follower.ended(command)
         self._call(self.unit.tasks.end(command))
         self.gate()
         return True
@@ -223,6 +245,8 @@ class Engine:
 
     def _after(self, turn: Future[None], command: Command) -> Steps:
         yield turn
+        if self._follower is not None:
+            self._follower.started(command)
         result = self._attended(command)
         return (yield from result) if hasattr(result, "send") else result
 

@@ -217,14 +217,15 @@ def describe(cdb: bytes, table: Table) -> str:
     """Return the CDB as the log prints it: its bytes in hexadecimal, its name, and the blocks that it names."""
     length = cdb_length(cdb[0]) or len(cdb)
     row = find(table, cdb)
-    text = " ".join(f"{byte:x}" for byte in cdb[:length]) + " " + (row.name if row is not None else _name(cdb[0]))
+    text = " ".join(f"{byte:x}" for byte in cdb[:length]) + " " + (row.name if row is not None else name_of(cdb[0]))
     if row is not None and row.blocks is not None:
         lba, count = row.blocks(cdb)
         text += f" lba {lba} blocks {count}"
     return text
 
 
-def _name(code: int) -> str:
+def name_of(code: int) -> str:
+    """Return what an operation code is called that is in no table."""
     try:
         return Op(code).name.replace("_", " ")
     except ValueError:

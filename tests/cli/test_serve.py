@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tcmu_core.testing import Client
-from tests.cli.conftest import DROP_IN, Serving, Start, run
+from tests.cli.conftest import DROP_IN, Call, Serving, Start, run
 from tests.waiting import wait_for
 
 Serve = Callable[..., Serving]
@@ -637,3 +637,68 @@ def test_a_disk_that_could_not_be_saved_when_it_was_stopped_is_no_success(serve:
     said = serving.stop()
     assert "the last flush failed" in said.err
     assert said.status == 1
+
+
+# -- several disks ----------------------------------------------------------------------------------------------------
+
+
+def test_several_disks_are_luns_of_one_target_each_with_its_own_ways(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "two words.img").write_bytes(b"\x55" * (2 << 20))
+    disk = serve(
+        "ram", "--size", "1M", "--name", "first",
+        "--lun", "file 'two words.img' --read-only",
+        "--lun", "ram --size 4M --block-size 4096 --name scratch --filter 'truncate;size=3M' --serial abc",
+    )  # fmt: skip
+    luns = disk.said["luns"]
+    assert [(one["lun"], one["device"], one["size"], one["block_size"], one["read_only"]) for one in luns] == [
+        (0, "first", 1 << 20, 512, False),
+        (1, "disk1", 2 << 20, 512, True),
+        (2, "scratch", 3 << 20, 4096, False),
+    ]
+    assert luns[0]["uri"] == disk.uri
+    listing = run("iscsi-ls", "-s", f"iscsi://{disk.said['portal']}").stdout
+    assert [line.split()[0] for line in listing.splitlines() if line.startswith("Lun:")] == ["Lun:0", "Lun:1", "Lun:2"]
+    assert "abc" in run("iscsi-inq", "-e", "1", "-c", "128", luns[2]["uri"]).stdout
+    assert qemu_io(luns[0]["uri"], "write -P 0x11 0 64k").returncode == 0
+    assert qemu_io(luns[2]["uri"], "write -P 0x22 0 64k").returncode == 0
+    assert "verification failed" not in qemu_io(luns[0]["uri"], "read -P 0x11 0 64k").stdout
+    assert "verification failed" not in qemu_io(luns[2]["uri"], "read -P 0x22 0 64k").stdout
+    assert (
+        "verification failed"
+        not in run("qemu-io", "-r", "-f", "raw", "-c", "read -P 0x55 0 64k", luns[1]["uri"]).stdout
+    )
+    assert disk.stop().status == 0
+
+
+def test_the_command_finds_the_urls_of_all_disks(command: Start) -> None:
+    process = command(
+        "serve", "ram", "--size", "1M", "--lun", "ram --size 2M", "--run", "qemu-img info $uri1; echo $uri"
+    )
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "virtual size: 2 MiB" in out
+    assert out.splitlines()[-1].endswith("/0")
+
+
+def test_each_disk_is_told_to_people(command: Start) -> None:
+    process = command("serve", "ram", "--size", "1M", "--lun", "ram --size 2M", "--portal", "127.0.0.1:0")
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(4)]
+    assert [line.split(",")[0] for line in lines[::2]] == ["disk: 1 MiB", "disk1: 2 MiB"]
+    assert [line.rstrip()[-2:] for line in lines[1::2]] == ["/0", "/1"]
+
+
+@pytest.mark.parametrize(
+    ("lun", "status", "reason"),
+    [
+        ("", 2, "the following arguments are required: HANDLER"),
+        ("ram --size 1Q", 2, "argument --size: "),
+        ("ram 'half", 2, "No closing quotation"),
+        ("ram --portal :0", 2, "unrecognized arguments: --portal"),
+        ("ram --size 1M --name disk", 4, "two disks have the same name"),
+        ("nothing-of-the-kind", 3, "nothing-of-the-kind"),
+    ],
+)
+def test_a_lun_that_can_not_be_is_refused(call: Call, tmp_path: Path, lun: str, status: int, reason: str) -> None:
+    said = call("serve", "ram", "--size", "1M", "--lun", lun, "--state-dir", tmp_path)
+    assert (said.status, reason in said.err) == (status, True), said.err

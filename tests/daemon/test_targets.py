@@ -19,7 +19,8 @@ from tcmu_core.config.configuration import LunConfig
 from tcmu_core.daemon.targets import REDIRECTOR, Targets, memory_limits
 from tcmu_core.disk.device import Change
 from tcmu_core.host import control
-from tcmu_core.host.messages import Ask, FilterAnswer, FilterCommand, Status
+from tcmu_core.host.messages import Ask, FilterAnswer, FilterCommand, LoggedOut, Logout, SessionList, Sessions, Status
+from tcmu_core.host.traces import Trace, Traced
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.constants import LoginStatus
 from tcmu_core.iscsi.settings import Access, ChapUser
@@ -483,3 +484,41 @@ def test_the_filters_of_a_lun_stand_upon_it_and_its_process_answers_for_them(
     missing = control.ask(path, FilterCommand(json.dumps({"do": "list"}), lun=7))
     assert isinstance(missing, FilterAnswer)
     assert "no LUN 7 here" in missing.error
+
+
+def place(parent: Parent, targets: Targets, key: str) -> Path:
+    """Return where the process of a target is found by a person's commands."""
+    return parent.rendezvous(targets.processes[key].key)
+
+
+def test_who_is_logged_in_is_known_and_can_be_sent_away(parent: Parent, targets: Targets) -> None:
+    serve(parent, targets, config(RAM, others=(RAM,)))
+    with client(targets, IQN) as one, client(targets, OTHER) as other:
+        one.login()
+        other.login()
+        for key in (IQN, OTHER):
+            told = control.ask(place(parent, targets, key), Sessions())
+            assert isinstance(told, SessionList)
+            assert [(each.target, each.initiator, each.luns) for each in told.sessions] == [
+                (key, one.initiator.name, (0,))
+            ]
+        assert control.ask(place(parent, targets, REDIRECTOR), Sessions()) == SessionList()
+        assert control.ask(place(parent, targets, IQN), Logout(one.initiator.name, seconds=1)) == LoggedOut(1)
+        assert isinstance(one.receive(), p.AsyncMessage)
+        assert one.receive() is None
+        assert other.read(0, 1) == bytes(512)
+
+
+def test_the_commands_of_a_target_are_told_to_who_looks(parent: Parent, targets: Targets) -> None:
+    serve(parent, targets, config(RAM))
+    with client(targets, IQN) as one:
+        one.login()
+        trace = control.told(place(parent, targets, IQN), Trace(names=("READ(10)",)), begun=lambda: None)
+        assert next(trace) == Traced()
+        with contextlib.suppress(AssertionError):
+            one.read(0, 1)
+        assert one.read(8, 2) == bytes(1024)
+        message = next(trace)
+        assert isinstance(message, Traced)
+        assert message.lines[-1].command.initiator == one.initiator.name
+        trace.close()

@@ -18,7 +18,10 @@ from tcmu_core.host.messages import Changed, Ping, Pong, Reconfigure
 from tcmu_core.kernel import release
 from tcmu_core.kernel.configfs import Backstore, ConfigfsError
 from tcmu_core.kernel.transport import KernelDevice, Record
-from tests.kernel.device import SIZE, FakeDevice
+from tcmu_core.scsi.following import Followed
+from tests.kernel.device import INQUIRY_SERIAL, SIZE, FakeDevice
+
+READ_ONE = bytes([0x28, 0, 0, 0, 0, 2, 0, 0, 1, 0])
 
 
 @pytest.fixture
@@ -207,3 +210,20 @@ def test_a_stop_is_meant_unless_systemd_starts_the_service_again(
         (tmp_path / "systemctl").chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert release.is_meant(environment) is meant
+
+
+def test_the_commands_of_the_ring_are_told_to_who_looks(bench: FakeDevice) -> None:
+    bench.open(cfgstring="size")
+    found: list[Followed] = []
+    engine = bench.host.engines[0]
+    bench.ask(INQUIRY_SERIAL)
+    engine.follow(found.append)
+    bench.ask(READ_ONE, room=512)
+    bench.ask(INQUIRY_SERIAL)
+    assert [(one.name, one.lba, one.initiator) for one in found] == [
+        ("READ(10)", 2, "kernel"),
+        ("INQUIRY", None, "kernel"),
+    ]
+    engine.unfollow(found.append)
+    bench.ask(READ_ONE, room=512)
+    assert len(found) == 2
