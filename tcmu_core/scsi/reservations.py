@@ -149,6 +149,20 @@ class Registrations:
                 raise ReservationConflict
             self._set(one, new)
 
+    def register_at(self, who: Registrant, ports: Iterable[int], old: int | None, new: int) -> None:
+        """Do what REGISTER has done for `who` at its initiator port's other target ports: ALL_TG_PT (SPC-4 6.16.3).
+
+        A registration there that has another key than the `old` one stays as it is.
+        """
+        for port in ports:
+            other = Registrant(who.transport_id, port)
+            if other == who or self.keys.get(other, old) != old:
+                continue
+            if new:
+                self._set(other, new)
+            elif other in self.keys:
+                self.unregister(other)
+
     def _set(self, who: Registrant, key: int) -> None:
         if who not in self.keys and len(self.keys) >= MAX_REGISTRATIONS:
             raise InsufficientRegistrationResources
