@@ -593,18 +593,20 @@ class Engine:
             self.refresh()
         self.unit.attention(asc, ascq, but=but)
 
-    def arrange(self, arrangement: Arrangement) -> Transition | None:
-        """Take other target port groups; return their way to other states, if that is a long one.
+    def arrange(
+        self, arrangement: Arrangement, moving: Callable[[Transition], object] = lambda transition: None
+    ) -> None:
+        """Take other target port groups; `moving(transition)` is called where they have a long way to other states.
 
-        What waits for groups that are on their way now is taken when they have arrived.
+        While groups are on their way already, that comes first.
         """
         unit, access = self.unit, self.unit.access
         if access.transition is not None:
-            access.transition.add_done_callback(lambda _: self.post(self.arrange, arrangement))
-            return None
+            access.transition.add_done_callback(lambda _: self.post(self.arrange, arrangement, moving))
+            return
         before = access.arrangement
         if arrangement == before:
-            return None
+            return
         states = access.take(arrangement)
         access.look(unit.nexuses)
         if arrangement.tpgs != before.tpgs:
@@ -614,7 +616,8 @@ class Engine:
             unit.attention(*ACCESS_STATE_CHANGED)
         transition = Transition(unit, states, settled=self.gate)
         self.gate()
-        return None if transition.ended.done() else transition
+        if not transition.ended.done():
+            moving(transition)
 
     def change(self, change: Change) -> None:
         """Have the disk take a change (bytes), and the unit and its nexuses learn of it; raises as `Disk.change`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from tcmu_core.errors import CommandError, InvalidFieldInCdb, LogicalUnitNotSupported
 from tcmu_core.scsi import sense
@@ -85,11 +86,15 @@ class Target:
         engine.drain(then)
         return engine
 
-    def arrange(self, arrangements: Mapping[int, Arrangement]) -> dict[int, Transition]:
-        """Take other target port groups; return what is on its way to other states, by LUN."""
+    def arrange(
+        self,
+        arrangements: Mapping[int, Arrangement],
+        moving: Callable[[int, Transition], object] = lambda lun, transition: None,
+    ) -> None:
+        """Take other target port groups, by LUN; `moving(lun, transition)` as `Engine.arrange` has it."""
         self._arrangements = dict(arrangements)
-        moving = {lun: engine.arrange(arrangements.get(lun, ONE_GROUP)) for lun, engine in self.luns.items()}
-        return {lun: transition for lun, transition in moving.items() if transition is not None}
+        for lun, engine in self.luns.items():
+            engine.arrange(arrangements.get(lun, ONE_GROUP), partial(moving, lun))
 
     def _tell_luns_changed(self) -> None:
         for engine in self.luns.values():

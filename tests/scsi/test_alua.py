@@ -11,6 +11,7 @@ from tcmu_core.scsi.alua import AccessState as State
 from tcmu_core.scsi.alua import Arrangement, PortGroup
 from tcmu_core.scsi.command import Command, Status
 from tcmu_core.scsi.opcodes import Tpgs
+from tcmu_core.scsi.transition import Transition
 from tests.scsi.harness import BLOCK, Memory, Rig, cdb10, make_rig
 
 TUR, READ, WRITE = "0 0 0 0 0 0", cdb10(0x28, 0, 1), cdb10(0x2A, 0, 1)
@@ -286,8 +287,9 @@ def test_a_transition_that_takes_too_long_is_taken_back_and_everybody_hears_that
     rig = two(tpgs=Tpgs.IMPLICIT)
     rig.memory.hold = True
     _, written = rig.start(WRITE, DATA, who="a:1")
-    transition = rig.engine.arrange(groups(State.STANDBY, tpgs=Tpgs.IMPLICIT))
-    assert transition is not None
+    moving: list[Transition] = []
+    rig.engine.arrange(groups(State.STANDBY, tpgs=Tpgs.IMPLICIT), moving.append)
+    (transition,) = moving
     assert attention(rig, "a:1") == IN_TRANSITION
     assert transition.give_up()
     assert attention(rig, "a:1") == attention(rig, "a:2") == FAILED
@@ -305,7 +307,8 @@ def test_what_is_arranged_during_a_transition_is_taken_after_it() -> None:
     rig.memory.hold = True
     rig.start(WRITE, DATA, who="a:1")
     rig.engine.arrange(groups(State.STANDBY, tpgs=Tpgs.IMPLICIT))
-    assert rig.engine.arrange(groups(State.UNAVAILABLE, State.OPTIMIZED, Tpgs.IMPLICIT)) is None
+    rig.engine.arrange(groups(State.UNAVAILABLE, State.OPTIMIZED, Tpgs.IMPLICIT))
+    assert states(rig) == {1: 0x0F, 2: 1}
     rig.memory.release()
     rig.turn()
     assert states(rig) == {1: 3, 2: 0}
