@@ -104,7 +104,8 @@ class TargetTransport:
         """Return the file of the disk's persistent reservations."""
         spec = disk.spec
         directory = self.way.state or default_directory()
-        return aptpl_file(directory, spec.name, spec.handler, disk.device.serial, self.way.name)
+        identity = spec.handler, disk.device.serial, self.way.name
+        return aptpl_file(directory, spec.name, *identity, later=self.served.loop.call_later)
 
     def start(self) -> None:
         """Listen where the settings say, if they do; raises `OSError`."""

@@ -79,6 +79,7 @@ class Engine:
         self._started: dict[Command, float] = {}  # monotonic seconds at which `slow` first saw them
         self._trace = False
         self._reported: set[tuple[str, str, int]] = set()  # exceptions whose traceback was logged already
+        self._unwatch = store.watch(lambda: post(self._restored)) if store is not None else _nothing
         self.device.changed = self._notified
         self.device.prevented = lambda: bool(self.unit.prevented)
         self.refresh()
@@ -619,6 +620,14 @@ class Engine:
         if not transition.ended.done():
             moving(transition)
 
+    def _restored(self) -> None:
+        """Take the reservations that another process has put into the store."""
+        try:
+            self.unit.tell(self.unit.reservations.reload())
+        except OSError as error:
+            self.device.log.error("reservations that another process has changed can't be read: %s", text_of(error))
+        self.gate()
+
     def change(self, change: Change) -> None:
         """Have the disk take a change (bytes), and the unit and its nexuses learn of it; raises as `Disk.change`."""
         device, unit = self.device, self.unit
@@ -665,6 +674,7 @@ class Engine:
         Returns whether all is where it belongs: what failed is in the log.
         """
         done = True
+        self._unwatch()
         for command, pending in self._carried.items():
             command.aborted = True
             if pending is not None:

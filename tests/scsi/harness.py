@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from tcmu_core import Device, Extent, hookimpl
 from tcmu_core.disk.spec import DiskSpec
+from tcmu_core.errors import StaleVersion
 from tcmu_core.scsi.alua import ONE_GROUP, Arrangement
 from tcmu_core.scsi.command import Command, Initiator, Status
 from tcmu_core.scsi.engine import Engine
@@ -116,16 +118,42 @@ class Plain:
 
 
 class Shelf:
-    """Keeps what an APTPL store is given."""
+    """A store that several units may have. `later` collects what is to be replaced, and a Future is given for each."""
 
     def __init__(self) -> None:
-        self.data: bytes | None = None
+        self.data = b""
+        self.version = 0
+        self.watching: list[Callable[[], object]] = []
+        self.later: list[Callable[[], None]] | None = None
 
-    def load(self) -> bytes | None:
-        return self.data
+    def load(self) -> tuple[bytes, str]:
+        return self.data, str(self.version)
 
-    def save(self, data: bytes) -> None:
-        self.data = data
+    def replace(self, state: bytes, version: str) -> str | Future[str]:
+        def work() -> str:
+            if version != str(self.version):
+                raise StaleVersion("it has been replaced")
+            self.data, self.version = state, self.version + 1
+            for callback in self.watching:
+                callback()
+            return str(self.version)
+
+        if self.later is None:
+            return work()
+        future: Future[str] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except StaleVersion as error:
+                future.set_exception(error)
+
+        self.later.append(run)
+        return future
+
+    def watch(self, callback: Callable[[], object]) -> Callable[[], object]:
+        self.watching.append(callback)
+        return lambda: self.watching.remove(callback)
 
 
 @dataclass

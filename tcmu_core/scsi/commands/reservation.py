@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from tcmu_core.errors import (
+    Busy,
     InvalidFieldInCdb,
     InvalidFieldInParameterList,
     ParameterListLengthError,
     ReservationConflict,
+    StaleVersion,
 )
 from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.commands.data import parameter_list
@@ -17,6 +19,7 @@ from tcmu_core.scsi.unit import Unit
 READ_KEYS, READ_RESERVATION, REPORT_CAPABILITIES, READ_FULL_STATUS = range(4)  # SPC-4 table 206
 _TYPE_MASK = 0xEA01  # all six types (SPC-4 table 212)
 _SPEC_I_PT, _ALL_TG_PT, _APTPL = 0x08, 0x04, 0x01  # byte 20 of the parameter list
+_ATTEMPTS = 16  # to change what other processes change as well
 _UNREG = 0x02  # byte 17 of that of REGISTER AND MOVE, which has APTPL there too (SPC-4 6.16.4)
 
 
@@ -75,14 +78,22 @@ def persistent_reserve_out(unit: Unit, command: Command) -> Steps:
     if keep and registering and not state.can_persist:
         field = (17 if moving else 20, 0)
         raise InvalidFieldInParameterList("APTPL: there is nowhere to keep it", field=field, in_cdb=False)
-    draft = state.now.draft()
-    aborted = _change(draft, action, who, data, kind, unit.access.ports or (who.port,))
-    if registering:
-        draft.aptpl = keep
-    if action not in (OutAction.RESERVE, OutAction.RELEASE):
-        draft.generation = (draft.generation + 1) & 0xFFFFFFFF  # SPC-4 6.15.2: PRGENERATION
-    yield Shielded(state.save(draft))
+    for _ in range(_ATTEMPTS):
+        draft = state.now.draft()
+        aborted = _change(draft, action, who, data, kind, unit.access.ports or (who.port,))
+        if registering:
+            draft.aptpl = keep
+        if action not in (OutAction.RESERVE, OutAction.RELEASE):
+            draft.generation = (draft.generation + 1) & 0xFFFFFFFF  # SPC-4 6.15.2: PRGENERATION
+        try:
+            yield Shielded(state.save(draft))
+            break
+        except StaleVersion:  # another process was faster: the change is made upon what it has made
+            unit.tell(state.reload())
+    else:
+        raise Busy
     unit.tell(state.commit(draft))
+    unit.tell(state.catch_up())
     if action is OutAction.PREEMPT_AND_ABORT:
         yield from _abort(unit, command, aborted)
 
