@@ -27,6 +27,10 @@ class HandlerError(TcmuError):
     """A handler can't be used: not installed, broken at import, or its hooks don't fit."""
 
 
+class StaleVersion(TcmuError):
+    """Somebody else has replaced what a store of reservations held: load it, and try again."""
+
+
 class NotHandled(TcmuError):
     """Returned or raised by `handle_cmd` to pass the command on to the engine."""
 

@@ -3,35 +3,109 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+from tcmu_core.errors import StaleVersion
+
+LOOK_SECONDS = 2.0  # between two looks whether another process has changed a file
+
+
+class Cancellable(Protocol):
+    """A call that is due later."""
+
+    def cancel(self) -> object:
+        """Don't make it."""
+
+
+class Later(Protocol):
+    """Calls `fn()` in some seconds, on the loop's thread."""
+
+    def __call__(self, delay: float, fn: Callable[[], object], /) -> Cancellable:
+        """Arrange the call."""
 
 
 class AptplFile:
-    """Keeps the bytes that the engine hands it, replaced as a whole: after a crash there is the old or the new."""
+    """A store of the engine's (`reservations.StateStore`): a file, replaced as a whole.
 
-    def __init__(self, path: str | Path) -> None:
+    After a crash there is the old or the new. Processes of one host that have the same file take turns by a lock of its
+    directory. A version is a digest of the content, which for no file is nothing.
+    """
+
+    def __init__(self, path: str | Path, later: Later | None = None) -> None:
         self.path = Path(path)
+        self._later = later
+        self._seen: tuple[int, ...] | None = None  # what the file looked like when we read or wrote it
 
-    def load(self) -> bytes | None:
-        """Return what was saved last, None when nothing was; raises `OSError`."""
+    def load(self) -> tuple[bytes, str]:
+        """Return the content, empty where there is no file, and its version; raises `OSError`."""
+        self._seen = self._look()
         try:
-            return self.path.read_bytes()
+            data = self.path.read_bytes()
         except FileNotFoundError:
-            return None
+            data = b""
+        return data, _version(data)
 
-    def save(self, data: bytes) -> None:
-        """Save `data` and return when it is on stable storage; empty `data` removes the file. Raises `OSError`."""
+    def replace(self, state: bytes, version: str) -> str:
+        """Put `state` in the place of this version, and return its own when it is on stable storage.
+
+        An empty one removes the file.
+
+        Raises:
+            StaleVersion: another process has replaced it meanwhile.
+            OSError: it can't be written; the old one is there.
+        """
+        if not state and not self.path.parent.exists():
+            return _version(state)
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _turn(self.path.parent):
+            if self.load()[1] != version:
+                raise StaleVersion(f"{self.path}: another process has changed it")
+            self._write(state)
+            self._seen = self._look()
+        return _version(state)
+
+    def watch(self, callback: Callable[[], object]) -> Callable[[], object]:
+        """Look at the file every other second, by the loop that we were given; return what ends that.
+
+        Without a loop nobody looks: then a change is found by the next `replace` alone.
+        """
+        if self._later is None:
+            return _nothing
+        later, timers = self._later, list[Cancellable]()
+
+        def look() -> None:
+            seen, self._seen = self._seen, self._look()
+            if self._seen != seen:
+                callback()
+            timers[:] = [later(LOOK_SECONDS, look)]
+
+        def stop() -> None:
+            timers[0].cancel()
+
+        timers.append(later(LOOK_SECONDS, look))
+        return stop
+
+    def _look(self) -> tuple[int, ...] | None:
+        try:
+            info = self.path.stat()
+        except OSError:
+            return None
+        return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+
+    def _write(self, data: bytes) -> None:
         if not data:
             with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()
                 _sync_directory(self.path.parent)
             return
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
         try:
             with os.fdopen(fd, "wb") as file:
@@ -43,6 +117,26 @@ class AptplFile:
             Path(name).unlink(missing_ok=True)
             raise
         _sync_directory(self.path.parent)
+
+
+def _version(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest() if data else ""
+
+
+@contextlib.contextmanager
+def _turn(directory: Path) -> Iterator[None]:
+    """Wait for the turn of this process at the files of a directory, and have it."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):  # a network file system that locks no directories: nobody else is expected
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _sync_directory(path: Path) -> None:
@@ -88,8 +182,8 @@ class Places:
         return cls(base / "tcmu.lock", base / "hosts", state, state)
 
 
-def aptpl_file(directory: Path, name: str, *identity: str) -> AptplFile:
+def aptpl_file(directory: Path, name: str, *identity: str, later: Later | None = None) -> AptplFile:
     """Return the store of the logical unit that `identity` (handler, cfgstring, target …) tells from all others."""
     digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
     readable = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:64]
-    return AptplFile(directory / f"{readable}-{digest}.aptpl")
+    return AptplFile(directory / f"{readable}-{digest}.aptpl", later)

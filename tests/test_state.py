@@ -4,49 +4,127 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tcmu_core.errors import StaleVersion
 from tcmu_core.state import AptplFile, aptpl_file, default_directory
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     store = AptplFile(tmp_path / "dir" / "lun.aptpl")
-    store.save(b"one")
-    store.save(b"two")
-    assert AptplFile(store.path).load() == b"two"
+    version = store.replace(b"two", store.replace(b"one", ""))
+    assert AptplFile(store.path).load() == (b"two", version)
 
 
-def test_nothing_saved_is_none(tmp_path: Path) -> None:
-    assert AptplFile(tmp_path / "dir" / "lun.aptpl").load() is None
+def test_nothing_saved_is_nothing(tmp_path: Path) -> None:
+    store = AptplFile(tmp_path / "dir" / "lun.aptpl")
+    assert store.load() == (b"", "")
+    assert store.replace(b"", "") == ""
+    assert not list(tmp_path.iterdir())
 
 
 def test_saving_nothing_removes_the_file(tmp_path: Path) -> None:
     store = AptplFile(tmp_path / "lun.aptpl")
-    store.save(b"one")
-    store.save(b"")
-    store.save(b"")
+    store.replace(b"", store.replace(b"", store.replace(b"one", "")))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_another_one_has_replaced_stays(tmp_path: Path) -> None:
+    first, second = AptplFile(tmp_path / "lun.aptpl"), AptplFile(tmp_path / "lun.aptpl")
+    version = first.replace(b"one", "")
+    with pytest.raises(StaleVersion):
+        second.replace(b"two", "")
+    assert second.load() == (b"one", version)
+    second.replace(b"two", version)
+    with pytest.raises(StaleVersion):
+        first.replace(b"", version)
+    assert first.load()[0] == b"two"
+
+
+PARTAKE = """
+import sys
+from tcmu_core.errors import StaleVersion
+from tcmu_core.errors import StaleVersion
+from tcmu_core.state import AptplFile
+
+store, lost = AptplFile(sys.argv[1]), 0
+for _ in range(int(sys.argv[2])):
+    while True:
+        data, version = store.load()
+        try:
+            store.replace(str(int(data or b"0") + 1).encode(), version)
+            break
+        except StaleVersion:
+            lost += 1
+"""
+
+
+def test_no_change_of_two_processes_is_lost(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PARTAKE, str(tmp_path / "lun.aptpl"), "100"]
+    both = [subprocess.Popen(command) for _ in range(2)]
+    assert [one.wait(60) for one in both] == [0, 0]
+    assert AptplFile(tmp_path / "lun.aptpl").load()[0] == b"200"
+
+
+class Clock:
+    """Calls what is due when it is told to."""
+
+    def __init__(self) -> None:
+        self.due: list[Callable[[], object]] = []
+
+    def later(self, _seconds: float, fn: Callable[[], object]) -> Clock:
+        self.due = [fn]
+        return self
+
+    def cancel(self) -> None:
+        self.due = []
+
+    def tick(self) -> None:
+        for fn in list(self.due):
+            fn()
+
+
+def test_who_watches_hears_of_what_others_replace_and_of_nothing_else(tmp_path: Path) -> None:
+    clock, heard = Clock(), list[int]()
+    store, other = AptplFile(tmp_path / "lun.aptpl", clock.later), AptplFile(tmp_path / "lun.aptpl")
+    stop = store.watch(lambda: heard.append(1))
+    version = store.replace(b"ours", "")
+    clock.tick()
+    assert heard == []
+    version = other.replace(b"theirs", version)
+    clock.tick()
+    assert heard == [1]
+    clock.tick()
+    assert heard == [1]
+    other.replace(b"", version)
+    clock.tick()
+    assert heard == [1, 1]
+    stop()
+    assert clock.due == []
 
 
 def test_a_failed_save_keeps_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = AptplFile(tmp_path / "lun.aptpl")
-    store.save(b"one")
+    version = store.replace(b"one", "")
 
     def fails(_fd: int) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", fails)
     with pytest.raises(OSError, match="disk full"):
-        store.save(b"two")
-    assert store.load() == b"one"
+        store.replace(b"two", version)
+    assert store.load() == (b"one", version)
     assert [path.name for path in tmp_path.iterdir()] == ["lun.aptpl"]
 
 
 def test_reservations_are_private(tmp_path: Path) -> None:
     store = AptplFile(tmp_path / "dir" / "lun.aptpl")
-    store.save(b"one")
+    store.replace(b"one", "")
     assert stat.S_IMODE(store.path.stat().st_mode) == 0o600
     assert stat.S_IMODE(store.path.parent.stat().st_mode) == 0o700
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tcmu_core.iscsi.settings import PortalSettings
 from tcmu_core.log import Level
+from tcmu_core.scsi.alua import Arrangement
 
 DEFAULT_PATH = Path("/etc/tcmu/tcmu.conf")
 
@@ -43,10 +44,14 @@ class LunConfig:
 
 @dataclass(frozen=True, slots=True)
 class TargetConfig:
-    """A section `[[iqn…]]` of `[targets]`; who may log in to it is in the portal's settings."""
+    """A section `[[iqn…]]` of `[targets]`; who may log in to it, and where, is in the portal's settings.
+
+    `arrangements` are its target port groups by LUN, if it has some.
+    """
 
     name: str
     luns: tuple[LunConfig, ...]
+    arrangements: Mapping[int, Arrangement] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from configobj import ConfigObj, ConfigObjError, flatten_errors, get_extra_value
 from configobj.validate import ValidateError, Validator, VdtTypeError
 
 from tcmu_core import cfgstring
+from tcmu_core.config import groups
 from tcmu_core.config.configuration import Config, ForeignDevices, LunConfig, TargetConfig
 from tcmu_core.config.lines import Place, places, plain
 from tcmu_core.errors import ConfigError
@@ -32,6 +33,8 @@ from tcmu_core.iscsi.settings import (
     parse_advertised,
 )
 from tcmu_core.log import Level
+from tcmu_core.scsi.alua import AccessState, Arrangement
+from tcmu_core.scsi.opcodes import Tpgs
 
 MAX_SIZE = 2 << 20  # bytes; as the C runner
 MIN_MEMORY = 64 << 20  # bytes; an idle worker takes 20 MiB or so, and would be replaced for ever
@@ -239,6 +242,9 @@ class _Reader:
                 ),
                 insecure=values["insecure"],
                 advertise=tuple(values["advertise"]),
+                groups=MappingProxyType(
+                    {name: self._tags(name, own, values["listen"]) for name, own in targets.items() if _groups(own)}
+                ),
             )
         except ConfigError as error:
             self._problem(self._at(("portal", "listen")), str(error))
@@ -271,6 +277,32 @@ class _Reader:
             self._problem(self._at((*place, "chap")), str(error))
             return Access()
 
+    def _tags(self, name: str, values: Mapping[str, Any], listen: list[str]) -> Mapping[str, int]:
+        """Return the tag of the group of each portal of a target."""
+        place = ("targets", name, "groups")
+        found: dict[str, int] = {}
+        for section, own in _groups(values).items():
+            try:
+                groups.add_portals(found, groups.group_id(section), own["portals"])
+            except ConfigError as error:
+                self._problem(self._at((*place, section, "portals")), str(error))
+        if not groups.listened(found, listen):
+            self._problem(self._at(place), f"none of these portals is listened on: [portal] has {', '.join(listen)}")
+        return MappingProxyType(found)
+
+    def _arrangement(self, name: str, section: str, values: Mapping[str, Any]) -> Arrangement:
+        """Return the target port groups of a logical unit: those of its target, in states of its own."""
+        own, place = values["groups"], ("targets", name)
+        try:
+            made = groups.arrangement(own["access"], own["transition_time"], _groups(values))
+        except ConfigError:  # the portals have told
+            return Arrangement()
+        try:
+            return groups.with_states(made, values[section]["groups"])
+        except ConfigError as error:
+            self._problem(self._at((*place, section, "groups")), str(error))
+            return made
+
     def _target(self, name: str, values: Mapping[str, Any]) -> TargetConfig:
         place = ("targets", name)
         try:
@@ -278,8 +310,9 @@ class _Reader:
         except ConfigError as error:
             self._problem(self._at(place), str(error))
         luns: dict[int, LunConfig] = {}
+        arrangements: dict[int, Arrangement] = {}
         for section, own in values.items():
-            if not isinstance(own, dict) or section in {"chap", "names"}:
+            if not isinstance(own, dict) or section in {"chap", "names", "groups"}:
                 continue
             line = self._at((*place, section))
             match = _LUN.fullmatch(section)
@@ -296,6 +329,10 @@ class _Reader:
                     self._at((*place, section, "size")),
                     f"size: {own['size']} bytes are not whole blocks of {own['block_size']}",
                 )
+            if _groups(values):
+                arrangements[lun] = self._arrangement(name, section, values)
+            elif own["groups"]:
+                self._problem(self._at((*place, section, "groups")), "groups: the target has no section [[[groups]]]")
             luns[lun] = LunConfig(
                 lun=lun,
                 handler=own["handler"],
@@ -309,7 +346,12 @@ class _Reader:
             )
         if not luns:
             self._problem(self._at(place), f"target {name!r} has no logical unit: add a section [[[lun 0]]]")
-        return TargetConfig(name, tuple(luns[lun] for lun in sorted(luns)))
+        return TargetConfig(name, tuple(luns[lun] for lun in sorted(luns)), MappingProxyType(arrangements))
+
+
+def _groups(target: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Return the sections of a target's groups."""
+    return {name: own for name, own in target["groups"].items() if isinstance(own, dict)}
 
 
 def _clamped(number: int) -> Level:
@@ -395,6 +437,20 @@ def _as_digests(value: Any) -> list[str]:
     return [known[name] for name in names]
 
 
+def _as_access_state(value: Any) -> AccessState:
+    try:
+        return value if isinstance(value, AccessState) else groups.access_state(_scalar(value))
+    except ConfigError as error:
+        raise _WrongError(str(error)) from None
+
+
+def _as_group_access(value: Any) -> Tpgs:
+    try:
+        return value if isinstance(value, Tpgs) else groups.access(_scalar(value))
+    except ConfigError as error:
+        raise _WrongError(str(error)) from None
+
+
 def iscsi_name(text: str) -> str:
     """Return `text` if it is an iSCSI name (RFC 7143 4.2.7); raises `ConfigError`."""
     if not _NAME.fullmatch(text) or len(text.encode()) > MAX_NAME:
@@ -417,6 +473,8 @@ _CHECKS = {
     "addresses": _as_addresses,
     "advertised": _as_advertised,
     "digests": _as_digests,
+    "access_state": _as_access_state,
+    "group_access": _as_group_access,
 }
 
 
@@ -445,7 +503,7 @@ _SYNTAX = {
 
 def _meaning(error: ValidateError, key: str, value: Any) -> str:
     """Return what is wrong with a value, in plain words."""
-    if isinstance(value, list) and key not in {"listen", "advertise"} and not isinstance(error, _WrongError):
+    if isinstance(value, list) and key not in {"listen", "advertise", "portals"} and not isinstance(error, _WrongError):
         return "a value that holds a comma must be quoted"
     text = str(error)
     for part, meaning in _MEANINGS.items():

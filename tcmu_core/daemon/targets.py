@@ -161,12 +161,17 @@ def _job(config: Config, target: TargetConfig, state: Path | None) -> Job:
     name, general = target.name, config.portal
     alias = general.aliases.get(name)
     settings = dataclasses.replace(
-        general, addresses=(), access=general.access_to(name), targets={}, aliases={name: alias} if alias else {}
+        general,
+        addresses=(),
+        access=general.access_to(name),
+        targets={},
+        aliases={name: alias} if alias else {},
+        groups={name: general.groups[name]} if name in general.groups else {},
     )
     return Job(
         key=key_of(name),
         title=f"tcmu:{name.rpartition(':')[2]}",
-        way=TargetWay(name, settings, state),
+        way=TargetWay(name, settings, state, target.arrangements),
         disks={lun.lun: _disk(config, target, lun) for lun in target.luns},
         log=LogSettings(),
         version=tcmu_core.__version__,

@@ -56,7 +56,7 @@ class Connection:
     close.
     """
 
-    def __init__(self, host: Host, notify: Callable[[], object]) -> None:
+    def __init__(self, host: Host, notify: Callable[[], object], local: tuple[str, int] = ("", 0)) -> None:
         limits = host.settings.limits
         self.host = host
         self.notify = notify
@@ -66,7 +66,7 @@ class Connection:
         self.inbox = Inbox(account, most)
         self.outbox = Outbox(account, most, limits.send_queue)
         self.session: Session | None = None
-        self.login = Login(host, partial(host.admit, self))
+        self.login = Login(host, partial(host.admit, self), local)
         self.pump: Callable[[], None] = self._pump_login
         self._ended: str | None = None
         self.room = self.inbox.room

@@ -34,16 +34,24 @@ MOVES = {
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Who wants a session with what, and has proved to be `user` if it names one. Target None: a discovery session."""
+    """Who wants a session with what, and has proved to be `user` if it names one. Target None: a discovery session.
+
+    `group` is the tag of the portal group that it has come to.
+    """
 
     initiator: str
     target: str | None
     isid: bytes
     user: str | None
+    group: int = 1
 
     def same_port(self, other: Claim) -> bool:
-        """Return whether both are one initiator port with one target: there can be but one session (6.3.5)."""
-        return (self.target, self.initiator.lower(), self.isid) == (other.target, other.initiator.lower(), other.isid)
+        """Return whether both are one initiator port with one target port: there can be but one session (6.3.5)."""
+        return self._nexus == other._nexus
+
+    @property
+    def _nexus(self) -> tuple[str | None, int, str, bytes]:
+        return self.target, self.group, self.initiator.lower(), self.isid
 
 
 class Directory(Protocol):
@@ -78,22 +86,25 @@ class Outcome:
     parameters: Parameters
     cmd_sn: int  # of the first command
     stat_sn: int  # of the next response
+    group: int = 1  # the tag of the portal group: also the relative identifier of the target port
 
     @property
     def claim(self) -> Claim:
         """Who has which session."""
-        return Claim(self.initiator, self.target, self.isid, self.user)
+        return Claim(self.initiator, self.target, self.isid, self.user, self.group)
 
 
 class Login:
     """One connection's login. `answer` each request; `outcome` is set when it has succeeded, else `failed`.
 
-    `admit` has room made for the session, or raises the LoginError that tells why not.
+    `admit` has room made for the session, or raises the LoginError that tells why not. `local` is the address that the
+    initiator has connected to.
     """
 
-    def __init__(self, directory: Directory, admit: Callable[[Claim], None]) -> None:
+    def __init__(self, directory: Directory, admit: Callable[[Claim], None], local: tuple[str, int] = ("", 0)) -> None:
         self._directory = directory
         self._admit = admit
+        self._local = local
         self._settings = directory.settings
         self._stage: Stage | None = None
         self._first: LoginRequest | None = None
@@ -108,6 +119,7 @@ class Login:
         self._stat_sn = 0
         self.initiator = ""
         self.target: str | None = None
+        self._group = 1
         self.outcome: Outcome | None = None
         self.failed: LoginError | None = None
 
@@ -146,6 +158,7 @@ class Login:
                 self._parameters,
                 request.cmd_sn,
                 self._stat_sn,
+                self._group,
             )
         return response
 
@@ -175,7 +188,7 @@ class Login:
         self._stage = csg
         answers = self._security(pairs) if csg == Stage.SECURITY else self._operational(pairs)
         if leading and self.target is not None:
-            answers["TargetPortalGroupTag"] = str(self._settings.portal_group)  # 13.9: in the first response
+            answers["TargetPortalGroupTag"] = str(self._group)  # 13.9: in the first response
             alias = self._settings.aliases.get(self.target)
             if alias:
                 answers["TargetAlias"] = alias  # 13.6
@@ -185,7 +198,7 @@ class Login:
         if move != Stage.FULL_FEATURE:
             return FINAL | csg << 2 | move, answers, request.tsih
         self._check_digests()
-        self._admit(Claim(self.initiator, self.target, request.isid, self._user))
+        self._admit(Claim(self.initiator, self.target, request.isid, self._user, self._group))
         return FINAL | csg << 2 | move, answers, self._directory.new_tsih()
 
     def _check(self, request: LoginRequest) -> tuple[Stage, Stage | None]:
@@ -233,6 +246,10 @@ class Login:
                 raise LoginError(LoginStatus.MISSING_PARAMETER, "TargetName is missing")
             if not self._directory.has_target(self.target):
                 raise LoginError(LoginStatus.NOT_FOUND, f"there is no target {self.target!r}")
+            group = self._settings.group_of(self.target, self._local)
+            if group is None:
+                raise LoginError(LoginStatus.NOT_FOUND, f"{self.target!r} is not at this portal")
+            self._group = group
         elif kind != "Discovery":
             raise LoginError(LoginStatus.SESSION_TYPE_NOT_SUPPORTED, f"there is no session type {kind!r}")
         if not self.access.allows(name):

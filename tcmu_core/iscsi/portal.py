@@ -45,10 +45,10 @@ class Peer:
         self.loop = portal.loop
         self.sock = sock
         self.address = address
+        self.local: tuple[str, int] = sock.getsockname()[:2]
         self.connection = portal.connect(self)
         self.outbox = self.connection.outbox
         self.host = address.rpartition(":")[0]
-        self.local = sock.getsockname()
         self.closed = False
         self.since = time.time()  # when it came
         self._events = READ
@@ -257,6 +257,7 @@ class Portal:
         before, self.settings = self.settings, settings
         for session in self.sessions():
             session.keep_time(settings.limits)
+        self._close_strangers()
         if settings.addresses == before.addresses:
             return
         old, self._listeners = self._listeners, []
@@ -274,6 +275,15 @@ class Portal:
             if sock not in self._listeners:
                 self.loop.unregister(sock.fileno())
                 sock.close()
+
+    def _close_strangers(self) -> None:
+        """Close the sessions of initiators that have come by a portal of another group than it is in now."""
+        for peer in list(self.peers):
+            outcome = peer.connection.login.outcome
+            if outcome is None or outcome.target is None:
+                continue
+            if self.settings.group_of(outcome.target, peer.local) != outcome.group:
+                peer.close("its portal is in another group now")
 
     @property
     def addresses(self) -> list[str]:
@@ -330,7 +340,7 @@ class Portal:
 
     def connect(self, peer: Peer) -> Connection:
         """Return the connection of a new peer."""
-        return Connection(self, peer.notify)
+        return Connection(self, peer.notify, peer.local)
 
     def heard(self, peer: Peer) -> None:
         """A peer that has not logged in yet has said something."""
@@ -387,7 +397,8 @@ class Portal:
         attachment = None
         if outcome.target is not None:
             target = self.targets[outcome.target]
-            initiator = Initiator(outcome.initiator, transport_id(outcome.initiator, outcome.isid))
+            name, isid = outcome.initiator, outcome.isid
+            initiator = Initiator(name, transport_id(name, isid), outcome.group)
             attachment = Attachment(target, target.connect(initiator))
         peer = self._by_connection[connection]
         log.info("%s: logged in to %s", peer, outcome.target or "discovery")
@@ -407,10 +418,11 @@ class Portal:
     def _listing(self, initiator: str, local: tuple[str, int]) -> Iterable[tuple[str, list[str]]]:
         """List the targets that an initiator may see, at every address that it can reach them at (appendix C)."""
         group = self.settings.portal_group
-        addresses = [f"{format_address(host, port)},{group}" for host, port in self._reachable(*local[:2])]
+        addresses = [f"{format_address(host, port)},{group}" for host, port in self._reachable(*local)]
         for name in sorted(self.targets):
             if self.settings.access_to(name).allows(initiator):
-                yield name, addresses
+                groups = self.settings.groups.get(name)
+                yield name, addresses if groups is None else [f"{one},{tag}" for one, tag in groups.items()]
 
     def _reachable(self, host: str, port: int) -> Iterable[tuple[str, int]]:
         """Return the addresses to tell a client that came to this one, that one first where it is among them."""

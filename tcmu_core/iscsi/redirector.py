@@ -38,7 +38,7 @@ class Redirector(Portal):
 
     def connect(self, peer: Peer) -> Visit:
         """Return the connection of a new peer."""
-        return Visit(self, peer.notify)
+        return Visit(self, peer.notify, peer.local)
 
     def has_target(self, name: str) -> bool:
         """Return False: nobody logs in to a target here.

@@ -97,7 +97,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class PortalSettings:
-    """A portal: where it listens, what it offers, who may come. `targets` overrides `access` for one target's name."""
+    """A portal: where it listens, what it offers, who may come. `targets` overrides `access` for one target's name.
+
+    `groups` has, for a target that is reached through several portal groups, each portal's address and the tag of its
+    group. Addresses may be those of other hosts that serve the same disks.
+    """
 
     addresses: tuple[str, ...] = ("127.0.0.1:3260",)
     access: Access = Access()
@@ -106,6 +110,7 @@ class PortalSettings:
     header_digests: tuple[str, ...] = DIGESTS  # acceptable values
     data_digests: tuple[str, ...] = DIGESTS
     portal_group: int = 1
+    groups: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     limits: Limits = Limits()
     insecure: bool = False  # listen beyond loopback although nobody is kept out
     advertise: tuple[str, ...] = ()  # what discovery tells instead: addresses in front of a port mapping, names too
@@ -129,6 +134,11 @@ class PortalSettings:
     def access_to(self, target: str | None) -> Access:
         """Return who may log in to `target`; None is discovery."""
         return self.access if target is None else self.targets.get(target, self.access)
+
+    def group_of(self, target: str, local: tuple[str, int]) -> int | None:
+        """Return the tag of the portal group by which a target is reached here; None: not at this address."""
+        groups = self.groups.get(target)
+        return self.portal_group if groups is None else groups.get(format_address(*local))
 
 
 def parse_address(text: str) -> tuple[str, int]:

@@ -6,8 +6,9 @@ and new ones when one of them is replaced. So neither the supervisor nor another
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,19 +21,24 @@ from tcmu_core.iscsi.portal import Portal
 from tcmu_core.iscsi.redirector import Redirector
 from tcmu_core.iscsi.roster import dismiss, roster
 from tcmu_core.iscsi.settings import PortalSettings
+from tcmu_core.scsi.alua import Arrangement
 from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.target import Target
+from tcmu_core.scsi.transition import Transition
 from tcmu_core.state import AptplFile, aptpl_file, default_directory
 
 if TYPE_CHECKING:
     from tcmu_core.disk.disk import Disk
+
+log = logging.getLogger("tcmu.iscsi")
 
 
 @dataclass(frozen=True, slots=True)
 class TargetWay(WayIn):
     """A target. Where its settings have no address, its sessions come from a redirector.
 
-    `state` is the directory of persistent reservations, None for the usual one.
+    `state` is the directory of persistent reservations, None for the usual one. `arrangements` are the target port
+    groups by LUN, for a target that has some.
     """
 
     KIND: ClassVar[str] = "target"
@@ -40,6 +46,7 @@ class TargetWay(WayIn):
     name: str
     settings: PortalSettings
     state: Path | None = None
+    arrangements: Mapping[int, Arrangement] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +105,12 @@ class TargetTransport:
         """Return the file of the disk's persistent reservations."""
         spec = disk.spec
         directory = self.way.state or default_directory()
-        return aptpl_file(directory, spec.name, spec.handler, disk.device.serial, self.way.name)
+        identity = spec.handler, disk.device.serial, self.way.name
+        return aptpl_file(directory, spec.name, *identity, later=self.served.loop.call_later)
 
     def start(self) -> None:
         """Listen where the settings say, if they do; raises `OSError`."""
-        self.target = Target(self.way.name, self.served.engines)
+        self.target = Target(self.way.name, self.served.engines, self.way.arrangements)
         for engine in self.served.engines.values():
             self._link(engine)
         self.portal.add_target(self.target)
@@ -122,6 +130,17 @@ class TargetTransport:
         assert isinstance(way, TargetWay)
         self.way = way
         self.portal.configure(way.settings)
+        self.target.arrange(way.arrangements, self._moving)
+
+    def _moving(self, lun: int, transition: Transition) -> None:
+        """Have an end to the time that groups take to another state."""
+        seconds = self.way.arrangements[lun].transition_time if lun in self.way.arrangements else 0
+        if seconds:
+            self.served.loop.call_later(seconds, self._give_up, lun, transition)
+
+    def _give_up(self, lun: int, transition: Transition) -> None:
+        if transition.give_up():
+            log.error("LUN %d: the groups stay as they were: what is in flight through them does not end", lun)
 
     def _link(self, engine: Engine) -> None:
         """Let the disk break the connections that its commands come by."""

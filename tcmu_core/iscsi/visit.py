@@ -17,8 +17,8 @@ class Visit(Connection):
     Then it waits: somebody takes over what it has `heard`, and has been `told`, or `stay` answers it here.
     """
 
-    def __init__(self, host: Host, notify: Callable[[], object]) -> None:
-        super().__init__(host, notify)
+    def __init__(self, host: Host, notify: Callable[[], object], local: tuple[str, int] = ("", 0)) -> None:
+        super().__init__(host, notify, local)
         self.wanted: str | None = None
         self.heard = bytearray()
         self._text = bytearray()

@@ -25,7 +25,16 @@ from tcmu_core.errors import (
 )
 from tcmu_core.log import DEBUG_SCSI_CMD
 from tcmu_core.scsi import hot, sense
-from tcmu_core.scsi.attention import CAPACITY_CHANGED, COMMANDS_CLEARED, LUN_RESET, MEDIUM_CHANGED, establish
+from tcmu_core.scsi.alua import Arrangement
+from tcmu_core.scsi.attention import (
+    ACCESS_STATE_CHANGED,
+    CAPACITY_CHANGED,
+    COMMANDS_CLEARED,
+    INQUIRY_CHANGED,
+    LUN_RESET,
+    MEDIUM_CHANGED,
+    establish,
+)
 from tcmu_core.scsi.command import Command, Initiator, Nexus, Status, TaskAttribute
 from tcmu_core.scsi.commands.block import partial
 from tcmu_core.scsi.following import Followed, Follower
@@ -34,6 +43,7 @@ from tcmu_core.scsi.reservations import StateStore
 from tcmu_core.scsi.steps import PAUSE, Abort, Ask, OnItsOwn, Shielded, Steps, checked, not_a_result
 from tcmu_core.scsi.table import every_row, table_for
 from tcmu_core.scsi.taskset import CACHE, EVERYTHING, MEDIUM, REGISTRATIONS, Span, countdown
+from tcmu_core.scsi.transition import Transition
 from tcmu_core.scsi.unit import Unit
 
 _ORDERED = int(TaskAttribute.ORDERED)  # looking a member up costs a tenth of a microsecond, for each command
@@ -71,6 +81,7 @@ class Engine:
         self._trace = False
         self._follower: Follower | None = None
         self._reported: set[tuple[str, str, int]] = set()  # exceptions whose traceback was logged already
+        self._unwatch = store.watch(lambda: post(self._restored)) if store is not None else _nothing
         self.device.changed = self._notified
         self.device.prevented = lambda: bool(self.unit.prevented)
         self.refresh()
@@ -97,6 +108,7 @@ class Engine:
             and unit.operations.handle_cmd is None
             and not unit.reservations.active
             and not unit.tasks.contended
+            and not unit.access.closed
         )
         self.fast = self._all_fast if clear else self._no_fast
 
@@ -270,13 +282,17 @@ class Engine:
         return self.run(command)
 
     def _permit(self, command: Command) -> None:
-        """Raise what a reservation, or a person who said read-only, says against a command before a handler sees it.
+        """Raise what a port's state, a reservation, or a person who said read-only says against a command.
+
+        That is before a handler sees it.
 
         A command that is no line of the table, since the disk lacks an operation, is judged by its line all the same;
         one that nobody knows may change anything.
         """
         unit = self.unit
         row = command.row or find(self._laws, command.cdb) or _UNKNOWN
+        if unit.access.closed:
+            unit.access.check(command.nexus, row)
         if unit.reservations.active:
             unit.reservations.check(command.nexus, row, command.cdb)
         if row.protected and (self.disk.spec.read_only or unit.modes.software_write_protect):
@@ -303,8 +319,10 @@ class Engine:
         return row.run(self.unit, command)
 
     def admit(self, row: Opcode, command: Command) -> None:
-        """Raise what the CDB's reserved bits, a reservation, or the unit's state say against a command."""
+        """Raise what its port's state, the CDB's reserved bits, a reservation, or the unit say against a command."""
         cdb, unit = command.cdb, self.unit
+        if unit.access.closed:
+            unit.access.check(command.nexus, row)
         excess = int.from_bytes(cdb[: len(row.usage)], "big") & ~int.from_bytes(row.usage, "big")
         if excess and row.code == Op.INQUIRY:
             # Linux finds a unit's standard by an INQUIRY of SCSI-2, which has the LUN in byte 1 (SCSI-2 7.2.2).
@@ -501,7 +519,9 @@ class Engine:
 
     def attach(self, initiator: Initiator) -> Nexus:
         """Make a new I_T_L nexus."""
-        return self.unit.attach(initiator)
+        nexus = self.unit.attach(initiator)
+        self.gate()
+        return nexus
 
     def detach(self, nexus: Nexus, then: Callable[[], object] | None = None) -> None:
         """End an I_T_L nexus: abort its commands, drop its RESERVE(6) and its PREVENT (SAM-5 6.3.4).
@@ -598,6 +618,40 @@ class Engine:
             self.refresh()
         self.unit.attention(asc, ascq, but=but)
 
+    def arrange(
+        self, arrangement: Arrangement, moving: Callable[[Transition], object] = lambda transition: None
+    ) -> None:
+        """Take other target port groups; `moving(transition)` is called where they have a long way to other states.
+
+        While groups are on their way already, that comes first.
+        """
+        unit, access = self.unit, self.unit.access
+        if access.transition is not None:
+            access.transition.add_done_callback(lambda _: self.post(self.arrange, arrangement, moving))
+            return
+        before = access.arrangement
+        if arrangement == before:
+            return
+        states = access.take(arrangement)
+        access.look(unit.nexuses)
+        if arrangement.tpgs != before.tpgs:
+            unit.version += 1
+            unit.attention(*INQUIRY_CHANGED)
+        if arrangement.groups != before.groups and not states:
+            unit.attention(*ACCESS_STATE_CHANGED)
+        transition = Transition(unit, states, settled=self.gate)
+        self.gate()
+        if not transition.ended.done():
+            moving(transition)
+
+    def _restored(self) -> None:
+        """Take the reservations that another process has put into the store."""
+        try:
+            self.unit.tell(self.unit.reservations.reload())
+        except OSError as error:
+            self.device.log.error("reservations that another process has changed can't be read: %s", text_of(error))
+        self.gate()
+
     def change(self, change: Change) -> None:
         """Have the disk take a change (bytes), and the unit and its nexuses learn of it; raises as `Disk.change`."""
         device, unit = self.device, self.unit
@@ -644,6 +698,7 @@ class Engine:
         Returns whether all is where it belongs: what failed is in the log.
         """
         done = True
+        self._unwatch()
         for command, pending in self._carried.items():
             command.aborted = True
             if pending is not None:

@@ -44,6 +44,15 @@ def designator(code_set: int, kind: int, value: bytes) -> bytes:
     return bytes([code_set, kind, 0, len(value)]) + value
 
 
+def of_port(target: str, port: int, group: int | None) -> bytes:
+    """Return the designators of a target port, its group, and the target device of this name (SPC-4 7.8.6.7 to 11)."""
+    data = designator(CODE_SET_BINARY, 0x04 | ASSOCIATION_PORT, port.to_bytes(4, "big"))
+    if group is not None:
+        data += designator(CODE_SET_BINARY, 0x05 | ASSOCIATION_PORT, group.to_bytes(4, "big"))
+    data += designator(CODE_SET_UTF8, 0x08 | ASSOCIATION_PORT, name_string(f"{target},t,0x{port:04x}"))
+    return data + designator(CODE_SET_UTF8, 0x08 | ASSOCIATION_TARGET, name_string(target))
+
+
 def name_string(text: str) -> bytes:
     """Return a SCSI name string: UTF-8, null-terminated, padded to four bytes (SPC-4 7.8.6.11)."""
     value = text.encode() + b"\0"

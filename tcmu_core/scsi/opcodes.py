@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import Enum, IntEnum, IntFlag
 from typing import Any
 
 
@@ -73,6 +73,24 @@ class Access(Enum):
     READ = "reads the medium"
     WRITE = "changes the medium or the device's state"
     RESERVE = "a reservation command that checks for itself"
+
+
+class Reach(IntEnum):
+    """How far from active the access state of a port may be for a command to run there (SPC-4 5.15.2)."""
+
+    ACTIVE = 0
+    STANDBY = 1
+    UNAVAILABLE = 2
+    TRANSITIONING = 3
+
+
+class Tpgs(IntFlag):
+    """Who moves target port groups: the target by itself, an initiator by command, or both (SPC-4 table 184)."""
+
+    NONE = 0
+    IMPLICIT = 1
+    EXPLICIT = 2
+    BOTH = 3
 
 
 class Direction(IntEnum):
@@ -176,6 +194,8 @@ class Opcode:
     `direction` and `amount` say how the data goes and how much of it there can be. `blocks` reads the LBA and the
     number of blocks, `touches` says what it shares with others, and `alone` that it must not share that.
     `ready` says that the command needs a unit that is started; `protected` that it writes to the medium.
+    `reach` is the access state in which the command runs, with all that are nearer to active; `tpgs`: it exists where a
+    unit's groups are moved like this.
     `spared` and `spared_6` say which CDBs pass a persistent reservation, or RESERVE(6), of somebody else.
     """
 
@@ -193,6 +213,8 @@ class Opcode:
     needs: str = ""
     ready: bool = True
     protected: bool = False
+    reach: Reach = Reach.ACTIVE
+    tpgs: Tpgs = Tpgs.NONE
     spared: Spared = never
     spared_6: Spared = never
     attention: bool = True  # a pending unit attention is reported instead of running the command (SAM-5 5.14)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -69,14 +69,27 @@ class InvalidRelease(CommandError):
     sense_key, asc, ascq = 0x5, 0x26, 0x04
 
 
+Version = str  # of what a store holds; equal ones mean equal states, and nothing else is known of them
+
+
 class StateStore(Protocol):
-    """Where reservations outlive a loss of power."""
+    """Where reservations outlive a loss of power. Several processes may have the same one."""
 
-    def load(self) -> bytes | None:
-        """Return what was saved last; None when there is nothing."""
+    def load(self) -> tuple[bytes, Version]:
+        """Return what it holds, nothing at first, and the version of that; raises `OSError`."""
 
-    def save(self, data: bytes) -> Future[None] | None:
-        """Keep `data`: it is on stable storage when this returns None, or when the Future ends. Raises `OSError`."""
+    def replace(self, state: bytes, version: Version) -> Version | Future[Version]:
+        """Hold `state` in place of this version, as one step; return its own version, then or later.
+
+        Then it is on stable storage.
+
+        Raises:
+            StaleVersion: another version is there by now; it stays. The Future may have this, too.
+            OSError: nothing was replaced.
+        """
+
+    def watch(self, callback: Callable[[], object]) -> Callable[[], object]:
+        """Call `callback()`, on any thread, when somebody else has replaced the state; return what ends that."""
 
 
 def same_transport_id(data: bytes) -> bytes:
@@ -148,6 +161,20 @@ class Registrations:
             if one != who and one in self.keys:  # its own key was not given (SPC-4 5.12.7.3)
                 raise ReservationConflict
             self._set(one, new)
+
+    def register_at(self, who: Registrant, ports: Iterable[int], old: int | None, new: int) -> None:
+        """Do what REGISTER has done for `who` at its initiator port's other target ports: ALL_TG_PT (SPC-4 6.16.3).
+
+        A registration there that has another key than the `old` one stays as it is.
+        """
+        for port in ports:
+            other = Registrant(who.transport_id, port)
+            if other == who or self.keys.get(other, old) != old:
+                continue
+            if new:
+                self._set(other, new)
+            elif other in self.keys:
+                self.unregister(other)
 
     def _set(self, who: Registrant, key: int) -> None:
         if who not in self.keys and len(self.keys) >= MAX_REGISTRATIONS:
@@ -284,17 +311,25 @@ class Reservations:
     """All reservations of one unit: the persistent ones in force in `now`, and who holds RESERVE(6)."""
 
     def __init__(self, store: StateStore | None, log: logging.LoggerAdapter[logging.Logger]) -> None:
-        self._store = store
+        self.store = store
         self.now = Registrations()
         self.legacy: Nexus | None = None  # the holder of RESERVE(6)
+        self._log = log
         self._saved = b""
-        data = store.load() if store is not None else None
-        if data:
-            try:
-                self.now = Registrations.parse(data)
-                self._saved = self.now.dump()
-            except ValueError as error:
-                log.error("the saved persistent reservations can't be read, none are restored: %s", error)
+        self._version: Version = ""
+        self._saving = False
+        self._missed = False  # somebody else has replaced the state while ours was on its way
+        if store is not None:
+            self.now = self._load(store)
+
+    def _load(self, store: StateStore) -> Registrations:
+        data, self._version = store.load()
+        self._saved = data
+        try:
+            return Registrations.parse(data) if data else Registrations()
+        except ValueError as error:
+            self._log.error("the saved persistent reservations can't be read, none are restored: %s", error)
+            return Registrations()
 
     @property
     def active(self) -> bool:
@@ -304,7 +339,7 @@ class Reservations:
     @property
     def can_persist(self) -> bool:
         """Whether there is a place to keep registrations through a loss of power."""
-        return self._store is not None
+        return self.store is not None
 
     def check(self, nexus: Nexus, row: Opcode, cdb: bytes) -> None:
         """Raise ReservationConflict when a reservation of another nexus forbids the command (SPC-4 table 66)."""
@@ -322,15 +357,59 @@ class Reservations:
             raise ReservationConflict
 
     def save(self, draft: Registrations) -> Future[None] | None:
-        """Store what of a draft outlives a loss of power, if that changes; as `StateStore.save`."""
+        """Store what of a draft outlives a loss of power, if that changes; it is when the Future ends.
+
+        Raises:
+            StaleVersion: somebody else has changed them: `reload`, and draft anew. The Future may have this, too.
+            OSError: they can't be stored.
+        """
         data = draft.dump()
-        if self._store is None or data == self._saved:
+        if self.store is None or data == self._saved:
             return None
-        return self._store.save(data)
+        answer = self.store.replace(data, self._version)
+        if not isinstance(answer, Future):
+            self._version, self._saved = answer, data
+            return None
+        stored: Future[None] = Future()
+        self._saving = True
+
+        def take(done: Future[Version]) -> None:
+            self._saving = False
+            error = done.exception()
+            if error is not None:
+                stored.set_exception(error)
+                return
+            self._version, self._saved = done.result(), data
+            stored.set_result(None)
+
+        answer.add_done_callback(take)
+        return stored
+
+    def reload(self) -> Mapping[Registrant, list[tuple[int, int]]]:
+        """Take what somebody else has put into the store; returns the unit attentions that it has for registrants.
+
+        What of ours was in no store is gone, if the store holds something else.
+        """
+        if self.store is None:
+            return {}
+        if self._saving:
+            self._missed = True
+            return {}
+        self._missed = False
+        version, before = self._version, self.now
+        after = self._load(self.store)
+        if self._version == version:
+            return {}
+        after.generation = (before.generation + 1) & 0xFFFFFFFF
+        self.now = after
+        return _told(before, after)
+
+    def catch_up(self) -> Mapping[Registrant, list[tuple[int, int]]]:
+        """Reload, if that could not be done while ours was on its way."""
+        return self.reload() if self._missed else {}
 
     def commit(self, draft: Registrations) -> Mapping[Registrant, list[tuple[int, int]]]:
         """Let a draft take effect; returns the unit attentions that it has for registrants."""
-        self._saved = draft.dump()
         self.now = draft
         told, draft.told = draft.told, {}
         return told
@@ -339,3 +418,13 @@ class Reservations:
         """Release RESERVE(6); persistent reservations stay."""
         if self.legacy is nexus:
             self.legacy = None
+
+
+def _told(before: Registrations, after: Registrations) -> dict[Registrant, list[tuple[int, int]]]:
+    """Return the unit attentions of a change that somebody else has made (SPC-4 5.12.11)."""
+    gone = REGISTRATIONS_PREEMPTED if after.keys else RESERVATIONS_PREEMPTED
+    told = {who: [gone] for who in before.keys if who not in after.keys}
+    shared = before.type in REGISTRANTS_ONLY or before.type in ALL_REGISTRANTS
+    if shared and after.type != before.type:
+        told.update({who: [RESERVATIONS_RELEASED] for who in before.keys if who in after.keys})
+    return told

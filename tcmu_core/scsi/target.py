@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from tcmu_core.errors import CommandError, InvalidFieldInCdb, LogicalUnitNotSupported
 from tcmu_core.scsi import sense
+from tcmu_core.scsi.alua import ONE_GROUP, Arrangement
 from tcmu_core.scsi.attention import LUNS_CHANGED
 from tcmu_core.scsi.command import Command, Initiator, Nexus
 from tcmu_core.scsi.engine import Engine
-from tcmu_core.scsi.identity import (
-    ASSOCIATION_PORT,
-    ASSOCIATION_TARGET,
-    CODE_SET_BINARY,
-    CODE_SET_UTF8,
-    designator,
-    name_string,
-)
 from tcmu_core.scsi.lun import report_luns_data
 from tcmu_core.scsi.opcodes import Op
 from tcmu_core.scsi.taskset import countdown
+from tcmu_core.scsi.transition import Transition
 from tcmu_core.scsi.unit import Surroundings
 
-RELATIVE_PORT = 1
 _NOT_CAPABLE = 0x7F  # peripheral qualifier 011b, device type 1Fh (SPC-4 6.6.2)
 
 
@@ -53,20 +47,19 @@ class ITNexus:
 
 
 class Target:
-    """A SCSI target device with one port: the logical units of one iSCSI target name."""
+    """A SCSI target device: the logical units of one iSCSI target name.
 
-    def __init__(self, name: str, luns: Mapping[int, Engine]) -> None:
+    `arrangements` are the target port groups by LUN; one that has none there has one port, in one group.
+    """
+
+    def __init__(
+        self, name: str, luns: Mapping[int, Engine], arrangements: Mapping[int, Arrangement] | None = None
+    ) -> None:
         self.name = name
+        self._arrangements = dict(arrangements or {})
         self.luns: dict[int, Engine] = {}
         self._nexuses: dict[ITNexus, None] = {}
-        port = RELATIVE_PORT.to_bytes(4, "big")
-        self._around = Surroundings(
-            {},
-            designator(CODE_SET_BINARY, 0x04 | ASSOCIATION_PORT, port)
-            + designator(CODE_SET_BINARY, 0x05 | ASSOCIATION_PORT, port)
-            + designator(CODE_SET_UTF8, 0x08 | ASSOCIATION_PORT, name_string(f"{name},t,0x{RELATIVE_PORT:04x}"))
-            + designator(CODE_SET_UTF8, 0x08 | ASSOCIATION_TARGET, name_string(name)),
-        )
+        self._around = Surroundings(target=name)
         for lun, engine in luns.items():
             self.add(lun, engine)
 
@@ -74,6 +67,7 @@ class Target:
         """Take one more logical unit; initiators that are here hear of it (REPORTED LUNS DATA HAS CHANGED)."""
         self._tell_luns_changed()
         engine.unit.around, engine.unit.lun = self._around, lun
+        engine.arrange(self._arrangements.get(lun, ONE_GROUP))
         self.luns[lun] = engine
         self._around.units = {**self._around.units, lun: engine.unit}
         for it in self._nexuses:
@@ -91,6 +85,16 @@ class Target:
             engine.detach(nexus)
         engine.drain(then)
         return engine
+
+    def arrange(
+        self,
+        arrangements: Mapping[int, Arrangement],
+        moving: Callable[[int, Transition], object] = lambda lun, transition: None,
+    ) -> None:
+        """Take other target port groups, by LUN; `moving(lun, transition)` as `Engine.arrange` has it."""
+        self._arrangements = dict(arrangements)
+        for lun, engine in self.luns.items():
+            engine.arrange(arrangements.get(lun, ONE_GROUP), partial(moving, lun))
 
     def _tell_luns_changed(self) -> None:
         for engine in self.luns.values():

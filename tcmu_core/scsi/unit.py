@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tcmu_core.disk.disk import Disk
 from tcmu_core.errors import MediumNotPresent, NotReadyStopped
+from tcmu_core.scsi.alua import Access
 from tcmu_core.scsi.attention import CAPACITY_CHANGED, POWER_ON, establish
 from tcmu_core.scsi.background import Background
 from tcmu_core.scsi.command import Initiator, Nexus
@@ -21,14 +22,14 @@ from tcmu_core.scsi.taskset import TaskSet
 
 @dataclass(slots=True)
 class Surroundings:
-    """Where a unit stands: the units of its target by LUN, itself among them, and the designators of the target."""
+    """Where a unit stands: the units of its target by LUN, itself among them, and the name of the target."""
 
     units: Mapping[int, Unit] = field(default_factory=dict)
-    designators: bytes = b""
+    target: str = ""
 
 
 class Unit:
-    """The state of one logical unit: nexuses, attentions, reservations, mode pages, task set, medium.
+    """The state of one logical unit: nexuses, attentions, access states, reservations, mode pages, task set, medium.
 
     `version` counts the changes after which the engine has to look at everything anew.
     """
@@ -42,6 +43,7 @@ class Unit:
         self.identity = Identity.of(self.device.serial)
         self.modes = ModePages(self.device)
         self.reservations = Reservations(store, self.device.log)
+        self.access = Access()
         self.copies = CopyResults()
         self.around = Surroundings({0: self})
         self.lun = 0
@@ -104,12 +106,14 @@ class Unit:
         nexus = Nexus(initiator)
         nexus.attentions.append(POWER_ON)
         self.nexuses.append(nexus)
+        self.access.look(self.nexuses)
         return nexus
 
     def forget(self, nexus: Nexus) -> None:
         """Drop a nexus that is lost, its RESERVE(6) and its PREVENT (SAM-5 6.3.4)."""
         if nexus in self.nexuses:
             self.nexuses.remove(nexus)
+            self.access.look(self.nexuses)
         self.prevented.discard(nexus)
         self.reservations.nexus_lost(nexus)
 

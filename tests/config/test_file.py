@@ -12,6 +12,9 @@ from tcmu_core.config.configuration import Config, ForeignDevices, LunConfig
 from tcmu_core.config.file import load, parse
 from tcmu_core.errors import ConfigError
 from tcmu_core.log import Level
+from tcmu_core.scsi.alua import AccessState as State
+from tcmu_core.scsi.alua import Arrangement, PortGroup
+from tcmu_core.scsi.opcodes import Tpgs
 
 SHIPPED = Path(__file__).parents[2] / "conf" / "tcmu.conf"
 
@@ -21,7 +24,35 @@ TARGET = """\
 """
 LUN = TARGET + "[[[lun 0]]]\nhandler = file\n"
 
+GROUPS = (
+    TARGET
+    + """\
+[[[groups]]]
+access = both
+transition_time = 9
+[[[[1]]]]
+portals = 127.0.0.1
+preferred = yes
+[[[[2]]]]
+portals = 192.0.2.1, FD00::1
+state = non-optimized
+"""
+)
+GROUP = TARGET + "[[[lun 0]]]\nhandler = file\n[[[groups]]]\n[[[[1]]]]\n"
+
 BAD = [
+    (GROUP, "t.conf:6: [1] needs 'portals'"),
+    (GROUP + "portals = 127.0.0.1\nstate = lazy", "t.conf:8: state: 'lazy' is no access state: optimized, "),
+    (GROUP + "portals = 127.0.0.1\nstat = standby", "unknown key 'stat' in [1]: did you mean 'state'?"),
+    (GROUP + "portals = 0.0.0.0", "t.conf:7: portal '0.0.0.0': a group needs addresses and ports that clients reach"),
+    (GROUP + "portals = 192.0.2.9", "t.conf:5: none of these portals is listened on: [portal] has 127.0.0.1:3260"),
+    (GROUP + "portals = 127.0.0.1\n[[[[2]]]]\nportals = 127.0.0.1:3260", "t.conf:9: portal '127.0.0.1:3260' is in "),
+    (GROUP.replace("1]", "0]") + "portals = 127.0.0.1", "[[[[0]]]] is no group: write a number from 1 to 65535"),
+    (GROUP.replace("[1]", "[one]") + "portals = 127.0.0.1", "[[[[one]]]] is no group: write a number from 1 to 65535"),
+    (GROUP.replace("]]]\n[[[[1", "]]]\naccess = none\n[[[[1") + "portals = 127.0.0.1", "'none' is none of implicit, "),
+    (GROUP + "portals = 127.0.0.1\n[[[lun 1]]]\nhandler = file\ngroups = 2 standby", "t.conf:10: groups: '2 standby'"),
+    (GROUP + "portals = 127.0.0.1\n[[[lun 1]]]\nhandler = file\ngroups = 1 lazy", "t.conf:10: 'lazy' is no access"),
+    (LUN + "groups = 1 standby", "t.conf:5: groups: the target has no section [[[groups]]]"),
     # what is written, and what is said
     ("log_levl = 3", "t.conf:1: unknown key 'log_levl': did you mean 'log_level'?"),
     ("\n\ncolour = red", "t.conf:3: unknown key 'colour': known are log_level, log_dir, syslog, foreign_devices"),
@@ -116,12 +147,28 @@ def test_the_shipped_file_shows_the_defaults() -> None:
     for name in (*config.given, "warnings"):
         if name != "warnings":
             assert str(getattr(config, name)) == str(getattr(plain, name)), name
-    portal = dataclasses.replace(config.portal, access=plain.portal.access, targets={})
+    portal = dataclasses.replace(config.portal, access=plain.portal.access, targets={}, groups={})
     assert dataclasses.replace(portal, targets=plain.portal.targets) == plain.portal
     assert [user.name for user in config.portal.access.users] == ["alice"]
     assert config.targets[0].luns == (
         LunConfig(0, "file", "/var/lib/tcmu/disk1.img", "disk1-0", 10 << 30, 512, False, ("rate;iops=500", "log")),
     )
+
+
+def test_the_portals_of_a_target_are_in_groups_whose_states_each_lun_may_have_for_itself() -> None:
+    config = parse(GROUPS + "[[[lun 0]]]\nhandler = file\n[[[lun 1]]]\nhandler = file\n"
+                   "groups = 1 standby, 2 active/optimized preferred\n")  # fmt: skip
+    (target,) = config.targets
+    assert config.portal.groups == {target.name: {"127.0.0.1:3260": 1, "192.0.2.1:3260": 2, "[fd00::1]:3260": 2}}
+    first, second = PortGroup(1, (1,), State.OPTIMIZED, True), PortGroup(2, (2,), State.NON_OPTIMIZED)
+    assert target.arrangements[0] == Arrangement((first, second), Tpgs.BOTH, 9)
+    first, second = PortGroup(1, (1,), State.STANDBY), PortGroup(2, (2,), State.OPTIMIZED, True)
+    assert target.arrangements[1] == Arrangement((first, second), Tpgs.BOTH, 9)
+
+
+def test_a_target_without_groups_has_no_arrangements() -> None:
+    config = parse(LUN)
+    assert (config.targets[0].arrangements, config.portal.groups) == ({}, {})
 
 
 def test_every_key_of_the_schema_is_explained_in_the_shipped_file() -> None:

@@ -10,6 +10,7 @@ from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.chap import Algorithm, decode_binary, encode_binary
 from tcmu_core.iscsi.constants import FINAL, LoginStatus, Stage
 from tcmu_core.iscsi.errors import LoginError
+from tcmu_core.iscsi.login import Claim, Login
 from tcmu_core.iscsi.settings import Access, ChapUser, Limits, PortalSettings
 from tests.iscsi.initiator import NAME, OPERATIONAL, TARGET, Initiator, text_of
 from tests.iscsi.wire import FakeHost, Wire
@@ -76,6 +77,29 @@ def test_the_first_response_names_the_portal_group_and_the_segment_that_we_take(
     assert pairs["TargetPortalGroupTag"] == "7"
     assert pairs["TargetAlias"] == "the disk"
     assert pairs["MaxRecvDataSegmentLength"] == str(settings.limits.segment)
+
+
+def login_at(settings: PortalSettings, *local: tuple[str, int]) -> list[str | None]:
+    """Return the tag that the target has at each address; None where it is not."""
+    found = []
+    for address in local:
+        login = Login(FakeHost(settings), lambda claim: None, address)
+        answer = login.answer(Initiator().login(OPERATIONAL))
+        found.append(text_of(answer).get("TargetPortalGroupTag"))
+        assert answer.status == (LoginStatus.SUCCESS if found[-1] else LoginStatus.NOT_FOUND)
+    return found
+
+
+def test_a_target_with_groups_is_at_their_portals_alone() -> None:
+    settings = PortalSettings(groups={TARGET: {"192.0.2.1:3260": 3, "[fd00::1]:3260": 4}})
+    assert login_at(settings, ("192.0.2.1", 3260), ("fd00::1", 3260)) == ["3", "4"]
+    assert login_at(settings, ("192.0.2.1", 3261), ("192.0.2.2", 3260)) == [None, None]
+
+
+def test_an_initiator_port_may_have_a_session_with_each_target_port() -> None:
+    one = Claim(NAME, TARGET, b"isid", None, 1)
+    assert one.same_port(Claim(NAME.upper(), TARGET, b"isid", "joe", 1))
+    assert not one.same_port(Claim(NAME, TARGET, b"isid", None, 2))
 
 
 def test_the_security_stage_may_come_first_and_choose_no_method() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from tcmu_core import Device, Extent, hookimpl
 from tcmu_core.disk.spec import DiskSpec
+from tcmu_core.errors import StaleVersion
+from tcmu_core.scsi.alua import ONE_GROUP, Arrangement
 from tcmu_core.scsi.command import Command, Initiator, Status
 from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.target import Target
@@ -115,16 +118,42 @@ class Plain:
 
 
 class Shelf:
-    """Keeps what an APTPL store is given."""
+    """A store that several units may have. `later` collects what is to be replaced, and a Future is given for each."""
 
     def __init__(self) -> None:
-        self.data: bytes | None = None
+        self.data = b""
+        self.version = 0
+        self.watching: list[Callable[[], object]] = []
+        self.later: list[Callable[[], None]] | None = None
 
-    def load(self) -> bytes | None:
-        return self.data
+    def load(self) -> tuple[bytes, str]:
+        return self.data, str(self.version)
 
-    def save(self, data: bytes) -> None:
-        self.data = data
+    def replace(self, state: bytes, version: str) -> str | Future[str]:
+        def work() -> str:
+            if version != str(self.version):
+                raise StaleVersion("it has been replaced")
+            self.data, self.version = state, self.version + 1
+            for callback in self.watching:
+                callback()
+            return str(self.version)
+
+        if self.later is None:
+            return work()
+        future: Future[str] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except StaleVersion as error:
+                future.set_exception(error)
+
+        self.later.append(run)
+        return future
+
+    def watch(self, callback: Callable[[], object]) -> Callable[[], object]:
+        self.watching.append(callback)
+        return lambda: self.watching.remove(callback)
 
 
 @dataclass
@@ -195,7 +224,10 @@ class Rig:
             fn(*args)
 
     def nexus(self, who: str = "a") -> Any:
-        """Return the I_T nexus of an initiator, made on first use with its power-on attentions cleared."""
+        """Return the I_T nexus of an initiator, made on first use with its power-on attentions cleared.
+
+        `a:2` is initiator a at the target port 2.
+        """
         if who not in self.nexuses:
             self.nexuses[who] = self.target.connect(initiator(who))
             for lun in self.target.luns:
@@ -236,13 +268,20 @@ def answer(command: Command, data: bytes = b"") -> Answer:
 
 
 def initiator(who: str) -> Initiator:
-    """Return an initiator port with an iSCSI TransportID (SPC-4 7.6.4.6)."""
+    """Return an initiator port with an iSCSI TransportID (SPC-4 7.6.4.6); `a:2` is a at the target port 2."""
+    who, _, port = who.partition(":")
     name = f"iqn.2020-01.test:{who},i,0x000000000001\0".encode()
     name += bytes(-len(name) % 4)
-    return Initiator(who, bytes([0x45, 0]) + len(name).to_bytes(2, "big") + name)
+    return Initiator(who, bytes([0x45, 0]) + len(name).to_bytes(2, "big") + name, int(port or 1))
 
 
-def make_rig(*handlers: Any, size: int = 1 << 20, shelf: Shelf | None = None, **attributes: Any) -> Rig:
+def make_rig(
+    *handlers: Any,
+    size: int = 1 << 20,
+    shelf: Shelf | None = None,
+    arrangement: Arrangement = ONE_GROUP,
+    **attributes: Any,
+) -> Rig:
     """Return a rig with one unit for each handler, Memory by default."""
     posted: deque[tuple[Any, tuple[Any, ...]]] = deque()
     made, engines = list(handlers) or [Memory()], []
@@ -250,7 +289,8 @@ def make_rig(*handlers: Any, size: int = 1 << 20, shelf: Shelf | None = None, **
         disk = make_disk(handler, DiskSpec("memory", name=f"disk{number}", size=size), **attributes)
         disk.open()
         engines.append(Engine(disk, post=lambda fn, *args: posted.append((fn, args)), store=shelf))
-    return Rig(made, engines, Target("iqn.2020-01.test:target", dict(enumerate(engines))), posted)
+    arrangements = dict.fromkeys(range(len(engines)), arrangement)
+    return Rig(made, engines, Target("iqn.2020-01.test:target", dict(enumerate(engines)), arrangements), posted)
 
 
 def cdb10(code: int, lba: int, count: int, flags: int = 0) -> bytes:

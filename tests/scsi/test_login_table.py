@@ -9,7 +9,7 @@ from tests.scsi.harness import Rig, make_rig
 SERIAL = b"5f05292aa75fe37f"
 MIB_BLOCKS = 2048
 
-STANDARD = bytes.fromhex("00 00 06 12 5b 08 00 02") + b"LIO-ORG TCMU device     0002"
+STANDARD = bytes.fromhex("00 00 06 12 5b 18 00 02") + b"LIO-ORG TCMU device     0002"
 PAGES = bytes.fromhex("00 00 00 07 00 80 83 86 b0 b1 b2")
 LIMITS = (
     bytes.fromhex("00 b0 00 3c 01 ff 00 01 00 00 80 00 00 00 00 00 00 00 00 00")

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
+from tcmu_core.scsi.alua import ONE_GROUP
+from tcmu_core.scsi.opcodes import Tpgs
 from tcmu_core.scsi.table import ROWS
 from tests.scsi.harness import BLOCK, Memory, Plain, Rig, cdb10, cdb16, make_rig
 
+EVERYTHING = dataclasses.replace(ONE_GROUP, tpgs=Tpgs.BOTH)  # groups that initiators may move
 
-def test_every_row_of_the_table_is_reported_with_its_own_usage_and_timeout(rig: Rig) -> None:
+
+def test_every_row_of_the_table_is_reported_with_its_own_usage_and_timeout() -> None:
+    rig = make_rig(arrangement=EVERYTHING)
     data = rig.good("a3 c 80 0 0 0 0 0 ff ff 0 0", room=65535)
     listed = {}
     for at in range(4, len(data), 20):
@@ -56,7 +63,7 @@ def test_task_management_functions(rig: Rig) -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 def test_every_reserved_bit_is_refused_with_a_pointer_to_it(row: object) -> None:
-    rig = make_rig()
+    rig = make_rig(arrangement=EVERYTHING)
     usage = bytearray(row.usage)  # type: ignore[attr-defined]
     for byte in range(1, len(usage)):
         for bit in range(8):

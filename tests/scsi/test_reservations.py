@@ -269,6 +269,94 @@ def test_a_damaged_aptpl_file_is_reported_and_harmless() -> None:
     assert keys(make_rig(shelf=shelf)) == []
 
 
+# -- a store that several processes have -------------------------------------------------------------------------------
+
+
+def gateways() -> tuple[Shelf, Rig, Rig]:
+    """Return two targets of one disk, of which each serves another initiator: a is registered at one of them."""
+    shelf = Shelf()
+    first, second = make_rig(shelf=shelf), make_rig(shelf=shelf)
+    first.nexus("a")
+    second.nexus("b")
+    assert out(first, "a", REGISTER, new=1, flags=1) == 0
+    second.turn()
+    return shelf, first, second
+
+
+def test_what_one_gateway_stores_counts_at_the_other(rig: Rig) -> None:
+    _, first, second = gateways()
+    assert keys(second, "b") == [1]
+    assert out(second, "b", REGISTER, new=2, flags=1) == 0
+    first.turn()
+    assert out(first, "a", RESERVE, 1, kind=5) == 0
+    second.turn()
+    assert keys(first) == keys(second, "b") == [1, 2]
+    assert second.send(cdb10(0x2A, 0, 1), DATA, who="c").status == CONFLICT
+    assert second.send(cdb10(0x2A, 0, 1), DATA, who="b").status == 0
+    assert not second.engine.fast
+
+
+def test_who_is_preempted_through_another_gateway_hears_of_it() -> None:
+    _, first, second = gateways()
+    assert out(second, "b", REGISTER, new=2, flags=1) == 0
+    assert out(second, "b", PREEMPT, 2, 1, kind=1) == 0
+    first.turn()
+    assert attention(first, "a") == (6, 0x2A, 0x05)
+    assert keys(first) == [2]
+
+
+def test_who_is_cleared_or_released_through_another_gateway_hears_of_it() -> None:
+    _, first, second = gateways()
+    assert out(second, "b", REGISTER, new=2, flags=1) == out(second, "b", RESERVE, 2, kind=5) == 0
+    first.turn()
+    assert out(second, "b", RELEASE, 2, kind=5) == 0
+    first.turn()
+    assert attention(first, "a") == (6, 0x2A, 0x04)
+    assert out(second, "b", CLEAR, 2) == 0
+    first.turn()
+    assert attention(first, "a") == (6, 0x2A, 0x03)
+
+
+def test_the_loser_of_a_race_makes_its_change_upon_the_winners() -> None:
+    shelf, first, second = gateways()
+    shelf.watching.clear()  # so that nobody knows before it tries
+    assert out(second, "b", REGISTER, new=2, flags=1) == 0
+    assert out(first, "c", REGISTER, new=3, flags=1) == 0
+    assert keys(first) == [1, 2, 3]
+
+
+def test_a_race_is_lost_while_the_change_is_on_its_way() -> None:
+    shelf, first, second = gateways()
+    shelf.later = []
+    data = bytes(8) + (3).to_bytes(8, "big") + bytes(4) + bytes([1, 0, 0, 0])
+    _, ended = first.start("5f 0 0 0 0 0 0 0 18 0", data, who="c")
+    (late,), shelf.later = shelf.later, None
+    assert out(second, "b", REGISTER, new=2, flags=1) == 0
+    first.turn()
+    assert ended == []
+    late()
+    first.turn()
+    assert [one.status for one in ended] == [0]
+    assert keys(first) == [1, 2, 3]
+    second.turn()
+    assert keys(second, "b") == [1, 2, 3]
+
+
+def test_who_always_loses_is_told_busy() -> None:
+    shelf, first, _ = gateways()
+    replace = shelf.replace
+    shelf.replace = lambda state, version: replace(state, "another")  # type: ignore[method-assign]
+    assert out(first, "a", REGISTER, 1, 9, flags=1) == Status.BUSY
+    assert keys(first) == [1]
+
+
+def test_a_unit_that_is_closed_watches_no_more() -> None:
+    shelf, first, second = gateways()
+    first.engine.close()
+    second.engine.close()
+    assert shelf.watching == []
+
+
 # -- RESERVE(6) --------------------------------------------------------------------------------------------------------
 
 

@@ -31,23 +31,29 @@ class Store:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self.data: bytes | None = None
+        self.data = b""
+        self._version = 0
 
-    def load(self) -> bytes | None:
+    def load(self) -> tuple[bytes, str]:
         """Return what was saved."""
-        return self.data
+        return self.data, str(self._version)
 
-    def save(self, data: bytes) -> Future[None] | None:
+    def watch(self, _callback: Callable[[], object]) -> Callable[[], object]:
+        """Watch nothing: nobody else has it."""
+        return lambda: None
+
+    def replace(self, state: bytes, version: str) -> str | Future[str]:
         """Save, if there is room: at once, or when a thread of the pool takes it."""
 
-        def work() -> None:
+        def work() -> str:
             if self._run.full:
                 raise OSError(errno.ENOSPC, "No space left on device")
-            self.data = data
+            assert version == str(self._version), "nobody else has it"
+            self.data, self._version = state, self._version + 1
+            return str(self._version)
 
         if self._run.save_now():
-            work()
-            return None
+            return work()
         job = Job(None, work)
         self._run.jobs.append(job)
         return job.future

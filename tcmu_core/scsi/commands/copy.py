@@ -249,6 +249,8 @@ def _may(segment: Segment, nexus: Nexus) -> None:
         raise InvalidFieldInParameterList("more than MAXIMUM SEGMENT LENGTH", in_cdb=False)
     if segment.destination.write_protected or segment.destination.operations.write is None:
         raise WriteProtected
+    for unit in (segment.source, segment.destination):
+        unit.access.check(unit.twin(nexus), _WRITING)
     segment.source.reservations.check(segment.source.twin(nexus), _READING, b"")
     segment.destination.reservations.check(segment.destination.twin(nexus), _WRITING, b"")
 

@@ -3,44 +3,54 @@
 from __future__ import annotations
 
 from tcmu_core.errors import InvalidFieldInCdb
+from tcmu_core.scsi.alua import AccessState
 from tcmu_core.scsi.command import Command
-from tcmu_core.scsi.identity import ASSOCIATION_UNIT, CODE_SET_ASCII, CODE_SET_BINARY, designator
+from tcmu_core.scsi.identity import ASSOCIATION_UNIT, CODE_SET_ASCII, CODE_SET_BINARY, designator, of_port
 from tcmu_core.scsi.limits import MAX_ATOMIC, MAX_COMPARE_AND_WRITE, MAX_UNMAP_DESCRIPTORS
 from tcmu_core.scsi.sense import MAX_SENSE_LENGTH
 from tcmu_core.scsi.unit import Unit
 
 _VERSIONS = (0x00A0, 0x0960, 0x0460, 0x04C0, 0x0600)  # SAM-5, iSCSI, SPC-4, SBC-3, SBC-4 (SPC-4 6.6.2)
 _VERSIONS_OTHER = (0x00A0, 0x0960, 0x0460)
+_IDENTIFICATION = 0x83
+_NOT_CONNECTED = 0x20  # PERIPHERAL QUALIFIER 001b
 
 
 def inquiry(unit: Unit, command: Command) -> None:
     """INQUIRY: SPC-4 6.6."""
     cdb = command.cdb
-    room = int.from_bytes(cdb[3:5], "big")
+    room, port = int.from_bytes(cdb[3:5], "big"), command.nexus.initiator.port
     if cdb[1] & 0x01:
-        make = _VPD.get(cdb[2])
-        if make is None or cdb[2] not in vpd_pages(unit):
+        if cdb[2] not in vpd_pages(unit):
             raise InvalidFieldInCdb("there is no such VPD page", field=(2, 7))
-        body = make(unit)
-        page = bytes([unit.device.device_type, cdb[2]]) + len(body).to_bytes(2, "big") + body
+        body = identification(unit, port) if cdb[2] == _IDENTIFICATION else _VPD[cdb[2]](unit)
+        page = bytes([_peripheral(unit, port), cdb[2]]) + len(body).to_bytes(2, "big") + body
         command.put(page[:room])
         return
     if cdb[2]:
         raise InvalidFieldInCdb("PAGE CODE without EVPD", field=(2, 7))
-    command.put(standard(unit)[:room])
+    command.put(standard(unit, port)[:room])
 
 
-def standard(unit: Unit) -> bytes:
+def _peripheral(unit: Unit, port: int) -> int:
+    """Return the first byte: the device type, which is not connected to an unavailable port (SPC-4 5.15.2.7)."""
+    unavailable = unit.access.state(port) is AccessState.UNAVAILABLE
+    return unit.device.device_type | (_NOT_CONNECTED if unavailable else 0)
+
+
+def standard(unit: Unit, port: int) -> bytes:
     """Return the standard INQUIRY data (SPC-4 6.6.2), with version descriptors: 96 bytes."""
     device = unit.device
     data = bytearray(96)
-    data[0] = device.device_type
+    data[0] = _peripheral(unit, port)
     data[1] = 0x80 if device.removable else 0x00
     data[2] = 0x06  # SPC-4
     data[3] = 0x12  # HISUP, response data format 2
     data[4] = len(data) - 5
     if device.device_type == 0x00:
         data[5] = 0x08  # 3PC: EXTENDED COPY
+    data[5] |= unit.access.arrangement.tpgs << 4
+    data[6] = 0x10 if len(unit.access.ports) > 1 else 0x00  # MULTIP
     data[7] = 0x02  # CMDQUE
     data[8:16] = _ascii(device.vendor, 8)
     data[16:32] = _ascii(device.product, 16)
@@ -56,7 +66,7 @@ def _ascii(text: str, length: int) -> bytes:
 
 def vpd_pages(unit: Unit) -> list[int]:
     """Return the codes of the VPD pages that this unit has."""
-    pages = [0x00, 0x80, 0x83, 0x86]
+    pages = [0x00, 0x80, _IDENTIFICATION, 0x86]
     if unit.device.device_type == 0x00:
         pages += [0xB0, 0xB1]
         pages += [0xB2]
@@ -71,13 +81,15 @@ def _serial(unit: Unit) -> bytes:
     return unit.identity.serial.encode("ascii", "replace")
 
 
-def identification(unit: Unit) -> bytes:
-    """Return the designation descriptors of VPD page 83 (SPC-4 7.8.6)."""
+def identification(unit: Unit, port: int) -> bytes:
+    """Return the designation descriptors of VPD page 83 (SPC-4 7.8.6), as this target port has them."""
     identity = unit.identity
     vendor = _ascii(unit.device.vendor, 8) + _serial(unit)
     data = designator(CODE_SET_BINARY, 0x03 | ASSOCIATION_UNIT, identity.naa)
     data += designator(CODE_SET_ASCII, 0x01 | ASSOCIATION_UNIT, vendor)
-    return data + unit.around.designators
+    if unit.around.target:
+        data += of_port(unit.around.target, port, unit.access.group(port))
+    return data
 
 
 def _extended(unit: Unit) -> bytes:
@@ -134,7 +146,6 @@ def _provisioning(unit: Unit) -> bytes:
 _VPD = {
     0x00: _supported,
     0x80: _serial,
-    0x83: identification,
     0x86: _extended,
     0xB0: _block_limits,
     0xB1: _characteristics,

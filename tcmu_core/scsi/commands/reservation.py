@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from tcmu_core.errors import (
+    Busy,
     InvalidFieldInCdb,
     InvalidFieldInParameterList,
     ParameterListLengthError,
     ReservationConflict,
+    StaleVersion,
 )
 from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.commands.data import parameter_list
@@ -17,6 +19,7 @@ from tcmu_core.scsi.unit import Unit
 READ_KEYS, READ_RESERVATION, REPORT_CAPABILITIES, READ_FULL_STATUS = range(4)  # SPC-4 table 206
 _TYPE_MASK = 0xEA01  # all six types (SPC-4 table 212)
 _SPEC_I_PT, _ALL_TG_PT, _APTPL = 0x08, 0x04, 0x01  # byte 20 of the parameter list
+_ATTEMPTS = 16  # to change what other processes change as well
 _UNREG = 0x02  # byte 17 of that of REGISTER AND MOVE, which has APTPL there too (SPC-4 6.16.4)
 
 
@@ -75,14 +78,22 @@ def persistent_reserve_out(unit: Unit, command: Command) -> Steps:
     if keep and registering and not state.can_persist:
         field = (17 if moving else 20, 0)
         raise InvalidFieldInParameterList("APTPL: there is nowhere to keep it", field=field, in_cdb=False)
-    draft = state.now.draft()
-    aborted = _change(draft, action, who, data, kind)
-    if registering:
-        draft.aptpl = keep
-    if action not in (OutAction.RESERVE, OutAction.RELEASE):
-        draft.generation = (draft.generation + 1) & 0xFFFFFFFF  # SPC-4 6.15.2: PRGENERATION
-    yield Shielded(state.save(draft))
+    for _ in range(_ATTEMPTS):
+        draft = state.now.draft()
+        aborted = _change(draft, action, who, data, kind, unit.access.ports or (who.port,))
+        if registering:
+            draft.aptpl = keep
+        if action not in (OutAction.RESERVE, OutAction.RELEASE):
+            draft.generation = (draft.generation + 1) & 0xFFFFFFFF  # SPC-4 6.15.2: PRGENERATION
+        try:
+            yield Shielded(state.save(draft))
+            break
+        except StaleVersion:  # another process was faster: the change is made upon what it has made
+            unit.tell(state.reload())
+    else:
+        raise Busy
     unit.tell(state.commit(draft))
+    unit.tell(state.catch_up())
     if action is OutAction.PREEMPT_AND_ABORT:
         yield from _abort(unit, command, aborted)
 
@@ -96,7 +107,9 @@ def _check_flags(data: bytes, action: OutAction, length: int) -> None:
         raise ParameterListLengthError
 
 
-def _change(draft: Registrations, action: OutAction, who: Registrant, data: bytes, kind: int) -> set[Registrant]:
+def _change(
+    draft: Registrations, action: OutAction, who: Registrant, data: bytes, kind: int, ports: tuple[int, ...]
+) -> set[Registrant]:
     """Make the change on the draft; return whose commands PREEMPT AND ABORT is to abort."""
     key, new = int.from_bytes(data[0:8], "big"), int.from_bytes(data[8:16], "big")
     match action:
@@ -112,7 +125,11 @@ def _change(draft: Registrations, action: OutAction, who: Registrant, data: byte
                     raise InvalidFieldInParameterList(
                         "SPEC_I_PT with a key of zero registers nobody", field=(8, 7), in_cdb=False
                     )
+            old = draft.keys.get(who)
             draft.register(who, key, new, ignore=action is OutAction.REGISTER_AND_IGNORE, others=dict.fromkeys(others))
+            if data[20] & _ALL_TG_PT:
+                for one in (who, *others):
+                    draft.register_at(one, ports, old, new)
         case OutAction.RESERVE:
             draft.reserve(who, key, PrType(kind))
         case OutAction.RELEASE:
@@ -120,7 +137,7 @@ def _change(draft: Registrations, action: OutAction, who: Registrant, data: byte
         case OutAction.CLEAR:
             draft.clear(who, key)
         case OutAction.REGISTER_AND_MOVE:
-            draft.move(who, key, _destination(data, who.port), new, bool(data[17] & _UNREG))
+            draft.move(who, key, _destination(data, who.port, ports), new, bool(data[17] & _UNREG))
         case _:
             return draft.preempt(who, key, new, PrType(kind))
     return set()
@@ -175,16 +192,16 @@ def _transport_id(data: bytes, at: int) -> tuple[bytes, int]:
         raise InvalidFieldInParameterList("TransportID is no UTF-8", field=(at + 4, 7), in_cdb=False) from None
 
 
-def _destination(data: bytes, port: int) -> Registrant:
+def _destination(data: bytes, port: int, ports: tuple[int, ...]) -> Registrant:
     """Return whom REGISTER AND MOVE names (SPC-4 6.16.4)."""
     length = int.from_bytes(data[20:24], "big")
     if length != len(data) - 24 or length < 24:
         raise InvalidFieldInParameterList("TRANSPORTID PARAMETER DATA LENGTH", field=(20, 7), in_cdb=False)
     told = int.from_bytes(data[18:20], "big")
-    if told not in (0, port):
+    if told and told not in ports:
         raise InvalidFieldInParameterList("RELATIVE TARGET PORT IDENTIFIER: no such port", field=(18, 7), in_cdb=False)
     one, _end = _transport_id(data, 24)
-    return Registrant(one, port)
+    return Registrant(one, told or port)
 
 
 def reserve_6(unit: Unit, command: Command) -> None:

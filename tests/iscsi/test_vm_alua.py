@@ -1,0 +1,108 @@
+"""Two portals of a target in groups, with the kernel's initiator: what sg3-utils read of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vm import Machine
+
+pytestmark = pytest.mark.vm
+
+TARGET = "iqn.2026-01.test:disk"
+PORTALS = ("127.0.0.1:3260", "127.0.0.2:3260")
+PATIENCE = 240
+STATE = f"/tmp/alua-{os.getpid()}"
+
+
+def configuration(first: str, second: str) -> str:
+    """Return a tcmu.conf with the groups 1 and 2 in these states."""
+    return f"""
+[portal]
+listen = {PORTALS[0]}, {PORTALS[1]}
+[targets]
+[[{TARGET}]]
+[[[groups]]]
+access = both
+[[[[1]]]]
+portals = {PORTALS[0]}
+state = {first}
+[[[[2]]]]
+portals = {PORTALS[1]}
+state = {second}
+[[[lun 0]]]
+handler = ram
+size = 16M
+"""
+
+
+def wait(vm: Machine, condition: str) -> None:
+    """Wait in the guest until a shell condition holds."""
+    script = f"for i in $(seq 800); do if {condition}; then exit 0; fi; sleep 0.2; done; exit 1"
+    vm.run(script, timeout=PATIENCE, check=True)
+
+
+class Paths:
+    """The guest with the disk by two paths: the device at each portal."""
+
+    def __init__(self, vm: Machine) -> None:
+        self.vm = vm
+        self.conf = Path(vm.share) / "tcmu.conf"
+        self.devices: list[str] = []
+
+    def states(self, first: str, second: str) -> None:
+        """Have tcmu.conf say other states."""
+        new = self.conf.with_suffix(".new")
+        new.write_text(configuration(first, second))
+        new.rename(self.conf)
+
+    def reported(self, device: str) -> dict[int, int]:
+        """Return what sg_rtpg says: the state of each group."""
+        text = self.vm.run(f"sg_rtpg -d {device} || sg_rtpg -d {device}", check=True).stdout
+        groups = [int(number, 16) for number in re.findall(r"target port group id : (0x[0-9a-f]+)", text)]
+        found = [int(number, 16) for number in re.findall(r"asymmetric access state : (0x[0-9a-f]+)", text)]
+        return dict(zip(groups, found, strict=True))
+
+
+@pytest.fixture(scope="module")
+def paths() -> Iterator[Paths]:
+    with Machine(cpus=2, memory="1G") as vm:
+        vm.modprobe("iscsi_tcp", "crc32c", "scsi_dh_alua")
+        two = Paths(vm)
+        two.states("optimized", "non-optimized")
+        daemon = vm.spawn(
+            [sys.executable, "-m", "tcmu_core.cli.runner", "--config", str(two.conf), "--state-dir", STATE]
+        )
+        wait(vm, "[ $(grep -c ':0CBC 00000000:0000 0A ' /proc/net/tcp) = 2 ]")  # listening
+        vm.run("mkdir -p /run/lock/iscsi /etc/multipath && iscsid", check=True)
+        vm.run(
+            f"iscsiadm -m discovery -t sendtargets -p {PORTALS[0]} && iscsiadm -m node --login",
+            timeout=PATIENCE,
+            check=True,
+        )
+        for portal in PORTALS:
+            find = (
+                "for s in /sys/class/iscsi_session/session*; do "
+                f"grep -qx {portal.partition(':')[0]} $s/device/connection*/iscsi_connection/*/persistent_address && "
+                "ls -d $s/device/target*/*/block/sd*; done 2>/dev/null"
+            )
+            wait(vm, f"{find} | grep -q .")
+            two.devices.append("/dev/" + vm.run(find, check=False).stdout.split()[0].rpartition("/")[2])
+        yield two
+        daemon.destroy()
+
+
+def test_sg_utils_read_the_groups(paths: Paths) -> None:
+    first, second = paths.devices
+    assert paths.reported(first) == paths.reported(second) == {1: 0, 2: 1}
+    extended = paths.vm.run(f"sg_rtpg -e -d {first}", check=True).stdout
+    assert "60" in extended
+    for device, number in ((first, 1), (second, 2)):
+        page = paths.vm.run(f"sg_vpd -p di {device}", check=True).stdout
+        assert f"Relative target port: 0x{number}" in page
+        assert f"Target port group: 0x{number}" in page
