@@ -36,22 +36,22 @@ class AptplFile:
     """A store of the engine's (`reservations.StateStore`): a file, replaced as a whole.
 
     After a crash there is the old or the new. Processes of one host that have the same file take turns by a lock of its
-    directory. A version is a digest of the content, which for no file is nothing.
+    directory. A version is a digest of the content. A file that a person has removed counts as what it was: nobody is
+    to lose a reservation that is in force by that.
     """
 
     def __init__(self, path: str | Path, later: Later | None = None) -> None:
         self.path = Path(path)
         self._later = later
         self._seen: tuple[int, ...] | None = None  # what the file looked like when we read or wrote it
+        self._known = b""  # what was in it then
 
     def load(self) -> tuple[bytes, str]:
         """Return the content, empty where there is no file, and its version; raises `OSError`."""
         self._seen = self._look()
-        try:
-            data = self.path.read_bytes()
-        except FileNotFoundError:
-            data = b""
-        return data, _version(data)
+        with contextlib.suppress(FileNotFoundError):
+            self._known = self.path.read_bytes()
+        return self._known, _version(self._known)
 
     def replace(self, state: bytes, version: str) -> str:
         """Put `state` in the place of this version, and return its own when it is on stable storage.
@@ -69,7 +69,7 @@ class AptplFile:
             if self.load()[1] != version:
                 raise StaleVersion(f"{self.path}: another process has changed it")
             self._write(state)
-            self._seen = self._look()
+            self._seen, self._known = self._look(), state
         return _version(state)
 
     def watch(self, callback: Callable[[], object]) -> Callable[[], object]:

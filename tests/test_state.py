@@ -163,3 +163,12 @@ def test_who_has_neither_home_nor_name_has_a_place_too(monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "geteuid", lambda: 4242)
     monkeypatch.setattr(os, "getuid", lambda: 4242)
     assert default_directory() == Path("/run/user/4242/tcmu")
+
+
+def test_a_file_that_was_removed_under_a_running_process_counts_as_it_was(tmp_path: Path) -> None:
+    store = AptplFile(tmp_path / "disk.aptpl")
+    version = store.replace(b"one", store.load()[1])
+    store.path.unlink()
+    assert store.load() == (b"one", version)
+    store.replace(b"two", version)
+    assert store.path.read_bytes() == b"two"

@@ -320,16 +320,16 @@ class Reservations:
         self._saving = False
         self._missed = False  # somebody else has replaced the state while ours was on its way
         if store is not None:
-            self.now = self._load(store)
+            self.now = self._load(store) or Registrations()
 
-    def _load(self, store: StateStore) -> Registrations:
-        data, self._version = store.load()
-        self._saved = data
+    def _load(self, store: StateStore) -> Registrations | None:
+        """Return what is stored; None where nobody understands it."""
+        self._saved, self._version = store.load()
         try:
-            return Registrations.parse(data) if data else Registrations()
+            return Registrations.parse(self._saved) if self._saved else Registrations()
         except ValueError as error:
-            self._log.error("the saved persistent reservations can't be read, none are restored: %s", error)
-            return Registrations()
+            self._log.error("the saved persistent reservations can't be read: %s", error)
+            return None
 
     @property
     def active(self) -> bool:
@@ -388,7 +388,8 @@ class Reservations:
     def reload(self) -> Mapping[Registrant, list[tuple[int, int]]]:
         """Take what somebody else has put into the store; returns the unit attentions that it has for registrants.
 
-        What of ours was in no store is gone, if the store holds something else.
+        What of ours was in no store is gone, if the store holds something else. But one that is damaged says nothing
+        of anybody's registrations: they stay in force.
         """
         if self.store is None:
             return {}
@@ -398,7 +399,7 @@ class Reservations:
         self._missed = False
         version, before = self._version, self.now
         after = self._load(self.store)
-        if self._version == version:
+        if self._version == version or after is None:
             return {}
         after.generation = (before.generation + 1) & 0xFFFFFFFF
         self.now = after
