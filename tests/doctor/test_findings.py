@@ -206,13 +206,9 @@ def test_a_port_is_the_daemons_while_it_is_there(host: Any, tmp_path: Path) -> N
     assert worst(conf_side.ports(system)) is ERROR
     system.places.lock.write_text("")
     with system.places.lock.open("r+") as lock:
-        child = os.fork()
-        if child == 0:  # locks are a process's, and none of its own stands in its way
-            os._exit(0 if system.daemon == os.getppid() else 1)
-        os.waitpid(child, 0)
         fcntl.lockf(lock, fcntl.LOCK_EX)
         child = os.fork()
-        if child == 0:
+        if child == 0:  # a lock is a process's: none of its own stands in its way
             right = system.daemon == os.getppid() and worst(conf_side.ports(system)) is OK
             os._exit(0 if right else 1)
         assert os.waitpid(child, 0)[1] == 0
