@@ -10,7 +10,7 @@ import pytest
 
 from tests.kernel.host import Host
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.soak]
 
 DOCTOR = [sys.executable, "-m", "tcmu_core.cli.tcmu", "doctor", "--json"]
 
