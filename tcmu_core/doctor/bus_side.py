@@ -53,7 +53,7 @@ def name(system: System, ask: Callable[[], bool] | None = None) -> Iterator[Find
         text = "tcmu-runner is there and does not have it: its log says why."
         yield Finding(what, Severity.WARNING, text, "systemctl restart tcmu-runner")
     else:
-        yield Finding(what, Severity.NOTE, "Nobody has it: tcmu-runner is not there.", "systemctl start tcmu-runner")
+        yield Finding(what, Severity.NOTE, "Nobody has it: targetcli sees no handlers.", "systemctl start tcmu-runner")
 
 
 def is_owned(address: str = "") -> bool:

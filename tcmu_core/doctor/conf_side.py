@@ -26,6 +26,9 @@ def configuration(system: System) -> Iterator[Finding]:
         config = load(system.config, must_exist=system.config_must_exist)
         found = [*lun_problems(config, system.registry), *unknown(config, system.registry)]
     except ConfigError as error:
+        if isinstance(error.__cause__, PermissionError):
+            yield Finding("tcmu.conf", Severity.NOTE, f"Only root can read {system.config}.", "sudo tcmu doctor")
+            return
         config, found = Config(), str(error).splitlines()
     for text in found:
         place = text.split(": ")[0]
@@ -39,17 +42,19 @@ def configuration(system: System) -> Iterator[Finding]:
         yield Finding("tcmu.conf", Severity.OK, f"{system.config} {there}.")
 
 
-def read(system: System) -> Config:
-    """Return tcmu.conf, an empty one where it has mistakes: `configuration` tells them."""
+def read(system: System) -> Config | None:
+    """Return tcmu.conf, None where it can't be read or has mistakes: `configuration` tells them."""
     try:
         return load(system.config)
     except ConfigError:
-        return Config()
+        return None
 
 
 def access(system: System) -> Iterator[Finding]:
     """Look for targets that anybody may log in to, where others than this host can."""
     config = read(system)
+    if config is None:
+        return
     portal = config.portal
     reached = [text for text in portal.addresses if not ipaddress.ip_address(parse_address(text)[0]).is_loopback]
     opened = [target.name for target in config.targets if not portal.access_to(target.name).restricted]
@@ -69,7 +74,7 @@ def access(system: System) -> Iterator[Finding]:
 def ports(system: System) -> Iterator[Finding]:
     """Look whether somebody else listens where the daemon wants to."""
     config = read(system)
-    if not config.targets:
+    if config is None or not config.targets:
         return
     taken = listening(system)
     for text in config.portal.addresses:
@@ -84,6 +89,9 @@ def ports(system: System) -> Iterator[Finding]:
             yield Finding(what, Severity.OK, "Nobody listens there." if port else "The kernel chooses one.")
         elif system.daemon != 0:
             yield Finding(what, Severity.OK, "It is listened on, and tcmu-runner is there.")
+        elif system.euid:
+            text = "It is listened on; only root can see whether by tcmu-runner."
+            yield Finding(what, Severity.NOTE, text, "sudo tcmu doctor")
         else:
             text = "Another program listens there, so tcmu-runner can't."
             yield Finding(what, Severity.ERROR, text, f"ss -ltnp 'sport = :{port}'  (and stop what it names)")
@@ -116,6 +124,8 @@ def listening(system: System) -> set[tuple[_Address, int]]:
 def images(system: System) -> Iterator[Finding]:
     """Look whether others may read or write the files that disks stand on."""
     config = read(system)
+    if config is None:
+        return
     count = 0
     for target in config.targets:
         for lun in target.luns:

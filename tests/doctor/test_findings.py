@@ -16,7 +16,7 @@ from tcmu_core.bus.interface import BUS_NAME
 from tcmu_core.doctor import bus_side, conf_side, kernel_side, plugin_side, process_side
 from tcmu_core.doctor.examine import CHECKS, examine
 from tcmu_core.doctor.finding import Finding, Severity, System
-from tcmu_core.errors import TcmuError
+from tcmu_core.errors import ConfigError, TcmuError
 from tcmu_core.filters.registry import FilterRegistry, FoundFilter
 from tcmu_core.state import Places
 
@@ -171,6 +171,16 @@ def test_the_configuration(host: Any, conf: str | None, severity: Severity, text
     assert any(text in one.text for one in found), found
 
 
+def test_a_configuration_that_is_roots_alone_is_no_fault(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(path: Path, **_: Any) -> Any:
+        raise ConfigError(f"{path}: Permission denied") from PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(conf_side, "load", load)
+    (found,) = conf_side.configuration(host())
+    assert (found.severity, found.cure) == (NOTE, "sudo tcmu doctor")
+    assert not [*conf_side.access(host()), *conf_side.ports(host()), *conf_side.images(host())]
+
+
 def test_secrets_that_others_may_read(host: Any) -> None:
     system = host(conf="[portal]\n[[chap]]\nalice = a long enough password\n")
     assert worst(conf_side.configuration(system)) is OK
@@ -197,12 +207,13 @@ def test_a_port_that_another_program_has(host: Any) -> None:
         tables = {f"proc/net/{name}": Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6")}
     for listen, severity in ((f"127.0.0.1:{port}", ERROR), (f"[::]:{port}", OK), (f"0.0.0.0:{port}", ERROR)):
         conf = f"[portal]\nlisten = '{listen}'\ninsecure = yes\n" + TARGET.format(path="/x")
-        assert worst(conf_side.ports(host(tables, conf))) is severity, listen
+        assert worst(conf_side.ports(host(tables, conf, euid=0))) is severity, listen
 
 
 def test_a_port_is_the_daemons_while_it_is_there(host: Any, tmp_path: Path) -> None:
     line = "  sl  local_address\n 0: 0100007F:0CBC 00000000:0000 0A 0\n"
-    system = host({"proc/net/tcp": line}, TARGET.format(path="/x"))
+    system = host({"proc/net/tcp": line}, TARGET.format(path="/x"), euid=0)
+    assert worst(conf_side.ports(host(conf=TARGET.format(path="/x"), euid=1000))) is NOTE
     assert worst(conf_side.ports(system)) is ERROR
     system.places.lock.write_text("")
     with system.places.lock.open("r+") as lock:
