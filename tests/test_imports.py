@@ -38,6 +38,7 @@ LAYERS = (
     {"host"},
     {"daemon"},
     {"bus"},
+    {"doctor"},
     {"cli"},
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}

@@ -24,6 +24,7 @@ class Exit(IntEnum):
     USAGE = 2  # argparse's own
     NO_HANDLER = 3  # not installed, or broken
     BAD_CONFIG = 4  # a cfgstring, an option or a configuration file is wrong
+    WARNED = 5  # `tcmu doctor` has warnings, and no errors
     SIGNAL = 128  # plus the signal's number
 
 

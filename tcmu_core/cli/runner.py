@@ -17,12 +17,13 @@ from pathlib import Path
 import tcmu_core
 from tcmu_core import sdnotify, stdout
 from tcmu_core.bus import BusService
-from tcmu_core.cli.output import sentence
-from tcmu_core.config.check import problems
+from tcmu_core.cli.output import Exit, sentence
+from tcmu_core.config.check import problems, unknown
 from tcmu_core.config.configuration import DEFAULT_PATH, Config
+from tcmu_core.config.file import load
 from tcmu_core.config.watcher import Watcher
 from tcmu_core.daemon.supervisor import Supervisor
-from tcmu_core.errors import TcmuError
+from tcmu_core.errors import ConfigError, TcmuError
 from tcmu_core.handlers.registry import Registry
 from tcmu_core.log import Level, Log
 from tcmu_core.loop import Loop
@@ -57,6 +58,11 @@ def parser() -> argparse.ArgumentParser:
         "-f", "--nofile", type=_nofile, metavar="N", help=f"limit of open files, {MIN_FILES} to {MAX_FILES}"
     )
     made.add_argument("--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_PATH}, if it is there")
+    made.add_argument(
+        "--check-config",
+        action="store_true",
+        help="serve nothing: say what is wrong in tcmu.conf, with line numbers; exit status 4 if anything is",
+    )
     made.add_argument(
         "--release",
         action="store_true",
@@ -247,6 +253,24 @@ def release(options: argparse.Namespace) -> int:
     return 0
 
 
+def check_config(options: argparse.Namespace) -> int:
+    """Say what is wrong in tcmu.conf; returns the exit status."""
+    path = options.config or DEFAULT_PATH
+    try:
+        config = load(path, must_exist=options.config is not None)
+        registry = Registry(options.handler_path)
+        found = [*problems(config, registry), *unknown(config, registry)]
+        for warning in config.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+    except ConfigError as error:
+        found = str(error).splitlines()
+    for line in found:
+        print(line, file=sys.stderr)
+    if not found:
+        print(f"{path}: in order", file=stdout.stream())
+    return Exit.BAD_CONFIG if found else Exit.OK
+
+
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
     """Hold the lock that says who is the daemon.
@@ -283,6 +307,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     stdout.see_to_descriptors()
     options = parser().parse_args(argv)
     try:
+        if options.check_config:
+            with stdout.taken():
+                return check_config(options)
         return release(options) if options.release else Daemon(options).run()
     except (TcmuError, OSError) as error:
         with contextlib.suppress(OSError):

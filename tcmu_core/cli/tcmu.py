@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import tcmu_core
 from tcmu_core import stdout
-from tcmu_core.cli import drive, filters, handlers, new, replays, serve, sessions, status, trace
+from tcmu_core.cli import doctor, drive, filters, handlers, new, replays, serve, sessions, status, trace
 from tcmu_core.cli.arguments import Parser
 from tcmu_core.cli.output import Exit, error
 from tcmu_core.errors import TcmuError
@@ -29,7 +29,8 @@ EPILOG = """\
 exit status:
   0  done                          3  the handler is not installed, or is broken
   1  it failed; stderr says why    4  a cfgstring or configuration is wrong
-  2  wrong usage                   128+N  ended by signal N
+  2  wrong usage                   5  doctor has warnings, and no errors
+                                   128+N  ended by signal N
 """
 
 
@@ -75,6 +76,9 @@ SUBCOMMANDS = (
         sessions.LOGOUT_DESCRIPTION,
         sessions.logout_arguments,
         sessions.logout_run,
+    ),
+    Subcommand(
+        "doctor", "look for what is wrong here, and say what cures it", doctor.DESCRIPTION, doctor.arguments, doctor.run
     ),
     Subcommand(
         "eject",

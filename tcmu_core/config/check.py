@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 
+from tcmu_core.cfgstring import Default
 from tcmu_core.config.configuration import Config, LunConfig
 from tcmu_core.disk.spec import DiskSpec
-from tcmu_core.errors import TcmuError, text_of
+from tcmu_core.errors import HandlerError, TcmuError, text_of
 from tcmu_core.filters.registry import check_texts
 from tcmu_core.handlers.registry import Handler, Registry
 
@@ -24,6 +26,31 @@ def problems(config: Config, registry: Registry) -> list[str]:
             except Exception as error:
                 found.append(f"{lun.place}: {text_of(error)}" if lun.place else text_of(error))
     return list(dict.fromkeys(found))
+
+
+def unknown(config: Config, registry: Registry) -> list[str]:
+    """Return which sections of `[handlers]` name no handler that works, and which of their keys no option of it.
+
+    The daemon goes on with such a file: they mean nothing to it.
+    """
+    found = []
+    for name, defaults in config.handlers.items():
+        places = [value.where for value in defaults.values() if isinstance(value, Default)]
+        where = f"{places[0]}: " if places else ""
+        try:
+            handler = registry.get(name)
+        except HandlerError as error:
+            found.append(f"{where}[handlers] [[{name}]]: {error}")
+            continue
+        known = handler.options.options if handler.options is not None else {}
+        for key, value in defaults.items():
+            if handler.options is None or key in known:
+                continue
+            close = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known) or 'none'}"
+            place = f"{value.where}: " if isinstance(value, Default) else ""
+            found.append(f"{place}handler {name!r} has no option {key!r}: {hint}")
+    return found
 
 
 def _check(lun: LunConfig, handler: Handler, defaults: Mapping[str, str]) -> None:

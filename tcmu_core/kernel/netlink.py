@@ -34,6 +34,7 @@ GENL_ID_CTRL = 16  # linux/genetlink.h: the family that knows the families
 CTRL_CMD_GETFAMILY = 3
 CTRL_ATTR_FAMILY_ID = 1
 CTRL_ATTR_FAMILY_NAME = 2
+CTRL_ATTR_VERSION = 3
 CTRL_ATTR_MCAST_GROUPS = 7
 CTRL_ATTR_MCAST_GRP_NAME = 1
 CTRL_ATTR_MCAST_GRP_ID = 2
@@ -243,8 +244,22 @@ def _asked(message: bytes) -> tuple[int, bytes]:
     return answer
 
 
+def family_version() -> int:
+    """Ask the kernel for the version of the family: from 2 on it takes answers. Anybody may ask; nothing changes.
+
+    Raises:
+        NetlinkError, OSError: there is none, or no netlink.
+    """
+    return _number(attributes(_ask_family()[GENLMSGHDR.size :]).get(CTRL_ATTR_VERSION, b""))
+
+
 def _find_family() -> tuple[int, int]:
     """Return the family's number and that of its multicast group."""
+    return family_of(_ask_family())
+
+
+def _ask_family() -> bytes:
+    """Return the kernel's answer to CTRL_CMD_GETFAMILY."""
     name = (CTRL_ATTR_FAMILY_NAME, abi.FAMILY.encode() + b"\0")
     kind, body = _asked(_message(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, 1, NLM_F_REQUEST, name))
     if kind == NLMSG_ERROR:
@@ -252,7 +267,7 @@ def _find_family() -> tuple[int, int]:
             f"the kernel has no netlink family {abi.FAMILY}: {os.strerror(_error_code(body))}; "
             "is the module target_core_user loaded?"
         )
-    return family_of(body)
+    return body
 
 
 def family_of(body: bytes) -> tuple[int, int]:

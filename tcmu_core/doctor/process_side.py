@@ -1,0 +1,58 @@
+"""What the kernel allows a process: limits and io_uring."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable, Iterator
+
+from tcmu_core.doctor.finding import Finding, Severity, System
+from tcmu_core.posix.uring import Ring
+
+FILES = 65536  # what tcmu-runner asks for
+ENTRIES = 8
+Limits = Callable[[int], tuple[int, int]]
+
+
+def files(_system: System, limits: Limits = resource.getrlimit) -> Iterator[Finding]:
+    """Look how many files a process may open: tcmu-runner raises the soft limit, not the hard one."""
+    _, hard = limits(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < FILES:
+        text = f"A process may open {hard} files at most; tcmu-runner wants {FILES}."
+        cure = f"tcmu-runner -f {FILES}  (as root; for others raise the hard limit: ulimit -Hn {FILES})"
+        yield Finding("RLIMIT_NOFILE", Severity.WARNING, text, cure)
+    else:
+        yield Finding("RLIMIT_NOFILE", Severity.OK, "A process may open enough files.")
+
+
+def memlock(system: System, limits: Limits = resource.getrlimit) -> Iterator[Finding]:
+    """Look at locked memory, which the rings of io_uring were counted as before Linux 5.12."""
+    numbers = system.release.split("-")[0].split(".")
+    old = tuple(int(number) if number.isdigit() else 0 for number in numbers[:2]) < (5, 12)
+    soft, _ = limits(resource.RLIMIT_MEMLOCK)
+    if old and system.euid and soft != resource.RLIM_INFINITY and soft < 1 << 20:
+        text = f"{soft >> 10} KiB: kernel {system.release} counts io_uring's rings here; without them threads are used."
+        yield Finding("RLIMIT_MEMLOCK", Severity.WARNING, text, "ulimit -l 65536")
+    else:
+        yield Finding("RLIMIT_MEMLOCK", Severity.OK, "It limits nothing that is needed.")
+
+
+def probe() -> None:
+    """Make a ring and let it go; raises `OSError`."""
+    Ring(ENTRIES).close()
+
+
+def io_uring(system: System, attempt: Callable[[], None] = probe) -> Iterator[Finding]:
+    """Try whether this process may use io_uring."""
+    try:
+        attempt()
+    except OSError as error:
+        switch = system.text("/proc/sys/kernel/io_uring_disabled")
+        text = f"It is not allowed here ({os.strerror(error.errno or 0)}): threads are used instead, at half the rate."
+        if switch in ("1", "2"):
+            yield Finding("io_uring", Severity.NOTE, text, "sysctl -w kernel.io_uring_disabled=0")
+        else:
+            cure = "uname -r  (Linux 5.6 or later; in a container its seccomp profile has to allow io_uring_setup)"
+            yield Finding("io_uring", Severity.NOTE, text, cure)
+    else:
+        yield Finding("io_uring", Severity.OK, "It is allowed, and used.")
