@@ -16,6 +16,10 @@ class Bucket:
         self._tokens = burst
         self._at = now
 
+    def full(self, now: float) -> bool:
+        """Say whether it is as one that nobody has taken from."""
+        return self._tokens + (now - self._at) * self.rate >= self.burst
+
     def take(self, count: float, now: float) -> float:
         """Take `count` tokens; return the seconds until they are there."""
         self._tokens = min(self.burst, self._tokens + (now - self._at) * self.rate) - count

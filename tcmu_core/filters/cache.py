@@ -16,7 +16,7 @@ from tcmu_core.disk.layers import Operations
 from tcmu_core.errors import ConfigError
 from tcmu_core.filters.base import Filter, after
 from tcmu_core.filters.overlay import FileRoom, MemoryRoom
-from tcmu_core.filters.waiting import gathered
+from tcmu_core.filters.waiting import failure, gathered
 from tcmu_core.options import Option, Options, path
 from tcmu_core.scsi.command import slice_buffers
 
@@ -36,6 +36,7 @@ class Cache(Filter):
         Option("directory", path, "have it in a file there rather than in memory"),
     )
     passes = frozenset({"flush", "extents", "handle_cmd"})
+    live = False  # a write that was under way before it came would change the disk behind its back
 
     def open(self, device: Device, below: Operations, options: Mapping[str, Any]) -> None:
         """Make the room."""
@@ -53,6 +54,7 @@ class Cache(Filter):
         self._free = list(range(count))
         self._lock = threading.Lock()  # what `below` returns may end on another thread
         self._changes = 0  # beginnings and ends of writes: what was read across one must not be kept
+        self._complained = False
         self._writing = 0  # how many writes are under way
         self.hits = self.misses = self.corrupt = 0
 
@@ -81,7 +83,12 @@ class Cache(Filter):
             return None
         slot, checksum = found
         data = memoryview(bytearray(LINE))
-        self._room.read(slot * LINE, [data])
+        try:
+            self._room.read(slot * LINE, [data])
+        except OSError as error:
+            self._complain("what it can't read is read from the disk", error)
+            self._drop(line)
+            return None
         if crc32c.crc32c(data) != checksum:
             self.corrupt += 1
             self._log.error("cache: the line at byte %d is corrupt: it is read again", line * LINE)
@@ -100,13 +107,24 @@ class Cache(Filter):
             _, (slot, _) = self._lines.popitem(last=False)
         else:
             return  # closed
-        self._room.write(slot * LINE, [data])
+        try:
+            self._room.write(slot * LINE, [data])
+        except OSError as error:  # its file system is full, or broken: what the disk did is done all the same
+            self._free.append(slot)
+            self._complain("it keeps less than it has room for", error)
+            return
         self._lines[line] = slot, crc32c.crc32c(data)
 
     def _drop(self, line: int) -> None:
         found = self._lines.pop(line, None)
         if found is not None:
             self._free.append(found[0])
+
+    def _complain(self, what: str, error: OSError) -> None:
+        """Say once what its directory does to it."""
+        if not self._complained:
+            self._complained = True
+            self._log.error("cache: %s: %s", what, error)
 
     def _forget(self, offset: int, length: int) -> None:
         """Drop what the cache has of a range, whether that is large or the cache is."""
@@ -140,7 +158,7 @@ class Cache(Filter):
                     runs.append((start, stop))
         if not runs:
             return None
-        pending = [below(start, slice_buffers(buffers, start - offset, stop - start)) for start, stop in runs]
+        pending = (below(start, slice_buffers(buffers, start - offset, stop - start)) for start, stop in runs)
 
         def keep() -> None:
             with self._lock:
@@ -198,7 +216,7 @@ class Cache(Filter):
             outer: Future[Any] = Future()
 
             def done(inner: Future[Any]) -> None:
-                error = inner.exception()
+                error = failure(inner)
                 ended(well=error is None)
                 if error is None:
                     outer.set_result(None)

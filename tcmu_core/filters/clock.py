@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from tcmu_core.errors import AbortedCommand, ConfigError
+from tcmu_core.filters.waiting import failure
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(|s|ms|us|m)", re.ASCII)
 _UNITS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "m": 60.0}
@@ -96,7 +97,7 @@ class Waiting:
         def go_on() -> None:
             try:
                 pending = then()
-            except Exception as error:
+            except BaseException as error:
                 outer.set_exception(error)
                 return
             if isinstance(pending, Future):
@@ -106,7 +107,11 @@ class Waiting:
 
         gone = AbortedCommand("the disk was closed while the command hung")
         with self._lock:
-            self._held[outer] = (lambda: outer.set_exception(gone)), go_on
+            closed = self._closed  # and nobody can release it: the filter was taken off below what held the command
+            if not closed:
+                self._held[outer] = (lambda: outer.set_exception(gone)), go_on
+        if closed:
+            outer.set_exception(gone)
         return outer
 
     def release(self) -> int:
@@ -145,7 +150,7 @@ class Waiting:
 
 
 def _copy(inner: Future[Any], outer: Future[Any]) -> None:
-    error = inner.exception()
+    error = failure(inner)
     if error is not None:
         outer.set_exception(error)
     else:

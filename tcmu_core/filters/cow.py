@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -40,14 +40,13 @@ class Cow(Filter):
 
     def read(self, below: Callable[..., Any], offset: int, buffers: list[memoryview]) -> Any:
         """Read what was written from the overlay, and the rest from below."""
-        pending = []
-        for start, length, own in self._overlay.runs(offset, sum(map(len, buffers))):
-            parts = slice_buffers(buffers, start - offset, length)
-            if own:
-                self._overlay.read(start, parts)
-            else:
-                pending.append(below(start, parts))
-        return gathered(pending)
+
+        def each() -> Iterator[Any]:
+            for start, length, own in self._overlay.runs(offset, sum(map(len, buffers))):
+                parts = slice_buffers(buffers, start - offset, length)
+                yield (self._overlay.read if own else below)(start, parts)
+
+        return gathered(each())
 
     def write(self, below: object, offset: int, buffers: list[memoryview]) -> None:
         """Keep data in the overlay."""

@@ -13,6 +13,7 @@ from tcmu_core.disk.layers import CHANGES, Operations
 from tcmu_core.errors import text_of
 from tcmu_core.filters.base import Filter
 from tcmu_core.filters.clock import CLOCK, Clock
+from tcmu_core.filters.waiting import failure
 from tcmu_core.options import Option, Options
 
 LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
@@ -45,7 +46,7 @@ class OperationLog(Filter):
             self._ended(what, began, error)
             raise
         if isinstance(pending, Future):
-            pending.add_done_callback(lambda done: self._ended(what, began, done.exception()))
+            pending.add_done_callback(lambda done: self._ended(what, began, failure(done)))
         else:
             self._ended(what, began, None)
         return pending

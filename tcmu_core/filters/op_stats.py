@@ -11,6 +11,7 @@ from tcmu_core.disk.layers import CHANGES
 from tcmu_core.errors import ConfigError
 from tcmu_core.filters.base import Filter
 from tcmu_core.filters.clock import CLOCK, Clock
+from tcmu_core.filters.waiting import failure
 
 BUCKETS = 26  # powers of two of microseconds: up to half a minute
 
@@ -85,9 +86,7 @@ class Statistics(Filter):
             counter.ended(self._now() - began, failed=True)
             raise
         if isinstance(pending, Future):
-            pending.add_done_callback(
-                lambda done: counter.ended(self._now() - began, failed=done.exception() is not None)
-            )
+            pending.add_done_callback(lambda done: counter.ended(self._now() - began, failed=failure(done) is not None))
         else:
             counter.ended(self._now() - began, failed=False)
         return pending

@@ -17,6 +17,7 @@ from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.opcodes import Op
 
 LIMITS = ("iops", "bytes", "initiator_iops", "initiator_bytes")
+MANY = 256  # initiators that are known, from which on those that pause are forgotten
 _TRANSFERS = frozenset({
     Op.READ_6, Op.READ_10, Op.READ_12, Op.READ_16, Op.WRITE_6, Op.WRITE_10, Op.WRITE_12, Op.WRITE_16,
     Op.WRITE_AND_VERIFY_10, Op.WRITE_AND_VERIFY_12, Op.WRITE_AND_VERIFY_16, Op.COMPARE_AND_WRITE, Op.ORWRITE_16,
@@ -101,8 +102,19 @@ class Rate(Filter):
             return below(command)
         name = command.nexus.initiator.name
         if name not in self._initiators:
+            if len(self._initiators) >= MANY:
+                self._forget_idle()
             self._initiators[name] = self._buckets("initiator_iops", "initiator_bytes")
         return self._waiting.delayed(below(command), self._delay(self._initiators[name], command.length))
+
+    def _forget_idle(self) -> None:
+        """Forget the initiators that have had a pause long enough: who comes back begins as they would go on."""
+        now = self._clock.now()
+        self._initiators = {
+            name: buckets
+            for name, buckets in self._initiators.items()
+            if not all(bucket.full(now) for bucket, _ in buckets)
+        }
 
     def read(self, below: Callable[..., Any], offset: int, buffers: list[memoryview]) -> Any:
         """Read, at the rate."""

@@ -12,6 +12,7 @@ from tcmu_core.disk.device import Device
 from tcmu_core.disk.layers import Operations, changes_nothing
 from tcmu_core.errors import CommandError, ConfigError, HardwareError, from_oserror
 from tcmu_core.filters.base import Filter
+from tcmu_core.filters.waiting import failure
 from tcmu_core.options import Option, Options, path
 from tcmu_core.recording.file import GOOD, Outcome, Writer, pack
 from tcmu_core.recording.file import Record as Entry
@@ -106,7 +107,7 @@ class Record(Filter):
             ended(error)
             raise
         if isinstance(pending, Future):
-            pending.add_done_callback(lambda done: ended(done.exception()))
+            pending.add_done_callback(lambda done: ended(failure(done)))
         else:
             ended(None)
         return pending
