@@ -1,20 +1,22 @@
-# run: serve a disk. test, soak, lint, bench: each sets up what it needs. Python 3.11 or later and make are enough
+# run: serve a disk. test, soak, lint, bench, dist: each sets up what it needs. Python 3.11 or later and make are enough
 # for `run`; `test` installs system packages when it is root, and names them when it is not.
 
 PYTHON ?= python3
 VENV   ?= .venv
+DIST   ?= dist
 BIN    := $(VENV)/bin
 
 DISTRIBUTIONS := . $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 PROJECTS      := $(DISTRIBUTIONS:%=%/pyproject.toml)
 EDITABLE      := $(DISTRIBUTIONS:%=-e %)
 PACKAGES      := tcmu_core $(patsubst plugins/%/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+RELEASED      := $(DISTRIBUTIONS) packages/tcmu
 BENCHMARKS    := $(patsubst benchmarks/%.py,%,$(shell grep -l __main__ benchmarks/*.py))
 PIP           := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 space := $(subst ,, )
 
-.PHONY: run test soak lint bench tools clean
+.PHONY: run test soak lint bench dist tools clean
 
 run: $(VENV)/.run
 	$(BIN)/tcmu serve file ./disk.img --size 1G
@@ -34,11 +36,18 @@ lint: $(VENV)/.lint
 bench: $(VENV)/.bench
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
+# Wheels carry the time of the last commit, so that one commit gives one wheel.
+dist: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
+dist: $(VENV)/.dist
+	rm -rf $(DIST)
+	for project in $(RELEASED); do $(BIN)/python -m build --no-isolation --outdir $(DIST) $$project || exit 1; done
+	$(BIN)/twine check --strict $(DIST)/*
+
 tools:
 	tools/install-test-tools
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build $(DIST) .mypy_cache .pytest_cache .ruff_cache
 
 # Each stamp is what was installed for one purpose; it is made anew when a pyproject.toml changes.
 
@@ -55,6 +64,10 @@ $(VENV)/.lint: $(VENV)/.run
 
 $(VENV)/.test: $(VENV)/.run | tools
 	$(PIP) -e '.[test,kernel,dbus]'
+	touch $@
+
+$(VENV)/.dist: $(VENV)/.run
+	$(PIP) -e '.[dist]'
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.test

@@ -16,7 +16,7 @@ PLUGINS = sorted(path for path in ROOT.glob("plugins/tcmu-*/tcmu_*") if path.is_
 # Each part may import those in the lines above it, and itself; '' is the package itself, `import tcmu_core`. The words
 # of SCSI that handlers speak too stand below the disk, the engine above it.
 LAYERS = (
-    {"errors", "loop", "log", "sdnotify", "state", "stdout"},
+    {"_version", "errors", "loop", "log", "sdnotify", "state", "stdout"},
     {"cfgstring", "entrypoints", "posix", "identity"},
     {"codec"},
     {"channel"},
