@@ -10,7 +10,7 @@ DISTRIBUTIONS := . $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.
 PROJECTS      := $(DISTRIBUTIONS:%=%/pyproject.toml)
 EDITABLE      := $(DISTRIBUTIONS:%=-e %)
 PACKAGES      := tcmu_core $(patsubst plugins/%/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
-RELEASED      := $(DISTRIBUTIONS) packages/tcmu
+RELEASED      := $(DISTRIBUTIONS) packages/tcmu-runner
 BENCHMARKS    := $(patsubst benchmarks/%.py,%,$(shell grep -l __main__ benchmarks/*.py))
 PIP           := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 

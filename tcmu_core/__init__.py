@@ -3,7 +3,7 @@
 This is all that a handler imports.
 """
 
-from tcmu_core._version import __version__
+from tcmu_core._version import __version__ as __version__
 from tcmu_core.cfgstring import CfgString, boolean, parse_cfgstring, size
 from tcmu_core.disk.device import Change, Device, Extent
 from tcmu_core.errors import (
