@@ -1,9 +1,10 @@
-# run: serve a disk. test, soak, lint, bench, dist: each sets up what it needs. Python 3.11 or later and make are enough
+# run: serve a disk. test, soak, lint, bench, dist, docs: each sets up what it needs. Python 3.11 or later and make are enough
 # for `run`; `test` installs system packages when it is root, and names them when it is not.
 
 PYTHON ?= python3
 VENV   ?= .venv
 DIST   ?= dist
+SITE   ?= build/site
 BIN    := $(VENV)/bin
 
 DISTRIBUTIONS := . $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
@@ -16,7 +17,7 @@ PIP           := $(BIN)/python -m pip --disable-pip-version-check install --quie
 
 space := $(subst ,, )
 
-.PHONY: run test soak lint bench dist tools clean
+.PHONY: run test soak lint bench dist docs tools clean
 
 run: $(VENV)/.run
 	$(BIN)/tcmu serve file ./disk.img --size 1G
@@ -24,14 +25,14 @@ run: $(VENV)/.run
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not soak"
 
-soak: $(VENV)/.test
+soak: $(VENV)/.test $(VENV)/.dist
 	$(BIN)/python -m pytest -m soak
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=$(subst $(space),:,$(filter plugins/%,$(DISTRIBUTIONS))) \
-	    $(BIN)/mypy --strict $(addprefix -p ,$(subst -,_,$(PACKAGES)))
+	    $(BIN)/mypy --strict $(addprefix -p ,$(subst -,_,$(PACKAGES))) -p tools
 
 bench: $(VENV)/.bench
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
@@ -42,6 +43,9 @@ dist: $(VENV)/.dist
 	rm -rf $(DIST)
 	for project in $(RELEASED); do $(BIN)/python -m build --no-isolation --outdir $(DIST) $$project || exit 1; done
 	$(BIN)/twine check --strict $(DIST)/*
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m tools.site $(SITE)
 
 tools:
 	tools/install-test-tools
@@ -68,6 +72,10 @@ $(VENV)/.test: $(VENV)/.run | tools
 
 $(VENV)/.dist: $(VENV)/.run
 	$(PIP) -e '.[dist]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.run
+	$(PIP) -e '.[docs]'
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.test
