@@ -5,6 +5,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 DIST   ?= dist
 SITE   ?= build/site
+
+# Which tests `make test` runs, in pytest's words; `make unit` runs those that need no programs but Python.
+MARKERS ?= not soak
+UNITS   := scsi config test_codec.py test_errors.py test_log.py test_loop.py test_options.py
 BIN    := $(VENV)/bin
 
 DISTRIBUTIONS := . $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
@@ -17,13 +21,16 @@ PIP           := $(BIN)/python -m pip --disable-pip-version-check install --quie
 
 space := $(subst ,, )
 
-.PHONY: run test soak lint bench dist docs tools clean
+.PHONY: run test unit soak lint bench dist docs tools clean
 
 run: $(VENV)/.run
 	$(BIN)/tcmu serve file ./disk.img --size 1G
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not soak"
+	$(BIN)/python -m pytest -m "$(MARKERS)"
+
+unit: $(VENV)/.unit
+	$(BIN)/python -m pytest -m "not soak and not vm" $(addprefix tests/,$(UNITS))
 
 soak: $(VENV)/.test $(VENV)/.dist
 	$(BIN)/python -m pytest -m soak
@@ -64,6 +71,10 @@ $(VENV)/.run: $(BIN)/python $(PROJECTS)
 
 $(VENV)/.lint: $(VENV)/.run
 	$(PIP) -e '.[lint]'
+	touch $@
+
+$(VENV)/.unit: $(VENV)/.run
+	$(PIP) -e '.[test]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/.run | tools
