@@ -54,7 +54,17 @@ class Environment:
         self.user = ordinary(python)
 
     def install(self, *what: str) -> None:
-        words = [sys.executable, "-m", "pip", "--python", str(self.python), "install", *PIP, "--no-index"]
+        words = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            str(self.python),
+            "install",
+            *PIP,
+            "--no-index",
+            "--no-compile",
+        ]
         finders = [word for path in self.wheels for word in ("--find-links", str(path))]
         subprocess.run([*words, *finders, "--root-user-action=ignore", *what], check=True)
 
