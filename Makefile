@@ -1,14 +1,21 @@
-# run: serve a disk. test, soak, lint, bench: each sets up what it needs. Python 3.11 or later and make are enough
+# run: serve a disk. test, soak, lint, bench, dist, docs: each sets up what it needs. Python 3.11 or later and make are enough
 # for `run`; `test` installs system packages when it is root, and names them when it is not.
 
 PYTHON ?= python3
 VENV   ?= .venv
+DIST   ?= dist
+SITE   ?= build/site
+
+# Which tests `make test` runs, in pytest's words; `make unit` runs those that need no programs but Python.
+MARKERS ?= not soak
+UNITS   := scsi config test_codec.py test_errors.py test_log.py test_loop.py test_options.py
 BIN    := $(VENV)/bin
 
 DISTRIBUTIONS := . $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 PROJECTS      := $(DISTRIBUTIONS:%=%/pyproject.toml)
 EDITABLE      := $(DISTRIBUTIONS:%=-e %)
 PACKAGES      := tcmu_core $(patsubst plugins/%/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+RELEASED      := $(DISTRIBUTIONS) packages/tcmu-runner
 BENCHMARKS    := $(patsubst benchmarks/%.py,%,$(shell grep -l __main__ benchmarks/*.py))
 PIP           := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
@@ -17,31 +24,44 @@ PYTEST        := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 space := $(subst ,, )
 
-.PHONY: run test soak lint bench tools clean
+.PHONY: run test unit soak lint bench dist docs tools clean
 
 run: $(VENV)/.run
 	$(BIN)/tcmu serve file ./disk.img --size 1G
 
 test: $(VENV)/.test
-	$(PYTEST) -m "not soak"
+	$(PYTEST) -m "$(MARKERS)"
 
-soak: $(VENV)/.test
+unit: $(VENV)/.unit
+	$(BIN)/python -m pytest -m "not soak and not vm" $(addprefix tests/,$(UNITS))
+
+soak: $(VENV)/.test $(VENV)/.dist
 	$(PYTEST) -m soak
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=$(subst $(space),:,$(filter plugins/%,$(DISTRIBUTIONS))) \
-	    $(BIN)/mypy --strict $(addprefix -p ,$(subst -,_,$(PACKAGES)))
+	    $(BIN)/mypy --strict $(addprefix -p ,$(subst -,_,$(PACKAGES))) -p tools
 
 bench: $(VENV)/.bench
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+# Wheels carry the time of the last commit, so that one commit gives one wheel.
+dist: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
+dist: $(VENV)/.dist
+	rm -rf $(DIST)
+	for project in $(RELEASED); do $(BIN)/python -m build --no-isolation --outdir $(DIST) $$project || exit 1; done
+	$(BIN)/twine check --strict $(DIST)/*
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m tools.site $(SITE)
 
 tools:
 	tools/install-test-tools
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build $(DIST) .mypy_cache .pytest_cache .ruff_cache
 
 # Each stamp is what was installed for one purpose; it is made anew when a pyproject.toml changes.
 
@@ -56,8 +76,20 @@ $(VENV)/.lint: $(VENV)/.run
 	$(PIP) -e '.[lint]'
 	touch $@
 
+$(VENV)/.unit: $(VENV)/.run
+	$(PIP) -e '.[test]'
+	touch $@
+
 $(VENV)/.test: $(VENV)/.run | tools
 	$(PIP) -e '.[test,kernel,dbus]'
+	touch $@
+
+$(VENV)/.dist: $(VENV)/.run
+	$(PIP) -e '.[dist]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.run
+	$(PIP) -e '.[docs]'
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.test

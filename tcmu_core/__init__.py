@@ -3,6 +3,7 @@
 This is all that a handler imports.
 """
 
+from tcmu_core._version import __version__ as __version__
 from tcmu_core.cfgstring import CfgString, boolean, parse_cfgstring, size
 from tcmu_core.disk.device import Change, Device, Extent
 from tcmu_core.errors import (
@@ -45,8 +46,6 @@ from tcmu_core.hookspecs import hookimpl
 from tcmu_core.options import Body, Option, Options, path
 from tcmu_core.scsi.command import Command, Nexus, Status
 from tcmu_core.scsi.opcodes import Access, Opcode
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AbortedCommand",

@@ -17,7 +17,7 @@ PLUGINS = sorted(path for path in ROOT.glob("plugins/tcmu-*/tcmu_*") if path.is_
 # of SCSI that handlers speak too stand below the disk, the engine above it.
 LAYERS = (
     {"outlet"},
-    {"errors", "loop", "log", "sdnotify", "stdout"},
+    {"_version", "errors", "loop", "log", "sdnotify", "stdout"},
     {"cfgstring", "entrypoints", "posix", "identity", "state"},
     {"codec"},
     {"channel"},

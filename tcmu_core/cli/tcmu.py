@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import tcmu_core
 from tcmu_core import stdout
-from tcmu_core.cli import doctor, drive, filters, handlers, new, replays, serve, sessions, status, trace
+from tcmu_core.cli import completion, doctor, drive, filters, handlers, new, replays, serve, sessions, status, trace
 from tcmu_core.cli.arguments import Parser
 from tcmu_core.cli.output import Exit, error
 from tcmu_core.errors import TcmuError
@@ -127,6 +127,13 @@ SUBCOMMANDS = (
         replays.crash_run,
     ),
     Subcommand("new", "write a tested handler distribution to start from", new.DESCRIPTION, new.arguments, new.run),
+    Subcommand(
+        "completion",
+        "print what has a shell complete all this",
+        completion.DESCRIPTION,
+        completion.arguments,
+        completion.run,
+    ),
 )
 
 MORE = ("tcmu_core.cli.lio", "tcmu_core.cli.install")  # each adds its own commands: add_commands(subparsers)
@@ -161,6 +168,7 @@ def parser() -> argparse.ArgumentParser:
         importlib.import_module(module).add_commands(subparsers)
     for sub in subparsers.choices.values():
         add_common(sub)
+    subparsers.choices["completion"].set_defaults(whole=top)
     return top
 
 

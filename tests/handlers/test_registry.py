@@ -95,7 +95,7 @@ def test_a_class_gives_each_device_an_instance_of_its_own(tmp_path):
 def test_what_pip_installs_into_a_directory_is_found_there(tmp_path):
     target = tmp_path / "target"
     source = tmp_path / "source"
-    subprocess.run(["cp", "-r", str(ROOT / "plugins/tcmu-ram"), str(source)], check=True)
+    subprocess.run(["cp", "-rL", str(ROOT / "plugins/tcmu-ram"), str(source)], check=True)
     (source / "pyproject.toml").write_text(
         (source / "pyproject.toml")
         .read_text()

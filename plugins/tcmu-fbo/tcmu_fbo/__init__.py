@@ -2,6 +2,4 @@
 
 from tcmu_fbo.handler import Optical
 
-__version__ = "0.1.0"
-
 __all__ = ["Optical"]

@@ -1,0 +1,1 @@
+"""The documentation as a site: the repository's own pages, and references made from the code."""
