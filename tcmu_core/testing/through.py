@@ -30,7 +30,8 @@ from tcmu_core.testing.ways import WAYS, Way
 
 LARGEST = 256 << 10  # bytes of one command
 ABORTED = 16  # commands at a time
-GRACE = 0.25  # seconds in which what was ended would come late
+ROUNDS = 2  # of commands in flight together: the hooks were looked at closely before
+GRACE = 0.05  # seconds in which what was ended would come late
 
 
 class Reached(OpenDevice):
@@ -177,6 +178,11 @@ def check_abort(make: Maker) -> str | None:
     return None
 
 
+def check_in_flight(make: Maker) -> str | None:
+    """Commands that are in flight together don't mix their data up."""
+    return check_together(make, rounds=ROUNDS)
+
+
 def _abort_all(disk: Reached, name: str, rooms: list[bytearray]) -> None:
     block = disk.device.block_size
     sent = []
@@ -197,6 +203,6 @@ THROUGH: tuple[Promise, ...] = (
     check_giving_back,
     check_flush,
     check_zeros,
-    check_together,
+    check_in_flight,
     check_abort,
 )

@@ -57,7 +57,7 @@ class EndsAbortedAtOnce(Memory):
         time.sleep(0.002)
         if command.aborted:
             ended.set_result(Status.GOOD)
-            time.sleep(0.1)  # as long as a disk would take
+            time.sleep(0.02)  # as long as a disk would take
         self.data[offset : offset + len(data)] = data
         if not ended.done():
             ended.set_result(Status.GOOD)
@@ -79,7 +79,7 @@ class FillsAbortedReads(Memory):
         time.sleep(0.002)
         if command.aborted:
             ended.set_result(Status.GOOD)
-            time.sleep(0.1)  # as long as a disk would take
+            time.sleep(0.02)  # as long as a disk would take
         command.put(self.data[offset : offset + command.length])
         if not ended.done():
             ended.set_result(Status.GOOD)
