@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tcmu_core.cli.tcmu import parser
-from tcmu_core.hookspecs import HandlerHooks
+from tcmu_core.hookspecs import HOOKS, HandlerHooks
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,6 +80,13 @@ def test_every_hook_is_in_the_guide() -> None:
     guide = (ROOT / "docs" / "handlers.md").read_text()
     for name in hooks:
         assert f"| `{name}(" in guide, name
+
+
+def test_the_reference_of_the_hooks_is_what_their_docstrings_say() -> None:
+    made: str = runpy.run_path(str(ROOT / "tools" / "hook-reference"))["reference"]()
+    assert (ROOT / "docs" / "hooks.md").read_text() == made, "run tools/hook-reference"
+    for name in HOOKS:
+        assert f"\n## {name}\n" in made
 
 
 def test_the_guides_python_is_python() -> None:

@@ -1,4 +1,4 @@
-"""`tcmu new`: write a handler distribution to start from, which works and whose tests pass."""
+"""`tcmu new`: write the distribution of a handler or a filter to start from, which works and whose tests pass."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ README.md, package and tests. It is a working disk already; change what it does.
   tcmu new shout
   pip install -e ./tcmu-shout[test] && pytest ./tcmu-shout
   tcmu serve shout /tmp/shout.img --size 64M
+
+With --filter it is the distribution of a filter, which stands between the SCSI engine
+and a handler.
+
+  tcmu new --filter count
+  tcmu serve ram --size 64M --filter count
 """
 # What is written, by its template: $name is NAME, $module the package tcmu_name, $cls the class.
 FILES = {
@@ -28,12 +34,14 @@ FILES = {
     "package.py.in": "$module/__init__.py",
     "tests.py.in": "tests/test_$name.py",
 }
+FILTER_FILES = {f"filter_{source}": goal for source, goal in FILES.items()}
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `tcmu new`."""
-    parser.add_argument("name", metavar="NAME", help="the handler's name: lower-case letters, digits and _")
+    parser.add_argument("name", metavar="NAME", help="its name: lower-case letters, digits and _")
+    parser.add_argument("--filter", action="store_true", help="write a filter instead of a handler")
     parser.add_argument(
         "--directory", metavar="DIR", type=Path, help="write it there instead of ./tcmu-NAME; must not exist yet"
     )
@@ -42,12 +50,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run `tcmu new`."""
     name = args.name.removeprefix("tcmu-")
+    kind = "filter" if args.filter else "handler"
     if not _NAME.fullmatch(name) or keyword.iskeyword(name):
-        raise ConfigError(f"{args.name!r} can't be a handler's name: write lower-case letters, digits and _")
+        raise ConfigError(f"{args.name!r} can't be a {kind}'s name: write lower-case letters, digits and _")
     directory = args.directory or Path(f"tcmu-{name}")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"{directory} is there already: choose another name, or --directory")
-    files = write(name, directory)
+    files = write(name, directory, kind)
     out = Output()
     out.line(f"Written to {directory}:")
     for file in files:
@@ -55,21 +64,24 @@ def run(args: argparse.Namespace) -> int:
     out.line()
     out.line("Try it:")
     out.line(f"  pip install -e '{directory}[test]' && pytest {directory}")
-    out.line(f"  tcmu serve {name} ./{name}.img --size 64M")
+    if args.filter:
+        out.line(f"  tcmu serve ram --size 64M --filter {name}")
+    else:
+        out.line(f"  tcmu serve {name} ./{name}.img --size 64M")
     return Exit.OK
 
 
-def write(name: str, directory: Path) -> list[Path]:
-    """Write the distribution of handler `name` and return its files."""
+def write(name: str, directory: Path, kind: str = "handler") -> list[Path]:
+    """Write the distribution of the handler, or the filter, `name` and return its files."""
     values = {
         "name": name,
         "module": f"tcmu_{name}",
-        "cls": "".join(part.capitalize() for part in name.split("_")) + "Handler",
+        "cls": "".join(part.capitalize() for part in name.split("_")) + kind.capitalize(),
         "core": ".".join(tcmu_core.__version__.split(".")[:2]),
     }
     templates = resources.files("tcmu_core.cli").joinpath("template")
     written = []
-    for source, goal in FILES.items():
+    for source, goal in (FILTER_FILES if kind == "filter" else FILES).items():
         path = directory / Template(goal).substitute(values)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(Template(templates.joinpath(source).read_text("utf-8")).substitute(values), "utf-8")

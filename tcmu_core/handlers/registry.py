@@ -20,6 +20,7 @@ from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.entrypoints import announced, reason
 from tcmu_core.errors import ConfigError, HandlerError, text_of
 from tcmu_core.filters.registry import make
+from tcmu_core.handlers.api import check_api
 from tcmu_core.hookspecs import HOOKS
 from tcmu_core.options import Options, declared
 from tcmu_core.posix import Reactor
@@ -197,6 +198,7 @@ def _inspect(name: str, source: str, version: str, factory: object) -> Handler:
     if not name.replace("_", "").replace("-", "").isalnum():
         return Handler(name, source, version, error=f"the name {name!r} may hold letters, digits, - and _ only")
     try:
+        check_api(factory)  # before anything else of it is judged by what holds today
         manager = plugin_manager(factory() if isinstance(factory, type) else factory, name)
         able = tuple(hook for hook in CAPABILITIES if getattr(manager.hook, hook).get_hookimpls())
         options = declared(factory)

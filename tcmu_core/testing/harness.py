@@ -67,7 +67,7 @@ class OpenDevice:
         Raises:
             HandlerError: it returned something else.
         """
-        self.doing = _call(name, arguments)
+        self.doing = call(name, arguments)
         pending = self.hook(name)(*arguments)
         if pending is not None and not isinstance(pending, Future):
             kind = type(pending).__name__
@@ -113,7 +113,7 @@ class OpenDevice:
 
     def extents(self, offset: int, length: int) -> list[Extent]:
         """Return the extents of a range."""
-        self.doing = _call("extents", (offset, length))
+        self.doing = call("extents", (offset, length))
         found = self.hook("extents")(offset, length)
         if isinstance(found, Future):
             found = found.result(TIMEOUT)
@@ -214,7 +214,7 @@ def split(data: bytearray, parts: Sequence[int]) -> list[memoryview]:
     return [*buffers, view[at:]]
 
 
-def _call(name: str, arguments: Sequence[Any]) -> str:
+def call(name: str, arguments: Sequence[Any]) -> str:
     """Return a call as a message has it: buffers by their length in bytes, never by what is in them."""
     shown = [
         f"{sum(map(len, one))} bytes in {len(one)} buffers" if isinstance(one, list) else str(one) for one in arguments

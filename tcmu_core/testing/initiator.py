@@ -26,8 +26,10 @@ from tcmu_core.iscsi.constants import (
     SERIAL,
     AsyncEvent,
     Stage,
+    TaskFunction,
 )
 from tcmu_core.iscsi.text import format_text, parse_text
+from tcmu_core.scsi.command import Status
 
 OFFERED = {  # RFC 7143 13
     "HeaderDigest": "None",
@@ -85,6 +87,7 @@ class _Task:
     read: bytearray
     got: int = 0
     lun: bytes = field(default_factory=lambda: bytes(8))
+    cmd_sn: int = 0
 
 
 class Initiator:
@@ -99,6 +102,7 @@ class Initiator:
         self._inbox = bytearray()
         self._outbox = bytearray()
         self._tasks: dict[int, _Task] = {}
+        self._aborts: dict[int, int] = {}  # tags of commands, by those of the requests to abort them
         self._itt = 0
         self._cmd_sn = 1
         self._exp_stat_sn = 0
@@ -143,7 +147,7 @@ class Initiator:
             raise InitiatorError("there is no session that could carry a command")
         self._itt = (self._itt + 1) % RESERVED_TAG
         where = (lun if lun < 256 else 0x4000 | lun).to_bytes(2, "big") + bytes(6)  # SAM-5 4.7.7
-        self._tasks[self._itt] = _Task(write, bytearray(read), lun=where)
+        self._tasks[self._itt] = _Task(write, bytearray(read), lun=where, cmd_sn=self._cmd_sn)
         flags = FINAL | _SIMPLE | (COMMAND_READ if read else 0) | (COMMAND_WRITE if write else 0)
         ahs = p.extended_cdb(cdb) if len(cdb) > 16 else b""
         self._send(
@@ -154,6 +158,19 @@ class Initiator:
         )  # fmt: skip
         self._cmd_sn = (self._cmd_sn + 1) & SERIAL
         return self._itt, self.outgoing()
+
+    def abort(self, tag: int) -> bytes:
+        """Return the bytes that ask to abort a command: it ends with TASK ABORTED, or as it would have ended."""
+        task = self._tasks[tag]
+        self._itt = (self._itt + 1) % RESERVED_TAG
+        self._aborts[self._itt] = tag
+        self._send(
+            p.TaskManagementRequest(
+                immediate=True, function=FINAL | TaskFunction.ABORT_TASK, lun=task.lun, itt=self._itt,
+                referenced_tag=tag, cmd_sn=self._cmd_sn, exp_stat_sn=self._exp_stat_sn, ref_cmd_sn=task.cmd_sn,
+            )
+        )  # fmt: skip
+        return self.outgoing()
 
     def logout(self) -> bytes:
         """Return the bytes that end the session; after the answer the target closes the connection."""
@@ -203,6 +220,10 @@ class Initiator:
                 return self._data_in(pdu)
             case p.ReadyToTransfer():
                 self._data_out(pdu)
+            case p.TaskManagementResponse():
+                self._numbered(pdu)
+                tag = self._aborts.pop(pdu.itt)
+                return self._ended(tag, Status.TASK_ABORTED, b"") if tag in self._tasks else None
             case p.NopIn():
                 self._numbered(pdu)
                 if pdu.ttt != RESERVED_TAG:
@@ -220,7 +241,10 @@ class Initiator:
                 raise InitiatorError(f"the target sent {pdu.OPCODE.name}, which nobody asked for")
         return None
 
-    def _numbered(self, pdu: p.ScsiResponse | p.DataIn | p.NopIn | p.AsyncMessage | p.LoginResponse) -> None:
+    def _numbered(
+        self,
+        pdu: p.ScsiResponse | p.DataIn | p.NopIn | p.AsyncMessage | p.LoginResponse | p.TaskManagementResponse,
+    ) -> None:
         if not (isinstance(pdu, p.NopIn) and pdu.itt == RESERVED_TAG and pdu.ttt != RESERVED_TAG):
             self._exp_stat_sn = (pdu.stat_sn + 1) & SERIAL
         self._max_cmd_sn = pdu.max_cmd_sn

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from tcmu_core.testing import harness
 from tcmu_core.testing.failures import check_flush_errors, check_read_errors, check_write_errors
-from tcmu_core.testing.harness import Hangs, Latest, PromiseBroken
+from tcmu_core.testing.harness import Hangs, Latest, OpenDevice, PromiseBroken
 from tcmu_core.testing.lives import (
     check_block_size,
     check_crash,
@@ -34,7 +35,9 @@ from tcmu_core.testing.promises import (
     check_reading,
     check_zeros,
 )
+from tcmu_core.testing.through import THROUGH, reached
 from tcmu_core.testing.together import EXAMPLES, check_model, check_together
+from tcmu_core.testing.ways import WAYS
 
 PROMISES: tuple[Promise, ...] = (
     check_geometry,
@@ -73,6 +76,7 @@ CLAIMS = {
     "not forked": ("check_crash",),
     "not told of errors": ("check_write_errors", "check_read_errors", "check_flush_errors"),
 }
+SHARE = 5  # of the random sequences, one in so many goes through each way in
 LIMIT = 20  # times as long as one call may take, all the calls of one promise may
 
 
@@ -90,13 +94,19 @@ class Report:
 
 
 def check_handler(
-    make: Maker, *, persistent: bool = False, examples: int = EXAMPLES, claims: Iterable[str] = ()
+    make: Maker,
+    *,
+    persistent: bool = False,
+    examples: int = EXAMPLES,
+    claims: Iterable[str] = (),
+    ways: Iterable[str] = tuple(WAYS),
 ) -> Report:
     """Check every promise of a handler; `make` opens a device of at least 64 blocks each time it is called.
 
     `persistent`: what was written is there again when the device is opened again. `claims` are keys of `CLAIMS`: what
     the handler says that it does not do. `examples` is how many random sequences of operations are tried; each opens
-    the device once. What was left out is printed, and in the report.
+    the device once. `ways` are keys of `WAYS`, the ways in: what can be seen by commands is checked again through each
+    of them, after it was by the hooks alone. What was left out is printed, and in the report.
 
     Raises:
         PromiseBroken: a promise is not kept; the message names it, the call, its offset, and what was found.
@@ -123,14 +133,32 @@ def check_handler(
             checked.append(name)
         else:
             left_out.append((name, reason))
+    for way in ways:
+        _check_way(way, make, max(1, examples // SHARE), {*claimed, *dict(left_out)}, checked)
     report = Report(tuple(checked), tuple(left_out))
     print(report)
     return report
 
 
-def _run(promise: Promise, make: Maker) -> str | None:
+def _check_way(way: str, make: Maker, examples: int, left_out: set[str], checked: list[str]) -> None:
+    """Check through a way in what can be seen by commands, but for what there is nothing to check of."""
+
+    def through() -> AbstractContextManager[OpenDevice]:
+        return reached(way, make)
+
+    def model(make: Maker) -> str | None:
+        return check_model(make, examples=examples)
+
+    model.__name__ = check_model.__name__
+    for promise in (*THROUGH, model):
+        name = promise.__name__
+        if name not in left_out and _run(promise, through, f"{name} through the {way}") is None:
+            checked.append(f"{name} through the {way}")
+
+
+def _run(promise: Promise, make: Maker, name: str = "") -> str | None:
     """Check one promise on a thread of its own, so that a call that never returns is noticed."""
-    name = promise.__name__
+    name = name or promise.__name__
     reasons: list[str | None] = []
     errors: list[BaseException] = []
 

@@ -23,7 +23,7 @@ SWITCH = 1e-6  # seconds; how often threads take turns meanwhile, so that what c
 CHANGES = ("write", "discard", "write_zeroes")
 
 
-def check_together(make: Maker) -> str | None:
+def check_together(make: Maker, *, rounds: int = ROUNDS) -> str | None:
     """Commands that are in flight together don't mix their data up, as many as the handler's threads allow.
 
     Neighbouring blocks are written at the same time, and read while others are written.
@@ -32,7 +32,7 @@ def check_together(make: Maker) -> str | None:
         block = disk.device.block_size
         count = min(NEIGHBOURS, disk.size // block)
         expected = [disk.read(number * block, block) for number in range(count)]
-        for number_of_round in range(ROUNDS):
+        for number_of_round in range(rounds):
             changed = [number for number in range(count) if number % 2 != number_of_round % 2 or not number_of_round]
             if writable(disk):
                 new = {number: bytes([number_of_round * 7 + number & 0xFF]) * block for number in changed}

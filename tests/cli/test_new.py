@@ -21,7 +21,16 @@ def made(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tcmu-two_words"
 
 
-def test_its_own_tests_pass(made: Path) -> None:
+@pytest.fixture
+def made_filter(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    assert call("new", "--filter", "seen_reads").status == 0
+    return tmp_path / "tcmu-seen_reads"
+
+
+@pytest.mark.parametrize(("kind", "tests"), [("made", 4), ("made_filter", 3)])
+def test_its_own_tests_pass(kind: str, tests: int, request: pytest.FixtureRequest) -> None:
+    made = request.getfixturevalue(kind)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"],
         cwd=made,
@@ -31,7 +40,7 @@ def test_its_own_tests_pass(made: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 passed" in done.stdout
+    assert f"{tests} passed" in done.stdout
 
 
 def test_it_is_found_when_it_is_installed(made: Path, call: Call, tmp_path: Path) -> None:
@@ -44,6 +53,31 @@ def test_it_is_found_when_it_is_installed(made: Path, call: Call, tmp_path: Path
     assert found["two_words"]["source"] == "tcmu-two_words 0.1.0"
     assert found["two_words"]["options"]["syntax"] == "PATH"
     assert "the file that holds the disk" in found["two_words"]["config_help"]
+
+
+def test_a_filter_is_found_when_it_is_installed_and_serves(made_filter: Path, tmp_path: Path) -> None:
+    goal = tmp_path / "installed"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
+    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "--target", str(goal), str(made_filter)], check=True)
+    tcmu = [sys.executable, "-m", "tcmu_core.cli.tcmu"]
+    serve = ["serve", "ram", "--size", "8M", "--filter", "seen_reads;least=512", "--state-dir", str(tmp_path)]
+    shell = "qemu-io -f raw -r -c 'read 0 64k' $uri"
+    for words, said in ((["filters"], "seen_reads"), ([*serve, "--run", shell], "read 65536/65536 bytes at offset 0")):
+        done = subprocess.run(
+            [*tcmu, *words],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(goal), *sys.path])},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
+
+
+def test_every_name_of_a_filter_is_filled_in(made_filter: Path) -> None:
+    assert not [file for file in made_filter.rglob("*") if file.is_file() and "$" in file.read_text()]
+    project = tomllib.loads((made_filter / "pyproject.toml").read_text())
+    assert project["project"]["entry-points"] == {"tcmu.filters": {"seen_reads": "tcmu_seen_reads:SeenReadsFilter"}}
 
 
 def test_every_name_is_filled_in(made: Path) -> None:

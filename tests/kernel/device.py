@@ -18,7 +18,7 @@ from tcmu_core.kernel import transport
 from tcmu_core.kernel.configfs import Backstore
 from tcmu_core.kernel.transport import KernelDevice
 from tcmu_core.loop import Loop
-from tests.kernel.fake_kernel import FakeKernel
+from tcmu_core.testing.fake_kernel import FakeKernel
 
 SIZE = 1 << 20
 ATTRIBUTES = {

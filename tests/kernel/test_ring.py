@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tcmu_core.kernel.ring import Ring, RingError
 from tcmu_core.scsi.command import Command, Initiator, Nexus
 from tcmu_core.scsi.hot import PASS, Fast
-from tests.kernel import fake_kernel as fake
+from tcmu_core.testing import fake_kernel as fake
 
 READ, WRITE = b"\x28", b"\x2a"
 GOOD, CHECK, ABORTED = 0x00, 0x02, 0x40

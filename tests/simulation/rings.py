@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from tests.kernel.fake_kernel import OUT_OF_ORDER, READ_LEN, TMR, FakeKernel
+from tcmu_core.testing.fake_kernel import OUT_OF_ORDER, READ_LEN, TMR, FakeKernel
 from tests.simulation.book import CHECK, Violation
 from tests.simulation.commands import COMMANDS, EVENTS, POOLED, Run
 from tests.simulation.operation import Operation

@@ -24,7 +24,7 @@ from tcmu_core.kernel.ring import Ring
 from tcmu_core.scsi.command import Command, Initiator
 from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.target import ITNexus, Target
-from tests.kernel.fake_kernel import FakeKernel
+from tcmu_core.testing.fake_kernel import FakeKernel
 from tests.simulation import net, storage
 
 Then = Callable[[], object]

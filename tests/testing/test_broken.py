@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 
 import pytest
 
-from tcmu_core import ConfigError
-from tcmu_core.testing import PromiseBroken, check_handler, harness, kit, open_device
-from tests.testing.broken import data, life, sound
+from tcmu_core import ConfigError, hookimpl
+from tcmu_core.testing import THROUGH, WAYS, PromiseBroken, check_handler, harness, kit, open_device, reached
+from tests.testing.broken import by_command, data, life, sound
 from tests.testing.broken.sound import SIZE
 
-CAUGHT = {**data.CAUGHT, **life.CAUGHT}
+CAUGHT = {**data.CAUGHT, **life.CAUGHT, **by_command.CAUGHT}
 
 
 @pytest.fixture
@@ -33,6 +34,48 @@ def test_a_broken_handler_is_caught_with_the_promise_the_call_and_the_values(han
     with pytest.raises((PromiseBroken, ConfigError)) as told:
         check_handler(maker(handler), persistent=issubclass(handler, sound.Stored), examples=3)
     assert re.search(CAUGHT[handler], str(told.value), re.DOTALL), str(told.value)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("handler", by_command.CAUGHT.keys() - by_command.COPIED, ids=lambda handler: handler.__name__)
+def test_what_commands_show_is_caught_through_each_way_in(handler, way, maker):
+    wanted = by_command.CAUGHT[handler].replace("engine", way)
+    (promise,) = (one for one in THROUGH if wanted.startswith(f"{one.__name__} through the {way}: "))
+    with pytest.raises(PromiseBroken) as told:
+        promise(lambda: reached(way, maker(handler)))
+    assert re.search(wanted.partition(f"{way}: ")[2], str(told.value), re.DOTALL), str(told.value)
+
+
+def test_the_kernels_memory_is_left_alone_when_a_command_has_ended(maker):
+    with pytest.raises(PromiseBroken, match="the last command through the ring: buffers in the kernel's memory were"):
+        WritesLate.check(maker)
+
+
+class WritesLate(sound.Memory):
+    """Buffers of a read are filled once more by the next one."""
+
+    before = None
+
+    @hookimpl
+    def read(self, device, offset, buffers):
+        if self.before is not None:
+            sound.Memory.read(self, device, *self.before)
+        self.before = offset, list(buffers)
+        sound.Memory.read(self, device, offset, buffers)
+
+    @classmethod
+    def check(cls, maker):
+        with reached("ring", maker(cls)) as disk:
+            disk.read(0, 8192)
+            disk.read(65536, 512)
+
+
+def test_what_is_cut_into_several_commands_comes_together(maker):
+    data = random.Random(1).randbytes(sound.SIZE)
+    for way in WAYS:
+        with reached(way, lambda: open_device(sound.Memory, size=sound.SIZE, max_transfer_length=8192)) as disk:
+            disk.write(0, data, [1, 513, 70000])
+            assert disk.read(0, len(data), [4095, 4097]) == data
 
 
 def test_there_are_enough_of_them():

@@ -15,6 +15,8 @@ FRESH = 0xEE  # what the data area holds before anybody writes it
 
 @dataclass(slots=True)
 class Answer:
+    """How a command ended: `read_len` where less was read than there was room for."""
+
     cmd_id: int
     status: int
     sense: bytes
@@ -24,6 +26,8 @@ class Answer:
 
 @dataclass(slots=True)
 class Sent:
+    """A command in the ring, with where its data lies."""
+
     cdb: bytes
     iovecs: list[tuple[int, int]]
     writing: bool
@@ -50,15 +54,17 @@ class FakeKernel:
 
     @property
     def head(self) -> int:
-        return struct.unpack_from("=I", self.memory, 12)[0]
-
-    @property
-    def tail(self) -> int:
-        return struct.unpack_from("=I", self.memory, 64)[0]
+        """Where the next entry will be, from the start of the ring on."""
+        return int(struct.unpack_from("=I", self.memory, 12)[0])
 
     @head.setter
     def head(self, value: int) -> None:
         struct.pack_into("=I", self.memory, 12, value % self.ring)
+
+    @property
+    def tail(self) -> int:
+        """Before what user space has not answered yet."""
+        return int(struct.unpack_from("=I", self.memory, 64)[0])
 
     def command(
         self, cdb: bytes, *, data: bytes | None = None, room: int = 0, bidi: int = 0, scatter: bool = False
