@@ -20,7 +20,7 @@ BENCHMARKS    := $(patsubst benchmarks/%.py,%,$(shell grep -l __main__ benchmark
 PIP           := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 # Tests in virtual machines run in one process, all others in another beside it.
-PYTEST        := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 20
+PYTEST        := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --durations 20
 
 space := $(subst ,, )
 

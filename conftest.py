@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+from typing import TYPE_CHECKING, Any
+
 import pytest
 
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadScopeScheduling
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tell pytest-xdist, where it is used, that each kind stays together: its tests share ports, memory and files."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group("machines" if item.get_closest_marker("vm") else "host"))
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Keep each kind together: its tests share the ports, memory and files of a host."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    @functools.cache
+    def kind(module: str) -> str:
+        return "machines" if "mark.vm" in (config.rootpath / module).read_text() else "host"
+
+    class Kinds(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return kind(nodeid.partition("::")[0])
+
+    return Kinds(config, log)
