@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import tcmu_core
 from tcmu_core import stdout
-from tcmu_core.cli import drive, filters, handlers, new, replays, serve, status
+from tcmu_core.cli import drive, filters, handlers, metrics, new, replays, serve, status, top
 from tcmu_core.cli.arguments import Parser
 from tcmu_core.cli.output import Exit, error
 from tcmu_core.errors import TcmuError
@@ -61,6 +61,8 @@ SUBCOMMANDS = (
         handlers.check_run,
     ),
     Subcommand("status", "show what is served, and what is not", status.DESCRIPTION, status.arguments, status.run),
+    Subcommand("top", "show live who has which disk do what", top.DESCRIPTION, top.arguments, top.run),
+    Subcommand("metrics", "serve the counters to Prometheus", metrics.DESCRIPTION, metrics.arguments, metrics.run),
     Subcommand(
         "eject",
         "take the disc out of a drive that is served",

@@ -128,8 +128,3 @@ class Tallies:
                 self.others.add(self.by_name.pop(gone))
             tally = self.by_name[name] = Tally()
         return tally
-
-    def all(self) -> dict[str, Tally]:
-        """Return every tally in which something is counted, by name."""
-        found = {**self.by_name, OTHERS: self.others} if any(self.others.commands) else dict(self.by_name)
-        return {name: tally for name, tally in found.items() if any(tally.commands)}
