@@ -179,7 +179,7 @@ class Ring:
                     if in_order:
                         self._slot_of[command] = entry
                     if timed:
-                        sampler.pending[command] = sampler.arrival, begun
+                        sampler.hold(command, begun)
                     if unit.proceed(command, result):
                         sampler.done(command)
                         self._answer(command)

@@ -35,19 +35,21 @@ class Sampler:
         if not left_over:
             self.arrival = now
         self.on = now >= self._next
-        if self.on:
-            self._next = now + INTERVAL
         return self.on
 
     def run(self, execute: Callable[[Command], bool], command: Command) -> bool:
         """Run a command of a batch that is timed; what `execute` returns."""
         begun = self.clock()
         ended = execute(command)
+        self.hold(command, begun)
         if ended:
-            self._note(command, self.arrival, begun)
-        else:
-            self.pending[command] = (self.arrival, begun)
+            self.done(command)
         return ended
+
+    def hold(self, command: Command, begun: int) -> None:
+        """Note that a command of a batch that is timed was begun; `done` is to be called."""
+        self.pending[command] = (self.arrival, begun)
+        self._next = begun + INTERVAL  # a batch without a command is none
 
     def timed(self, execute: Callable[[Command], bool]) -> Callable[[Command], bool]:
         """Return what runs a command as `execute` does, and times it."""
@@ -55,10 +57,11 @@ class Sampler:
 
     def took(self, tally: Tally, opcode: int, begun: int) -> None:
         """Note a command of a batch that is timed, which has ended now."""
+        self._next = begun + INTERVAL
         self._took(tally, opcode, begun - self.arrival, begun)
 
     def done(self, command: Command) -> None:
-        """A command has ended that did not end at once."""
+        """A command has ended; if it was noted, that is its time."""
         found = self.pending.pop(command, None)
         if found is not None:
             self._note(command, *found)
