@@ -197,7 +197,7 @@ def test_filters_come_and_go_under_load_without_an_error(tcmu_disk: Serve) -> No
 
     thread = threading.Thread(target=load)
     thread.start()
-    for text in ("delay;all=2ms", "cache;size=1M", "rate;iops=2000;initiator_iops=1000", "log;errors=1", "fault") * 4:
+    for text in ("delay;all=2ms", "rate;iops=2000;initiator_iops=1000", "log;errors=1", "fault") * 4:
         disk.push(text)
         before = count
         while count < before + 3 and thread.is_alive():
