@@ -120,8 +120,8 @@ def check_handler(
     model.__name__ = check_model.__name__
     checked: list[str] = []
     left_out: list[tuple[str, str]] = []
-    promises: tuple[Promise, ...] = (*PROMISES, model, *STAYING, *LAST)
-    for promise in promises:
+
+    def check(promise: Promise) -> None:
         name = promise.__name__
         if name in claimed:
             reason: str | None = f"claimed: {claimed[name]}"
@@ -133,8 +133,13 @@ def check_handler(
             checked.append(name)
         else:
             left_out.append((name, reason))
+
+    for promise in (*PROMISES, model, *STAYING):
+        check(promise)
     for way in ways:
         _check_way(way, make, max(1, examples // SHARE), {*claimed, *dict(left_out)}, checked)
+    for promise in LAST:
+        check(promise)
     report = Report(tuple(checked), tuple(left_out))
     print(report)
     return report

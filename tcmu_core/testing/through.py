@@ -114,10 +114,10 @@ def _cut(offset: int, length: int, most: int) -> Iterator[tuple[int, int]]:
 
 def _block_cdb(name: str, lba: int, blocks: int) -> tuple[str, bytes]:
     """Return READ or WRITE, of 10 bytes where that is enough."""
-    title, code = name.upper(), 0x28 if name == "read" else 0x2A
+    title, short, long = name.upper(), *((0x28, 0x88) if name == "read" else (0x2A, 0x8A))
     if lba + blocks < 1 << 32 and blocks < 1 << 16:
-        return f"{title}(10)", bytes([code, 0]) + lba.to_bytes(4, "big") + b"\0" + blocks.to_bytes(2, "big") + b"\0"
-    return f"{title}(16)", bytes([code | 0x80, 0]) + lba.to_bytes(8, "big") + blocks.to_bytes(4, "big") + bytes(2)
+        return f"{title}(10)", bytes([short, 0]) + lba.to_bytes(4, "big") + b"\0" + blocks.to_bytes(2, "big") + b"\0"
+    return f"{title}(16)", bytes([long, 0]) + lba.to_bytes(8, "big") + blocks.to_bytes(4, "big") + bytes(2)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ MIB = 1 << 20
 def test_a_file_keeps_the_promises_of_a_handler(cfgstring: str, block: int) -> None:
     make = functools.partial(open_device, GlfsHandler, cfgstring, size=8 * MIB, block_size=block)
     # libgfapi is not to be used in a forked child; what a crash leaves is tested with processes of their own.
-    check_handler(make, persistent=True, examples=15, claims=["not forked"], ways=())
+    check_handler(make, persistent=True, examples=15, claims=["not forked"])
 
 
 def test_what_was_written_is_what_the_brick_holds(gluster: Gluster, cfgstring: str, name: str) -> None:

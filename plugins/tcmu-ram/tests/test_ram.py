@@ -24,7 +24,7 @@ def test_it_keeps_the_promises_of_a_handler(size):
 
 def test_with_an_image_it_keeps_them_beyond_its_life(tmp_path):
     claims = ["not crash-safe"]  # the image is saved when the device is closed
-    check_handler(lambda: opened(tmp_path / "image", 4 * MIB), persistent=True, examples=5, claims=claims, ways=())
+    check_handler(lambda: opened(tmp_path / "image", 4 * MIB), persistent=True, examples=5, claims=claims)
 
 
 def test_nothing_ever_waits():
