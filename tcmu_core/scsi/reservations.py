@@ -225,7 +225,10 @@ class Registrations:
         self.keys.clear()
 
     def preempt(self, who: Registrant, key: int, victim: int, kind: PrType) -> set[Registrant]:
-        """PREEMPT (SPC-4 5.12.11.2.4): take registrations, and perhaps the reservation, away; returns whose."""
+        """PREEMPT (SPC-4 5.12.11.2.4): take registrations, and perhaps the reservation, away.
+
+        Returns whose were taken from others: who preempts itself does not end its own commands, in whatever session.
+        """
         self._must_be(who, key)
         old = self.type
         everyone = old in ALL_REGISTRANTS
@@ -250,7 +253,7 @@ class Registrations:
         self._tell(removed, REGISTRATIONS_PREEMPTED, but=who)
         if takes and old is not None and kind != old and (old in REGISTRANTS_ONLY or everyone):
             self._tell(self.keys, RESERVATIONS_RELEASED, but=who)
-        return gone
+        return removed
 
     def move(self, who: Registrant, key: int, to: Registrant, new: int, unregister: bool) -> None:
         """REGISTER AND MOVE (SPC-4 5.12.8)."""

@@ -197,6 +197,26 @@ def test_preempt_and_abort_waits_for_the_writes_of_a_session_that_is_gone(three:
     assert [command.status for command in fence] == [0]
 
 
+def test_who_preempts_itself_aborts_nothing_of_its_own_in_its_next_session_either() -> None:
+    shelf = Shelf()
+    rig = make_rig(shelf=shelf)
+    assert out(rig, "a", REGISTER, new=1, flags=1) == 0
+    shelf.later = []
+    preempting = (1).to_bytes(8, "big") * 2 + bytes(8)
+    rig.start(bytes([0x5F, PREEMPT_ABORT, 1, 0, 0, 0, 0, 0, 24, 0]), preempting)
+    rig.target.disconnect(rig.nexuses.pop("a"))
+    rig.nexus("a")
+    rig.memory.hold = True
+    command, ended = rig.start(cdb10(0x28, 0, 1), room=BLOCK)
+    for work in shelf.later:
+        work()
+    rig.turn()
+    rig.memory.release()
+    rig.turn()
+    assert ended == [command]
+    assert not command.aborted
+
+
 def test_unregistering_the_holder_releases(three: Rig) -> None:
     out(three, "a", RESERVE, 1, kind=5)
     out(three, "a", REGISTER, 1, 0)

@@ -296,7 +296,7 @@ class Run:
     def do_out(self, choices: bytes) -> None:
         """PERSISTENT RESERVE OUT: with the right key mostly, and so that registrations are there to play with."""
         op = self._operation("out", choices)
-        state = next(iter(self.book.reservations[op.lun].states))
+        state = self.book.reservations[op.lun].likely()
         known = state.key(op.who)
         action = (
             (0, 0, 0, 0, 0, 6, 6, 1, 3, 5)[choices[2] % 10]

@@ -42,6 +42,10 @@ class State:
         keys = {pair for pair in self.keys if pair[0] != who}
         return replace(self, keys=frozenset(keys | ({(who, key)} if key else set())))
 
+    def order(self) -> tuple[list[tuple[int, int]], int, int, bool]:
+        """Return what states are sorted by."""
+        return sorted(self.keys), self.kind or 0, -1 if self.holder is None else self.holder, self.lasting
+
     def unreserved(self) -> State:
         """Return the state without a reservation."""
         return replace(self, kind=None, holder=None)
@@ -133,6 +137,10 @@ class Possible:
     def states(self) -> set[State]:
         """Return the states alone."""
         return {state for state, _ in self.entries}
+
+    def likely(self) -> State:
+        """Return one of the states, the same in every process: a set's order differs from one to another."""
+        return min(self.states, key=State.order)
 
     def begin(self, request: Request) -> None:
         """A request was sent: from now on it may have been carried out."""

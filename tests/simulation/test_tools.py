@@ -32,6 +32,21 @@ def test_a_run_is_the_same_each_time(level: str) -> None:
         assert story(seed) == story(seed)
 
 
+TALES = """
+from tests.simulation.search import schedule_of, violation_of
+for level in ("engine", "session", "ring"):
+    for seed in range(150):
+        violation_of(schedule_of(level, seed), print)
+"""
+
+
+def test_a_run_is_the_same_in_another_process() -> None:
+    """What hashes by its address, as None and enumerations do, gives sets another order in each process."""
+    told = [subprocess.run([sys.executable, "-c", TALES], cwd=ROOT, capture_output=True, check=True) for _ in range(2)]
+    assert len(told[0].stdout) > 100_000
+    assert told[0].stdout == told[1].stdout
+
+
 @pytest.mark.parametrize("choices", [bytes(CHOICES), b"\1\2\3\4\5\6", b"\0\0\xff\0\0\0"])
 def test_a_step_is_read_as_it_was_written(choices: bytes) -> None:
     assert parse_step(format_step(("write", choices))) == ("write", choices)
