@@ -3,7 +3,8 @@
     python -m benchmarks.hotpath --before DIR [--rounds 7] [--seconds 1]
 
 `DIR` is a checkout of what is compared with. The ring is fed from memory, without a kernel: with a handler that does
-nothing, and with `preadv` of a file on a tmpfs. The portal is measured from outside, by iscsi-perf and qemu-img.
+nothing, and with `preadv` of a file on a tmpfs. Its two processes take turns many times a second, so that what slows
+the machine slows both. The portal is measured from outside, by iscsi-perf and qemu-img.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ HERE = Path(__file__).resolve().parents[1]
 KIB = 1 << 10
 SIZE = 64 << 20
 TURN = 64  # commands of one call of Ring.process
+SLICES = 25  # turns that each of the two has in a round of the ring
 ENTRY, START = 128, 128  # bytes of an entry, and of the mailbox before the ring
 RING_JOBS = {"ring, null handler": "null", "ring, preadv": "preadv"}
 PORTAL_JOBS = [
@@ -42,8 +44,8 @@ PORTAL_JOBS = [
 ]
 
 
-def measure_ring(kind: str, image: str, seconds: float) -> float:
-    """Return commands a second of ring, engine and handler in this process's checkout."""
+def measure_ring(kind: str, image: str) -> Callable[[float], float]:
+    """Return what measures commands a second of ring, engine and handler in this process's checkout."""
     from tcmu_core import hookimpl
     from tcmu_core.kernel.ring import Ring
     from tcmu_core.scsi.command import Initiator
@@ -74,19 +76,21 @@ def measure_ring(kind: str, image: str, seconds: float) -> float:
     nexus = unit.attach(Initiator("kernel", b""))
     nexus.attentions.clear()
     ring = Ring(memory, unit, nexus, post=lambda *_: None, doorbell=lambda: None)
-    spent, done = 0.0, 0
     clock = time.perf_counter
-    while spent < seconds:
-        memory[START : START + len(entries)] = entries
-        ring._at = ring._tail = 0
-        struct.pack_into("=I", memory, 64, 0)
-        struct.pack_into("=I", memory, 12, len(entries))
-        begun = clock()
-        ring.process()
-        spent += clock() - begun
-        done += TURN
-    assert ring.commands == done
-    return done / spent
+
+    def rate(seconds: float) -> float:
+        spent, before = 0.0, ring.commands
+        while spent < seconds:
+            memory[START : START + len(entries)] = entries
+            ring._at = ring._tail = 0
+            struct.pack_into("=I", memory, 64, 0)
+            struct.pack_into("=I", memory, 12, len(entries))
+            begun = clock()
+            ring.process()
+            spent += clock() - begun
+        return (ring.commands - before) / spent
+
+    return rate
 
 
 def _unit(handler: object) -> Any:
@@ -120,13 +124,33 @@ def environment(tree: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
 
 
-def ring_rate(tree: Path, kind: str, image: Path, seconds: float) -> float:
-    """Measure the ring of a checkout in a process of its own."""
-    program = [sys.executable, str(Path(__file__).resolve()), "--measure", kind, "--image", str(image)]
-    done = subprocess.run(
-        [*program, "--seconds", str(seconds)], env=environment(tree), capture_output=True, text=True, check=True
-    )
-    return float(done.stdout)
+def ring_rates(trees: list[tuple[Path, Path]], kind: str, seconds: float) -> list[float]:
+    """Measure the ring of each checkout in a process of its own, in turn: the medians of their slices."""
+    program = [sys.executable, str(Path(__file__).resolve()), "--measure", kind]
+    found: list[list[float]] = [[] for _ in trees]
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [*program, "--image", str(image)],
+                    env=environment(tree),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    bufsize=1,
+                )
+            )
+            for tree, image in trees
+        ]
+        for number in range(1 + SLICES):
+            for which, process in enumerate(processes):
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write(f"{seconds / SLICES}\n")
+                rate = float(process.stdout.readline())
+                if number:  # the first one warms up
+                    found[which].append(rate)
+    return [statistics.median(rates) for rates in found]
 
 
 @contextlib.contextmanager
@@ -155,18 +179,19 @@ def compare(before: Path, rounds: int, seconds: float, only: str) -> list[tuple[
         for number in range(rounds):
             for job, kind in RING_JOBS.items():
                 if only in job:
-                    for which in (0, 1) if number % 2 else (1, 0):
-                        tree, image = trees[which]
-                        found.setdefault(job, ([], []))[which].append(ring_rate(tree, kind, image, seconds))
+                    order = 1 if number % 2 else -1
+                    rates = ring_rates(trees[::order], kind, seconds)[::order]
+                    for which, rate in enumerate(rates):
+                        found.setdefault(job, ([], []))[which].append(rate)
         jobs = [job for job in PORTAL_JOBS if only in f"portal, {job.tool}: {job.name}"]
         if jobs:
             with served(*trees[0]) as first, served(*trees[1]) as second:
                 for number in range(rounds):
                     for portal_job in jobs:
                         for which in (0, 1) if number % 2 else (1, 0):
-                            rate = clients.run(portal_job, (first, second)[which], seconds, 4000).rate
+                            measured = clients.run(portal_job, (first, second)[which], seconds, 4000).rate
                             name = f"portal, {portal_job.tool}: {portal_job.name}"
-                            found.setdefault(name, ([], []))[which].append(rate)
+                            found.setdefault(name, ([], []))[which].append(measured)
     return [(job, *rates) for job, rates in found.items()]
 
 
@@ -183,7 +208,9 @@ def main() -> int:
     parser.add_argument("--image", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(measure_ring(options.measure, options.image, options.seconds))
+        rate = measure_ring(options.measure, options.image)
+        for line in sys.stdin:
+            print(rate(float(line)), flush=True)
         return 0
     if options.before is None:
         print("nothing to compare with: give --before a checkout of what was before", file=sys.stderr)
