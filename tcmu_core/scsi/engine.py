@@ -3,62 +3,43 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
-from typing import Any, Protocol
+from typing import Any
 
 from tcmu_core.disk.device import Change
 from tcmu_core.disk.disk import Disk
 from tcmu_core.errors import (
-    CommandError,
     HardwareError,
     InvalidFieldInCdb,
     InvalidOpcode,
     NotHandled,
     TcmuError,
     UnitAttention,
-    WriteProtected,
-    from_oserror,
     text_of,
 )
 from tcmu_core.log import DEBUG_SCSI_CMD
-from tcmu_core.scsi import hot, sense
+from tcmu_core.scsi import hot
+from tcmu_core.scsi.admission import admit, permit, spans_of, turn_of
 from tcmu_core.scsi.alua import Arrangement
-from tcmu_core.scsi.attention import (
-    ACCESS_STATE_CHANGED,
-    CAPACITY_CHANGED,
-    COMMANDS_CLEARED,
-    INQUIRY_CHANGED,
-    LUN_RESET,
-    MEDIUM_CHANGED,
-    establish,
-)
-from tcmu_core.scsi.command import Command, Initiator, Nexus, Status, TaskAttribute
-from tcmu_core.scsi.commands.block import partial
+from tcmu_core.scsi.attention import ACCESS_STATE_CHANGED, CAPACITY_CHANGED, INQUIRY_CHANGED, MEDIUM_CHANGED
+from tcmu_core.scsi.command import Command, Nexus, TaskAttribute
+from tcmu_core.scsi.failures import Failures
 from tcmu_core.scsi.following import Followed, Follower
-from tcmu_core.scsi.opcodes import Access, Direction, Op, Opcode, Table, Touches, describe, find
+from tcmu_core.scsi.management import Post, TaskManager
+from tcmu_core.scsi.opcodes import Direction, Opcode, Table, describe, find
 from tcmu_core.scsi.reservations import StateStore
-from tcmu_core.scsi.steps import PAUSE, Abort, Ask, OnItsOwn, Shielded, Steps, checked, not_a_result
+from tcmu_core.scsi.steps import PAUSE, Abort, Ask, OnItsOwn, Shielded, Steps, checked, not_a_result, status_of
 from tcmu_core.scsi.table import every_row, table_for
-from tcmu_core.scsi.taskset import CACHE, EVERYTHING, MEDIUM, REGISTRATIONS, Span, countdown
+from tcmu_core.scsi.taskset import countdown
 from tcmu_core.scsi.transition import Transition
 from tcmu_core.scsi.unit import Unit
 
 _ORDERED = int(TaskAttribute.ORDERED)  # looking a member up costs a tenth of a microsecond, for each command
-_UNKNOWN = Opcode(0x00, "a command that no standard tells of", b"", access=Access.WRITE)
-_SCSI_2_LUN = 0xE0 << 32  # bits 7 to 5 of byte 1 of a 6-byte CDB
 
 
-class Post(Protocol):
-    """Calls `fn(*args)` on the loop's thread, soon; may be called from any thread."""
-
-    def __call__(self, fn: Callable[..., object], *args: Any) -> None:
-        """Arrange the call."""
-
-
-class Engine:
+class Engine(TaskManager):
     """Runs commands on the unit of an open disk.
 
     Everything but what a Future's completion triggers runs on the loop's thread; `post` brings that there too.
@@ -69,6 +50,7 @@ class Engine:
         self.device = disk.device
         self.unit = Unit(disk, store=store)
         self.post = post
+        self._failures = Failures(disk, self.unit)
         self.table: Table
         self._laws: Table  # of every command that there could be
         self.fast: dict[int, hot.Fast] = {}  # by operation code; empty while each command must be looked at
@@ -80,7 +62,6 @@ class Engine:
         self._started: dict[Command, float] = {}  # monotonic seconds at which `slow` first saw them
         self._trace = False
         self._follower: Follower | None = None
-        self._reported: set[tuple[str, str, int]] = set()  # exceptions whose traceback was logged already
         self._unwatch = store.watch(lambda: post(self._restored)) if store is not None else _nothing
         self.device.changed = self._notified
         self.device.prevented = lambda: bool(self.unit.prevented)
@@ -193,7 +174,7 @@ class Engine:
             row = self._decode(command)
             if self._trace:
                 self.device.log.log(DEBUG_SCSI_CMD, "%s", describe(command.cdb, self.table))
-            turn = self._admit(command, row)
+            turn = turn_of(self.unit, command, row)
             if turn is not None:
                 steps = self._after(turn, command)
             else:
@@ -225,36 +206,6 @@ class Engine:
         command.lba, command.count = row.blocks(command.cdb) if row is not None and row.blocks is not None else (0, 0)
         return row
 
-    def _spans(self, command: Command) -> tuple[Span, ...]:
-        """Return what a command touches."""
-        row = command.row
-        if row is None or (row.run is None and row.touches is Touches.NOTHING):
-            return (MEDIUM,)  # the handler alone knows
-        match row.touches:
-            case Touches.BLOCKS:
-                return ((command.lba, command.lba + command.count),)
-            case Touches.MEDIUM:
-                return (MEDIUM,)
-            case Touches.REGISTRATIONS:
-                return (REGISTRATIONS,)
-            case Touches.CACHE:
-                return (CACHE,)
-        return ()
-
-    def _admit(self, command: Command, row: Opcode | None) -> Future[None] | None:
-        """Take a command into the task set where that has to be; None: it may run now (see taskset.py)."""
-        tasks = self.unit.tasks
-        if row is not None and row.touches is Touches.OWN_WAY:
-            return None
-        spans, alone = self._spans(command), row is not None and row.alone
-        if command.attribute == TaskAttribute.ORDERED:
-            spans, alone = (EVERYTHING,), True
-        elif row is not None and row.protected and row.touches is Touches.BLOCKS:
-            alone = alone or partial(command, self.unit.block_size)
-        if not alone and not tasks.contended:
-            return None
-        return tasks.admit(command, spans, alone=alone, ahead=command.attribute == TaskAttribute.HEAD_OF_QUEUE)
-
     def _after(self, turn: Future[None], command: Command) -> Steps:
         yield turn
         if self._follower is not None:
@@ -271,38 +222,21 @@ class Engine:
         if handle is not None:
             # What stands against a command is ours to say, whoever answers it.
             if row is not None and row.run is None:
-                self.admit(row, command)
+                admit(self.unit, row, command)
             else:
-                self._permit(command)
+                permit(self.unit, self._laws, command)
             answer: Any = handle(command)
             if isinstance(answer, Future):
                 return self._handled(answer, command)
             if answer is not None and answer is not NotHandled:
-                return _status(answer, command)
+                return status_of(answer, command)
         return self.run(command)
-
-    def _permit(self, command: Command) -> None:
-        """Raise what a port's state, a reservation, or a person who said read-only says against a command.
-
-        That is before a handler sees it.
-
-        A command that is no line of the table, since the disk lacks an operation, is judged by its line all the same;
-        one that nobody knows may change anything.
-        """
-        unit = self.unit
-        row = command.row or find(self._laws, command.cdb) or _UNKNOWN
-        if unit.access.closed:
-            unit.access.check(command.nexus, row)
-        if unit.reservations.active:
-            unit.reservations.check(command.nexus, row, command.cdb)
-        if row.protected and (self.disk.spec.read_only or unit.modes.software_write_protect):
-            raise WriteProtected
 
     def _handled(self, answer: Future[Any], command: Command) -> Steps:
         """Wait for the handler's own answer to a command, and pass the command on if there is none."""
         status = yield Ask(answer)
         if status is not None and status is not NotHandled:
-            return _status(status, command)
+            return status_of(status, command)
         result = self.run(command)
         return (yield from result) if hasattr(result, "send") else result
 
@@ -313,28 +247,10 @@ class Engine:
             if any(code == command.cdb[0] for code, _ in self.table):
                 raise InvalidFieldInCdb("there is no such service action", field=(1, 4))
             raise InvalidOpcode
-        self.admit(row, command)
+        admit(self.unit, row, command)
         if row.run is None:
             raise InvalidOpcode(f"{row.name}: the handler announces it and does not answer it")
         return row.run(self.unit, command)
-
-    def admit(self, row: Opcode, command: Command) -> None:
-        """Raise what its port's state, the CDB's reserved bits, a reservation, or the unit say against a command."""
-        cdb, unit = command.cdb, self.unit
-        if unit.access.closed:
-            unit.access.check(command.nexus, row)
-        excess = int.from_bytes(cdb[: len(row.usage)], "big") & ~int.from_bytes(row.usage, "big")
-        if excess and row.code == Op.INQUIRY:
-            # Linux finds a unit's standard by an INQUIRY of SCSI-2, which has the LUN in byte 1 (SCSI-2 7.2.2).
-            excess &= ~_SCSI_2_LUN
-        if excess:
-            bit = excess.bit_length() - 1  # the highest reserved bit that is set, counted from the CDB's end
-            raise InvalidFieldInCdb("a reserved bit is set", field=(len(row.usage) - 1 - bit // 8, bit % 8))
-        unit.reservations.check(command.nexus, row, cdb)
-        if row.ready:
-            unit.must_be_ready()
-        if row.protected and unit.write_protected:
-            raise WriteProtected
 
     # -- commands that take several steps -----------------------------------------------------------------------------
 
@@ -416,7 +332,7 @@ class Engine:
     def _enter(self, command: Command) -> None:
         """Take a command that does not end at once into the task set, if it is nobody's own."""
         if command not in self._carried:
-            self.unit.tasks.enter(command, self._spans(command))
+            self.unit.tasks.enter(command, spans_of(command))
         self.gate()
 
     def _next_paused(self) -> None:
@@ -455,158 +371,11 @@ class Engine:
         for callback in callbacks:
             callback()
 
-    # -- errors -------------------------------------------------------------------------------------------------------
-
     def fail(self, command: Command, error: BaseException) -> None:
-        """Give `command` the status and sense that `error` means, and log what is nobody's request.
-
-        Whatever a hook raises is this command's error alone: SystemExit and its like end no process here, and neither
-        does an exception that is itself broken: an `asc` of two bytes, an errno that is a list.
-        """
-        self.disk.end_child(error)
-        command.sense = b""
-        command.transferred = 0
-        try:
-            error = self._meaning(command, error)
-            self._answer(command, error)
-        except BaseException as broken:
-            self._report(command, broken)
-            self._answer(command, HardwareError(text_of(broken)))
+        """Give `command` the status and sense that `error` means."""
+        self._failures.give(command, error)
         if self._trace:
             self.device.log.log(DEBUG_SCSI_CMD, "%s: %s", describe(command.cdb, self.table), text_of(error))
-
-    def _meaning(self, command: Command, error: BaseException) -> CommandError:
-        """Return what an exception means to the initiator; log what the owner of the storage wants to read."""
-        if isinstance(error, NotHandled):
-            error = InvalidOpcode()
-        elif isinstance(error, OSError):
-            row = find(self.table, command.cdb)
-            error = from_oserror(error, writing=row is not None and row.access is Access.WRITE)
-            self._log_failure(command, error)
-        elif not isinstance(error, CommandError):
-            self._report(command, error)
-            error = HardwareError(text_of(error))
-        elif error.of_storage:
-            self._log_failure(command, error)
-        assert isinstance(error, CommandError)
-        return error
-
-    def _answer(self, command: Command, error: CommandError) -> None:
-        """Give the status and the sense data that an error has; raises for one that has none."""
-        status = Status(error.status)
-        if status in (Status.GOOD, Status.CONDITION_MET):
-            raise ValueError(f"{status.name} is no error")
-        if status == Status.CHECK_CONDITION:
-            command.sense = sense.encode(error, descriptor=self.unit.modes.descriptor_sense)
-        command.status = status
-
-    def _log_failure(self, command: Command, error: BaseException) -> None:
-        self.device.log.error("%s failed: %s", describe(command.cdb, self.table), text_of(error))
-
-    def _report(self, command: Command, error: BaseException) -> None:
-        """Log an exception that is no SCSI error: with its traceback the first time, in one line from then on."""
-        frames = traceback.extract_tb(error.__traceback__)
-        place = (frames[-1].filename, frames[-1].lineno or 0) if frames else ("", 0)
-        key = (type(error).__name__, *place)
-        what = describe(command.cdb, self.table)
-        if key in self._reported:
-            self.device.log.error("%s failed again: %s", what, text_of(error))
-            return
-        self._reported.add(key)
-        self.device.log.error("%s failed: %s", what, text_of(error), exc_info=error)
-
-    # -- nexuses and task management (SAM-5 clauses 6 and 7) ----------------------------------------------------------
-
-    def attach(self, initiator: Initiator) -> Nexus:
-        """Make a new I_T_L nexus."""
-        nexus = self.unit.attach(initiator)
-        self.gate()
-        return nexus
-
-    def detach(self, nexus: Nexus, then: Callable[[], object] | None = None) -> None:
-        """End an I_T_L nexus: abort its commands, drop its RESERVE(6) and its PREVENT (SAM-5 6.3.4).
-
-        It is gone at once; its blocks are fenced until its commands have ended, of which `then()` tells.
-        """
-        self._abort_all(self._of(nexus), then or _nothing, by=nexus)
-        self.unit.forget(nexus)
-        self.gate()
-
-    def abort(self, command: Command, then: Callable[[], object], *, by: Nexus | None = None) -> None:
-        """ABORT TASK: `then()` is called when the command has ended.
-
-        It gets no status, unless another nexus has it aborted and TAS is set (SAM-5 5.7, SPC-4 7.5.8).
-        """
-        tasks = self.unit.tasks
-        if not command.aborted:
-            command.aborted = True
-            command.status = Status.GOOD
-            if by is not None and by is not command.nexus and self.unit.modes.task_aborted_status:
-                command.status = Status.TASK_ABORTED
-        tasks.watch(command, then)
-        if tasks.is_waiting(command):  # no hook has its buffers: nothing to wait for
-            watchers = tasks.end(command)
-            self.post(self._ended, command, watchers)
-        else:
-            tasks.fence(command, self._may_still_write(command))
-        self.gate()
-
-    def _may_still_write(self, command: Command) -> tuple[Span, ...] | None:
-        row = find(self.table, command.cdb)
-        if row is not None and row.touches is Touches.OWN_WAY:
-            return None
-        return self._spans(command) if row is None or row.access is not Access.READ else ()
-
-    def _ended(self, command: Command, watchers: list[Callable[[], object]]) -> None:
-        command.done(command)
-        self._call(watchers)
-
-    def _of(self, nexus: Nexus) -> list[Command]:
-        return [command for command in self.unit.tasks.active if command.nexus is nexus]
-
-    def abort_task_set(self, nexus: Nexus, then: Callable[[], object]) -> None:
-        """ABORT TASK SET: abort every command of this nexus."""
-        self._abort_all(self._of(nexus), then, by=nexus)
-
-    def clear_task_set(self, nexus: Nexus | None, then: Callable[[], object]) -> None:
-        """CLEAR TASK SET: abort every command; other nexuses hear of it, unless they get a status (SAM-5 7.5)."""
-        unit = self.unit
-        told = {command.nexus for command in unit.tasks.active if command.nexus is not nexus}
-        self._clear_others(nexus)
-        if not unit.modes.task_aborted_status:
-            for other in unit.nexuses:
-                if other in told:
-                    establish(other, COMMANDS_CLEARED)
-        self._abort_all(list(unit.tasks.active), then, by=nexus)
-
-    def reset(self, nexus: Nexus | None, then: Callable[[], object]) -> None:
-        """LOGICAL UNIT RESET (SAM-5 6.3.3): abort everything, release RESERVE(6), start the unit, tell every nexus."""
-        unit = self.unit
-        self._clear_others(nexus)
-        self._abort_all(list(unit.tasks.active), then, by=nexus)
-        unit.reservations.legacy = None
-        unit.started = True
-        unit.prevented.clear()
-        unit.modes.reset()
-        unit.attention(*LUN_RESET)
-        self.refresh()
-
-    def _clear_others(self, nexus: Nexus | None) -> None:
-        """Have other transports drop the commands of this unit whose data has not come yet."""
-        for other in self.unit.nexuses:
-            if other is not nexus and other.on_clear is not None:
-                other.on_clear()
-
-    def _abort_all(self, commands: list[Command], then: Callable[[], object], *, by: Nexus | None) -> None:
-        one_ended = countdown(len(commands), then)
-        for command in commands:
-            self.abort(command, one_ended, by=by)
-
-    def _abort_for(self, command: Command, victims: list[Command]) -> Future[None]:
-        """Abort others on behalf of `command`; return a future of when all of them have ended."""
-        ended: Future[None] = Future()
-        self._abort_all(victims, lambda: ended.set_result(None), by=command.nexus)
-        return ended
 
     # -- changes of the device ----------------------------------------------------------------------------------------
 
@@ -723,27 +492,6 @@ class Engine:
 def _waiting(result: Any) -> Steps:
     """Wait for what a hook returned."""
     yield result
-
-
-def _status(answer: Any, command: Command) -> Status:
-    """Return the status that `handle_cmd` gave; raises for what is none, and for what no transport could send."""
-    if isinstance(answer, bool) or not isinstance(answer, int):
-        raise TypeError(f"handle_cmd returned a {type(answer).__name__}: it must be None, NotHandled or a Status")
-    status = Status(answer)
-    told, moved, wanted = bytes(command.sense), command.transferred, command.wanted
-    command.wanted = 0
-    if (status == Status.CHECK_CONDITION) != (0 < len(told) <= sense.MAX_SENSE_LENGTH):
-        raise ValueError(
-            f"handle_cmd returned {status.name} and {len(told)} bytes of sense data: CHECK CONDITION has 1 to "
-            f"{sense.MAX_SENSE_LENGTH}, no other status has any; to raise a CommandError is simpler"
-        )
-    if not 0 <= moved <= command.length or wanted < 0:
-        raise ValueError(
-            f"handle_cmd says that {moved} bytes of {wanted} were moved, where there is room for {command.length}: "
-            "command.put and command.take count them"
-        )
-    command.wanted = wanted
-    return status
 
 
 def _nothing() -> None:

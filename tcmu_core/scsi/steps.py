@@ -13,7 +13,8 @@ from typing import Any
 
 from tcmu_core.disk.threads import wrong_result
 from tcmu_core.errors import HandlerError
-from tcmu_core.scsi.command import Command
+from tcmu_core.scsi import sense
+from tcmu_core.scsi.command import Command, Status
 
 Steps = Generator[Any, Any, Any]
 
@@ -68,3 +69,24 @@ def checked(waiting: object) -> Future[Any]:
     failed: Future[Any] = Future()
     failed.set_exception(not_a_result(waiting))
     return failed
+
+
+def status_of(answer: Any, command: Command) -> Status:
+    """Return the status that `handle_cmd` gave; raises for what is none, and for what no transport could send."""
+    if isinstance(answer, bool) or not isinstance(answer, int):
+        raise TypeError(f"handle_cmd returned a {type(answer).__name__}: it must be None, NotHandled or a Status")
+    status = Status(answer)
+    told, moved, wanted = bytes(command.sense), command.transferred, command.wanted
+    command.wanted = 0
+    if (status == Status.CHECK_CONDITION) != (0 < len(told) <= sense.MAX_SENSE_LENGTH):
+        raise ValueError(
+            f"handle_cmd returned {status.name} and {len(told)} bytes of sense data: CHECK CONDITION has 1 to "
+            f"{sense.MAX_SENSE_LENGTH}, no other status has any; to raise a CommandError is simpler"
+        )
+    if not 0 <= moved <= command.length or wanted < 0:
+        raise ValueError(
+            f"handle_cmd says that {moved} bytes of {wanted} were moved, where there is room for {command.length}: "
+            "command.put and command.take count them"
+        )
+    command.wanted = wanted
+    return status
