@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,3 +26,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
             return kind(nodeid.partition("::")[0])
 
     return Kinds(config, log)
+
+
+def pytest_configure() -> None:
+    """Let what tests start hear Ctrl-C, where all this runs in the background: a shell has it ignored there."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
