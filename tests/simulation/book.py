@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from tests.simulation.conditions import Conditions, Wrong
 from tests.simulation.operation import Key, Operation
-from tests.simulation.registrations import CONFLICT, PREEMPT_AND_ABORT, Possible
+from tests.simulation.registrations import CONFLICT, PREEMPT_AND_ABORT, UNTOUCHING, Possible
 from tests.simulation.storage import BLOCK, Hook, Storage
 
 GOOD, CHECK, TASK_ABORTED = 0x00, 0x02, 0x40
@@ -26,7 +27,14 @@ class Violation(AssertionError):
 class Book:
     """Keeps every operation until its end and judges each event."""
 
-    def __init__(self, whose: Callable[[], Operation | None], manner: Callable[[], str], disks: int, size: int) -> None:
+    def __init__(
+        self,
+        whose: Callable[[], Operation | None],
+        manner: Callable[[], str],
+        disks: int,
+        size: int,
+        write_cache: bool = True,
+    ) -> None:
         self.whose = whose
         self.manner = manner
         self.now = 0  # events since the start
@@ -36,6 +44,8 @@ class Book:
         self.running: list[Hook] = []
         self.acked = [[1] * len(storage.blocks) for storage in storages]  # of `history`, by writes that were GOOD
         self.reservations = [Possible() for _ in storages]
+        self.conditions = [Conditions(number, size, write_cache) for number in range(disks)]
+        self._nexuses: dict[object, int] = {}  # sessions, numbered
         self.direct = True  # what was issued has reached the unit, and an answer its initiator
         self.violation: Violation | None = None  # the first one
         self._promised: list[Wait] = []
@@ -47,6 +57,14 @@ class Book:
         self.violation = self.violation or violation
         return violation
 
+    def _judged(self, found: Wrong | None) -> None:
+        if found is not None:
+            raise self.wrong(*found)
+
+    def nexus(self, session: object) -> int:
+        """Return the number of a session; 0: of none."""
+        return 0 if session is None else self._nexuses.setdefault(session, len(self._nexuses) + 1)
+
     # -- what initiators do -------------------------------------------------------------------------------------------
 
     def issue(self, op: Operation) -> None:
@@ -55,7 +73,10 @@ class Book:
         op.issued = self.now
         self.operations.append(op)
         self.open[op] = None
-        if op.name == "sync":
+        op.nexus = self.nexus(op.session)
+        for setting, _ in op.sets:
+            setting.begin(op)
+        if op.need is not None:
             op.need = list(self.acked[op.lun])
         if op.request is not None:
             self.reservations[op.lun].begin(op.request)
@@ -70,15 +91,12 @@ class Book:
         for op in operations:
             if op.seen is not None:
                 op.seen |= self.reservations[op.lun].states
-            if op.medium == "none":
-                op.may_pass = True
-                continue
             passes, conflicts = True, False
             wants = {(op.lun, op.medium)}
             if op.name == "copy":
                 wants |= {(disk, "read") for disk, _ in op.reads[:1]} | {(disk, "write") for disk, _ in op.writes[:1]}
             for lun, medium in wants:
-                verdicts = {state.allows(op.who, medium) for state in self.reservations[lun].states}
+                verdicts = {state.allows(op.who, medium, op.nexus) for state in self.reservations[lun].states}
                 passes = passes and True in verdicts
                 conflicts = conflicts or False in verdicts
             op.may_pass = op.may_pass or passes
@@ -97,13 +115,48 @@ class Book:
     def lost(self, session: object, *, heard: bool = True) -> None:
         """A nexus is gone: nobody waits for its answers; `heard`: but we are told when its operations have ended."""
         self.now += 1
+        for one in self.conditions:
+            one.owed.pop(session, None)
         for op in list(self.open):
             if op.session is session and op.dead is None:
                 op.dead = self.now
                 if not heard:
                     del self.open[op]
+                    self._set(op, False)
                     if op.request is not None:
                         self._unanswered(op)
+        for possible in self.reservations:
+            possible.lost(self.nexus(session))
+        self._judge(self.open)
+
+    def doomed(self, session: object) -> None:
+        """A nexus may end, now or later."""
+        for possible in self.reservations:
+            possible.doom(self.nexus(session))
+        self._judge(self.open)
+
+    def reset(self, luns: Iterable[int], *, done: bool) -> None:
+        """Units are reset; if it is not `done` yet, it may be at any time, though nobody may ever be told."""
+        for lun in luns:
+            self.conditions[lun].medium.unsettle()
+            if done:
+                self.reservations[lun].reset()
+            else:
+                for number in self._nexuses.values():
+                    self.reservations[lun].doom(number)
+        self._judge(self.open)
+
+    def resized(self, lun: int, blocks: int, sessions: Iterable[object]) -> None:
+        """A unit has another size; these sessions are to hear of it before all else."""
+        self.now += 1
+        self.conditions[lun].resized(blocks, self.now, sessions)
+        for op in self.open:
+            if op.lun == lun and op.exclusive:
+                op.writes = []  # of which size it finds the medium, nobody can tell
+
+    def arrived(self, lun: int) -> None:
+        """Target port groups that somebody has set up otherwise are where they were to go."""
+        self._judged(self.conditions[lun].changed(None, self.running))
 
     # -- what hooks do ------------------------------------------------------------------------------------------------
 
@@ -119,6 +172,7 @@ class Book:
             self._haunts(hook, op)
         if not op.may_pass:
             raise self.wrong("reserved", f"{hook} is called against a reservation")
+        self._judged(self.conditions[hook.storage.number].called(hook, op, self.running))
         if op.first_hook is None:
             op.first_hook = self.now
         if self.direct and hook.storage.number == op.lun and not op.apart:
@@ -157,7 +211,7 @@ class Book:
                     and older.lun == op.lun
                     and older.dead is None
                     and not older.aborted
-                    and older.medium != "none"
+                    and older.medium not in UNTOUCHING
                     and not older.apart
                 ):
                     raise self.wrong("order", f"{hook} runs before {older}, which is ORDERED and came before")
@@ -188,6 +242,9 @@ class Book:
             raise self.wrong("twice", f"{op} is answered after its end was acknowledged")
         self._over(op, "was answered")
         op.status = status
+        if self.direct and op.dead is None:
+            told = _told(data) if op.name == "sense" and status == GOOD else sense
+            self._judged(self.conditions[op.lun].heard(op, status, told))
         if op.request is not None:
             if op.request.number in self.reservations[op.lun].pending:  # its nexus was not given up before
                 self._reserved(op, status)
@@ -200,6 +257,7 @@ class Book:
             raise self.wrong("reserved", f"{op} is GOOD against a reservation")
         if status == CHECK and sense[0] == HARDWARE_ERROR and not op.faulted:
             raise self.wrong("internal", f"{op}: HARDWARE ERROR, and no hook of it has failed")
+        self._set(op, status == GOOD)
         if status == GOOD:
             self._good(op, data)
 
@@ -234,6 +292,13 @@ class Book:
         self._still(op, how)
         op.ended = self.now
         self.open.pop(op, None)
+        if how != "was answered":
+            self._set(op, False)
+
+    def _set(self, op: Operation, good: bool) -> None:
+        """A command that changes settings of its unit has ended: they are as it wants, or nobody knows."""
+        for setting, value in op.sets:
+            setting.end(op, value if good else None)
 
     def _still(self, op: Operation, how: str) -> None:
         for hook in self.running:
@@ -252,7 +317,7 @@ class Book:
                 if other.who in victims
                 and other.lun == op.lun
                 and other.issued < op.issued
-                and other.medium != "none"
+                and other.medium not in UNTOUCHING
                 and not other.background
             ]
             if self.direct:
@@ -289,6 +354,11 @@ class Book:
             self._stable(op.lun, op.need, op)
         if op.seen is not None:
             self._told(op, data)
+        conditions = self.conditions[op.lun]
+        if op.name == "sense":
+            self._judged(conditions.told(op, _told(data), self.running))
+        if op.sets:
+            self._judged(conditions.changed(op, self.running))
         if op.atomic or op.exclusive:
             self._undisturbed(op)
         for other in self.operations:
@@ -304,8 +374,10 @@ class Book:
             past = self.storages[key[0]].history[key[1]]
             own = next(at for at in range(len(past) - 1, -1, -1) if past[at][0] == op.wrote[key])
             acked[key[1]] = max(acked[key[1]], own + 1)
-            if op.forced and self.storages[key[0]].stable[key[1]] <= own:
-                raise self.wrong("volatile", f"{op} is GOOD with FUA and block {key[1]} is not on stable storage")
+            through = self.conditions[key[0]].cache.value is False
+            if (op.forced or through) and self.storages[key[0]].stable[key[1]] <= own:
+                why = "with FUA" if op.forced else "without a write cache"
+                raise self.wrong("volatile", f"{op} is GOOD {why} and block {key[1]} is not on stable storage")
         for at, key in enumerate(op.writes):
             self._content(op, key, op.payload[at * BLOCK : (at + 1) * BLOCK], at)
         for hook in self.running:
@@ -411,6 +483,8 @@ class Book:
         self._going_on.clear()
         for one in self.reservations:
             one.restart()
+        for unit in self.conditions:
+            unit.restart()
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -427,3 +501,8 @@ class Book:
                 raise self.wrong("hung", f"{what} is never acknowledged, though no hook is running")
         self._promised.clear()
         self._going_on.clear()
+
+
+def _told(data: bytes) -> tuple[int, int, int]:
+    """Return what REQUEST SENSE tells: sense key, ASC, ASCQ (SPC-4 4.5.3)."""
+    return (data[2] & 0x0F, data[12], data[13]) if len(data) > 13 else (0, 0, 0)
