@@ -20,10 +20,10 @@ from tcmu_core.scsi.unit import Unit
 def _may_wait_for_it(unit: Unit, command: Command) -> bool:
     """Return whether a command has its turn to come, maybe behind the one that moves groups: it is looked at then.
 
-    A copy is on each unit what it has asked for there.
+    A copy counts by what it has asked for on each unit: that was not decoded from a CDB, and has no row.
     """
-    own_way = command.row is not None and command.row.touches is Touches.OWN_WAY
-    return own_way or unit.tasks.is_waiting(command)
+    row = getattr(command, "row", None)
+    return (row is not None and row.touches is Touches.OWN_WAY) or unit.tasks.is_waiting(command)
 
 
 class Transition:

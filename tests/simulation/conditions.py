@@ -1,4 +1,4 @@
-"""Conditions: what is known of a unit's write cache, medium, size and ports, and what that says of hooks and answers."""
+"""Conditions: what is known of a unit's write cache, medium, size and ports, and what follows for hooks and answers."""
 
 from __future__ import annotations
 

@@ -211,7 +211,8 @@ class Possible:
 
     def _release(self, whose: set[int | None]) -> None:
         self.entries = {
-            (replace(state, legacy=None) if state.legacy in whose else state, results) for state, results in self.entries
+            (replace(state, legacy=None) if state.legacy in whose else state, results)
+            for state, results in self.entries
         }
 
     def answered(self, number: int, status: int) -> frozenset[int] | None:

@@ -8,10 +8,10 @@ from time import monotonic
 from typing import Any
 
 from tests.simulation import engine, memory, rings, sessions, shares
-from tests.simulation.world import FILTERED, POOLED, REMOVABLE, THROUGH
 from tests.simulation.book import Violation
 from tests.simulation.schedule import Schedule, generate
 from tests.simulation.shrink import shrink
+from tests.simulation.world import FILTERED, POOLED, REMOVABLE, THROUGH
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,8 +140,8 @@ def initiator(who: int) -> Initiator:
     """Return an initiator port."""
     name = f"iqn.2026-01.test:{'abcdefgh'[who]},i,0x000000000001\0".encode()
     name += bytes(-len(name) % 4)
-    port = port_of(who)
-    return Initiator(f"iqn.2026-01.test:{'abcdefgh'[who]}", bytes([0x45, 0]) + len(name).to_bytes(2, "big") + name, port)
+    tid = bytes([0x45, 0]) + len(name).to_bytes(2, "big") + name
+    return Initiator(f"iqn.2026-01.test:{'abcdefgh'[who]}", tid, port_of(who))
 
 
 def port_of(who: int) -> int:
