@@ -13,16 +13,8 @@ from tests.simulation.operation import Operation
 from tests.simulation.schedule import Schedule
 from tests.simulation.world import RingWorld, sense_of
 
-LEFT_OUT = {
-    "reserve_6",
-    "release_6",
-    "out",
-    "keys",
-    "reservation",
-    "copy",
-    "sanitize",
-    "full",
-}  # the kernel's own, or for several units
+# The kernel's own, or for several units.
+LEFT_OUT = {"reserve_6", "release_6", "out", "keys", "reservation", "copy", "sanitize", "full"}
 WEIGHTS = {name: weight for name, weight in (COMMANDS | EVENTS).items() if name not in LEFT_OUT} | {
     "process": 90, "abort": 12, "reset": 6, "die": 10,
 }  # fmt: skip

@@ -97,27 +97,16 @@ class Pooled(Handler):
         device.threads = 2
 
 
-class Clock:
-    """The clock of filters: what is due is called when the schedule has it so, in any order."""
-
-    def __init__(self) -> None:
-        self.later: Callable[[float, Then], object] = lambda delay, fn: None
-
-    def now(self) -> float:
-        """Return the time."""
-        return 0.0
+_opened: dict[tuple[int, int, int], tuple[Handler, Disk, net.Clock]] = {}
 
 
-_opened: dict[tuple[int, int, int], tuple[Handler, Disk, Clock]] = {}
-
-
-def _disk(number: int, size: int, variant: int) -> tuple[Handler, Disk, Clock]:
+def _disk(number: int, size: int, variant: int) -> tuple[Handler, Disk, net.Clock]:
     """Return an open disk: opening costs more than a run does, so the disks of one run serve the next."""
     key = (variant, number, size)
     if key not in _opened:
         handler = Pooled() if variant & POOLED else Handler()
         spec = DiskSpec("simulated", name=f"disk{number}", size=size * storage.BLOCK, serial=f"simulated{number}")
-        clock = Clock()
+        clock = net.Clock()
         delay = Delay(clock)
         delay.given = {"all": latency("1s")}
         disk = Disk(spec, handler, [delay] if variant & FILTERED else [])
