@@ -25,8 +25,7 @@ class EngineRun(Run):
         self._begin()
 
     def _begin(self) -> None:
-        self.world = World(self.book.storages, self.stores, self.schedule.variant, self._offloaded)
-        self.world.group()
+        self.world = World(self.book.storages, self.stores, self.schedule.variant, self._offloaded, grouped=True)
         self.moving.clear()
         self.set_up = dict.fromkeys(GROUPS, 0)
         self.nexuses: list[Any] = [None] * INITIATORS

@@ -11,8 +11,8 @@ from tests.simulation.search import explore
 
 # Schedules of each level: in `make test`, and others in `make soak`. Always the same ones, so that a failure is one of
 # the change that is tested; `python -m tests.simulation` tries those that nobody has tried.
-QUICK = {"engine": 85_000, "session": 10_000, "ring": 5_000, "memory": 100}
-SOAK = {"engine": 90_000, "session": 40_000, "ring": 20_000}
+QUICK = {"engine": 61_000, "session": 8_500, "ring": 3_600, "memory": 100}
+SOAK = {"engine": 65_000, "session": 34_000, "ring": 14_000}
 SOAK_FIRST = 1 << 24
 
 

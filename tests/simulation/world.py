@@ -180,6 +180,8 @@ class World:
         variant: int,
         offloaded: Callable[[int, Callable[[], Any]], Future[Any]],
         post: Callable[..., None] | None = None,
+        *,
+        grouped: bool = False,
     ) -> None:
         self.posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._post = post
@@ -191,7 +193,8 @@ class World:
             clock.later = partial(_later, offloaded, one.number)
             object.__setattr__(disk.device, "offload", partial(_offload, offloaded, one.number))
             self.engines.append(Engine(disk, post=self.post, store=store))
-        self.target = Target(TARGET, dict(enumerate(self.engines)))
+        groups = dict.fromkeys(range(len(self.engines)), arrangement(dict.fromkeys(GROUPS, 0))) if grouped else {}
+        self.target = Target(TARGET, dict(enumerate(self.engines)), groups)
         self.names = [engine.unit.identity.naa for engine in self.engines]
 
     def post(self, fn: Callable[..., object], *args: Any) -> None:
@@ -213,10 +216,6 @@ class World:
     def resize(self, lun: int, blocks: int) -> None:
         """The handler of a unit tells of another size."""
         self.engines[lun].resize(blocks * storage.BLOCK)
-
-    def group(self) -> None:
-        """Have two target port groups for all units."""
-        self.target.arrange(dict.fromkeys(self.target.luns, arrangement(dict.fromkeys(GROUPS, 0))))
 
     def arrange(self, states: dict[int, int], arrived: Callable[[int], object]) -> set[int]:
         """Somebody sets the target port groups up otherwise; returns the units of which `arrived(lun)` will tell."""
