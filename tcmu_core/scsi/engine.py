@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
 from typing import Any
 
-from tcmu_core.disk.device import Change
+from tcmu_core.disk.device import Change, StateStore
 from tcmu_core.disk.disk import Disk
 from tcmu_core.errors import (
     HardwareError,
@@ -29,7 +29,7 @@ from tcmu_core.scsi.failures import Failures
 from tcmu_core.scsi.following import Followed, Follower
 from tcmu_core.scsi.management import Post, TaskManager
 from tcmu_core.scsi.opcodes import Direction, Opcode, Table, describe, find
-from tcmu_core.scsi.reservations import StateStore
+from tcmu_core.scsi.reservations import Registrant
 from tcmu_core.scsi.steps import PAUSE, Abort, Ask, OnItsOwn, Shielded, Steps, checked, not_a_result, status_of
 from tcmu_core.scsi.table import every_row, table_for
 from tcmu_core.scsi.taskset import countdown
@@ -62,7 +62,7 @@ class Engine(TaskManager):
         self._started: dict[Command, float] = {}  # monotonic seconds at which `slow` first saw them
         self._trace = False
         self._follower: Follower | None = None
-        self._unwatch = store.watch(lambda: post(self._restored)) if store is not None else _nothing
+        self._unwatch = store.watch(self._stored_elsewhere) if store is not None else _nothing
         self.device.changed = self._notified
         self.device.prevented = lambda: bool(self.unit.prevented)
         self.refresh()
@@ -413,13 +413,28 @@ class Engine(TaskManager):
         if not transition.ended.done():
             moving(transition)
 
-    def _restored(self) -> None:
-        """Take the reservations that another process has put into the store."""
+    def _stored_elsewhere(self) -> Future[None]:
+        """Another process has put other reservations into the store; may be called on any thread."""
+        taken: Future[None] = Future()
+        self.post(self._restored, taken)
+        return taken
+
+    def _restored(self, taken: Future[None]) -> None:
+        """Take them, and abort whose commands they want to be; `taken` ends when those have."""
+        reservations = self.unit.reservations
         try:
-            self.unit.tell(self.unit.reservations.reload())
+            self.unit.tell(reservations.reload())
         except OSError as error:
             self.device.log.error("reservations that another process has changed can't be read: %s", text_of(error))
+            taken.set_exception(error)
+            return
         self.gate()
+        due = reservations.take_due()
+        for nexus in self.unit.nexuses:
+            if nexus.on_clear is not None and Registrant.of(nexus) in due:
+                nexus.on_clear()
+        victims = [command for command in self.unit.tasks.active if Registrant.of(command.nexus) in due]
+        self._abort_all(victims, lambda: taken.set_result(None), by=None)
 
     def change(self, change: Change) -> None:
         """Have the disk take a change (bytes), and the unit and its nexuses learn of it; raises as `Disk.change`."""
