@@ -90,34 +90,37 @@ def _as_json(found: Difference) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _goal(args: argparse.Namespace, recording: Recording) -> Iterator[Goal]:
-    about = recording.about
     if args.target.startswith("iscsi://"):
         with Client(args.target) as client:
             goal = IscsiGoal(client)
-            _check_shape(about, goal.blocks * goal.block_size, goal.block_size)
+            _check_shape(recording, goal.blocks * goal.block_size, goal.block_size)
             yield goal
         return
     handler = Registry(args.handler_path).get(args.target)
-    spec = DiskSpec(handler.name, size=about["size"], block_size=about["block_size"], name="replay")
+    spec = DiskSpec(handler.name, size=recording.size, block_size=recording.block_size, name="replay")
     disk = handler.open(spec.configured(absolute(handler.name, args.cfgstring)))
     try:
-        _check_shape(about, disk.device.size or 0, disk.device.block_size)
+        _check_shape(recording, disk.device.size or 0, disk.device.block_size)
         yield LocalGoal(disk)
     finally:
         disk.close()
 
 
-def _check_shape(about: dict[str, Any], size: int, block: int) -> None:
-    if size < about["size"] or block != about["block_size"]:
+def _check_shape(recording: Recording, size: int, block: int) -> None:
+    if size < recording.size or block != recording.block_size:
         raise ConfigError(
-            f"the recording is of a disk of {about['size']} bytes in blocks of {about['block_size']}, "
+            f"the recording is of a disk of {recording.size} bytes in blocks of {recording.block_size}, "
             f"this one has {size} bytes in blocks of {block}"
         )
 
 
 def _warn_of_cut(out: Output, recording: Recording) -> None:
     if recording.cut_short:
-        out.line(f"the recording is cut short: its last {recording.cut_short} bytes are no whole record")
+        begin = recording.path.stat().st_size - recording.cut_short
+        out.line(
+            f"{recording.path}: byte {begin}: the recording is cut short: its last {recording.cut_short} bytes are no "
+            "whole record; all before them was taken"
+        )
 
 
 def crash_arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,9 +150,9 @@ def crash_run(args: argparse.Namespace) -> int:
     failures: list[Failure] = []
     count = 0
     check = shell_check(args.check, args.timeout)
-    block = max(recording.about["block_size"], args.atomic or 0)
+    block = max(recording.block_size, args.atomic or 0)
     with tempfile.TemporaryDirectory(prefix="tcmu-crash-", dir=args.directory) as directory:
-        image = Image(Path(directory) / "image", recording.about["size"], block, args.base)
+        image = Image(Path(directory) / "image", recording.size, block, args.base)
         for epoch in epochs(recording):
             image.settle(epoch)
             if epoch.number < args.first:
@@ -165,9 +168,10 @@ def crash_run(args: argparse.Namespace) -> int:
                 break
         if failures and args.keep:
             image.build(failures[-1].epoch, failures[-1].state)
-            args.keep.write_bytes(image.path.read_bytes())
+            image.keep(args.keep)
     if args.json:
-        out.json({"images": count, "failures": [_failure_json(each) for each in failures]})
+        out.json({"images": count, "failures": [_failure_json(each) for each in failures],
+                  "cut_short": recording.cut_short})  # fmt: skip
     else:
         _warn_of_cut(out, recording)
         for failure in failures:

@@ -16,11 +16,10 @@ from tcmu_core.filters.waiting import failure
 from tcmu_core.options import Option, Options, path
 from tcmu_core.recording.file import GOOD, Outcome, Writer, pack
 from tcmu_core.recording.file import Record as Entry
-from tcmu_core.recording.layout import Flag, Form, Kind
+from tcmu_core.recording.layout import FORMAT, Flag, Form, Kind
 from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.opcodes import Op
 
-FORMAT = 1
 _FUA = 0x08  # byte 1 (SBC-4 5.11)
 _WITH_FUA = frozenset({
     Op.WRITE_10, Op.WRITE_12, Op.WRITE_16, Op.WRITE_ATOMIC_16, Op.ORWRITE_16, Op.COMPARE_AND_WRITE,

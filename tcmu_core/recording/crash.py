@@ -16,7 +16,7 @@ from enum import Enum
 
 from tcmu_core.errors import ConfigError
 from tcmu_core.recording.file import GOOD, Record
-from tcmu_core.recording.layout import Flag, Kind
+from tcmu_core.recording.layout import Flag, Form, Kind
 
 CHANGES = (Kind.WRITE, Kind.DISCARD, Kind.WRITE_ZEROES)
 
@@ -32,24 +32,37 @@ class Part(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A change of the medium. `number` counts the recording's records from 0."""
+    """A change of the medium, or a piece of one. `number` counts the recording's records from 0.
+
+    Its data stays as the recording has it, deflated perhaps, until it is asked for.
+    """
 
     number: int
     offset: int
     length: int
-    data: bytes | None  # None: zeros
+    record: Record | None  # what holds the data; None: zeros
 
-    def part(self, part: Part, block: int) -> tuple[int, bytes]:
-        """Return offset and bytes of a part of it."""
-        data = self.data if self.data is not None else bytes(self.length)
+    def data(self) -> bytes | None:
+        """Return the bytes; None for zeros, of which there may be as many as the disk has."""
+        if self.record is None:
+            return None
+        first = self.offset - self.record.offset
+        return (self.record.data() or b"")[first : first + self.length]
+
+    def within(self, offset: int, length: int) -> Write:
+        """Return a piece of it."""
+        return Write(self.number, offset, length, self.record)
+
+    def part(self, part: Part, block: int) -> Write:
+        """Return as much of it as that says."""
         match part:
             case Part.FIRST:
-                return self.offset, data[:block]
+                return self.within(self.offset, block)
             case Part.HALF:
-                return self.offset, data[: max(1, self.length // block // 2) * block]
+                return self.within(self.offset, max(1, self.length // block // 2) * block)
             case Part.LAST:
-                return self.offset + self.length - block, data[self.length - block :]
-        return self.offset, data
+                return self.within(self.offset + self.length - block, block)
+        return self
 
 
 State = tuple[tuple[int, Part], ...]  # positions in the epoch's `pending`, ascending, and how much of each
@@ -127,9 +140,7 @@ def epochs(records: Iterable[Record]) -> Iterator[Epoch]:
                 continue
             yield epoch
             durable = [write for write in epoch.pending if write.number in covered]
-            others = [write for write in epoch.pending if write.number not in covered]
-            kept = [piece for write in others for piece in _uncovered(write, epoch.pending, covered)]
-            epoch = Epoch(epoch.number + 1, durable, kept)
+            epoch = Epoch(epoch.number + 1, durable, list(_uncovered(epoch.pending, covered)))
     yield epoch
 
 
@@ -142,13 +153,18 @@ def _covered(flush: Record, pending: list[Write], ends: dict[int, tuple[int, boo
     return before
 
 
-def _uncovered(write: Write, pending: list[Write], covered: set[int]) -> list[Write]:
-    """Return the pieces of a write that no later, durable one lies upon: a cache never goes back behind the medium."""
-    later = pending[pending.index(write) + 1 :]
-    pieces = [write]
-    for above in (each for each in later if each.number in covered):
-        pieces = [rest for piece in pieces for rest in _minus(piece, above)]
-    return pieces
+def _uncovered(pending: list[Write], covered: set[int]) -> Iterator[Write]:
+    """Yield the pieces of writes that no later, durable one lies upon: a cache never goes back behind the medium."""
+    durable = [(position, write) for position, write in enumerate(pending) if write.number in covered]
+    for position, write in enumerate(pending):
+        if write.number in covered:
+            continue
+        pieces, end = [write], write.offset + write.length
+        for later, above in durable:
+            if later < position or above.offset >= end or above.offset + above.length <= write.offset:
+                continue
+            pieces = [rest for piece in pieces for rest in _minus(piece, above)]
+        yield from pieces
 
 
 def _minus(write: Write, above: Write) -> Iterator[Write]:
@@ -159,14 +175,11 @@ def _minus(write: Write, above: Write) -> Iterator[Write]:
         return
     for first, last in ((write.offset, above.offset), (stop, end)):
         if first < last:
-            data = None if write.data is None else write.data[first - write.offset : last - write.offset]
-            yield Write(write.number, first, last - first, data)
+            yield write.within(first, last - first)
 
 
 def _write(number: int, record: Record) -> Write:
-    data = None
-    if record.kind is Kind.WRITE:
-        data = record.data()
-        if data is None:
-            raise ConfigError("what was written is not in the recording: record with data=writes")
-    return Write(number, record.offset, record.length, data)
+    zeros = record.kind is not Kind.WRITE or record.form is Form.ZEROS
+    if not zeros and record.form in (Form.NONE, Form.SHA256):
+        raise ConfigError(f"what record {number} wrote is not in the recording: record with data=writes")
+    return Write(number, record.offset, record.length, None if zeros else record)

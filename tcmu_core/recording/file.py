@@ -5,20 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import crc32c
 
 from tcmu_core.errors import ConfigError
-from tcmu_core.recording.layout import CHECKSUM, DIGEST, HEAD, MAGIC, RECORD, Flag, Form, Kind
+from tcmu_core.recording.layout import CHECKSUM, DIGEST, FORMAT, HEAD, MAGIC, RECORD, Flag, Form, Kind
 
 MAX_HEADER = 1 << 20
-MAX_DATA = 1 << 30
+MAX_DATA = 256 << 20  # bytes of one read or write; a command has 16 MiB at most
+MAX_SIZE = (1 << 63) - 1
+MAX_BLOCK = 65536
+_KINDS, _FLAGS, _FORMS = frozenset(Kind), range(2 * max(Flag)), frozenset(Form)
+_PIECE = 1 << 20  # bytes that are inflated at a time to see how many there are
+_AGAIN = "take another copy of it, or record again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,7 @@ class Record:
             case Form.PLAIN:
                 return self.stored
             case Form.DEFLATED:
-                return zlib.decompress(self.stored)
+                return zlib.decompressobj().decompress(self.stored, self.length + 1)
             case Form.ZEROS:
                 return bytes(self.length)
         return None
@@ -130,47 +136,133 @@ class Writer:
 
 
 class Recording:
-    """A file that a `Writer` made. `about` is its header; iterating gives the records in the order of their ends."""
+    """A file that a `Writer` made. `about` is its header; iterating gives the records in the order of their ends.
+
+    A record that is not whole, or whose checksum is wrong, is where a process was killed, and ends it. What has a right
+    checksum and makes no sense was not written by a `Writer` of this version: that is a `ConfigError` that says where.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read the header; raises `OSError`, or `ConfigError` if the file is no recording."""
         self.path = path
         self.cut_short = 0  # bytes at the end, once that was reached, that are no whole record
-        with path.open("rb") as file:
+        with _opened(path) as file:
             head = file.read(HEAD.size)
             if len(head) < HEAD.size or head[: len(MAGIC)] != MAGIC:
-                raise ConfigError(f"{path}: this is no recording")
+                raise ConfigError(f"{path}: byte 0: this is no recording: `tcmu record` and the filter record make one")
             _, length, checksum = HEAD.unpack(head)
             text = file.read(min(length, MAX_HEADER))
         if len(text) != length or crc32c.crc32c(text) != checksum:
-            raise ConfigError(f"{path}: the header of the recording is broken")
-        self.about: dict[str, Any] = json.loads(text)
+            raise self._broken(HEAD.size, "the header of the recording is broken")
         self._first = HEAD.size + length
+        self.about = self._parsed(text)
+        self.size: int = self._number("size", 1, MAX_SIZE)
+        self.block_size: int = self._number("block_size", 512, MAX_BLOCK)
+        if self.block_size & (self.block_size - 1):
+            raise self._broken(HEAD.size, f"block_size in the header is {self.block_size}, no power of two")
+
+    def _parsed(self, text: bytes) -> dict[str, Any]:
+        try:
+            about = json.loads(text)
+        except (ValueError, RecursionError):  # bytes that are no UTF-8, no JSON, lists in lists in lists
+            raise self._broken(HEAD.size, "the header is no JSON") from None
+        if not isinstance(about, dict):
+            raise self._broken(HEAD.size, "the header is no JSON object")
+        if about.get("format") != FORMAT:
+            said = repr(about.get("format"))[:40]
+            raise ConfigError(
+                f"{self.path}: byte {HEAD.size}: the recording's format is {said}, this version reads {FORMAT}: "
+                "use the version of tcmu that has written it"
+            )
+        return about
+
+    def _number(self, name: str, least: int, most: int) -> int:
+        value = self.about.get(name)
+        if type(value) is not int or not least <= value <= most:
+            said = repr(value)[:40]
+            raise self._broken(HEAD.size, f"{name} in the header is {said}, no number from {least} to {most}")
+        return value
+
+    def _broken(self, at: int, what: str) -> ConfigError:
+        return ConfigError(f"{self.path}: byte {at}: {what}: {_AGAIN}")
 
     def __iter__(self) -> Iterator[Record]:
-        with self.path.open("rb") as file:
+        with _opened(self.path) as file:
             size = os.fstat(file.fileno()).st_size
             at = file.seek(self._first)
-            while True:
-                record = _read(file.read, size - at)
-                if record is None:
-                    self.cut_short = size - at
-                    return
+            while (parts := _read(file, size - at)) is not None:
+                yield self._record(at, *parts)
                 at = file.tell()
-                yield record
+            self.cut_short = max(0, size - at)
+
+    def _record(self, at: int, head: bytes, stored: bytes) -> Record:
+        kind, flags, status, key, asc, ascq, form, start, took, offset, length, _ = RECORD.unpack(head)
+        for name, value, known in (("kind", kind, _KINDS), ("flags", flags, _FLAGS), ("form", form, _FORMS)):
+            if value not in known:
+                raise ConfigError(
+                    f"{self.path}: byte {at}: a record of {name} {value}, which this version does not know: "
+                    "use the version of tcmu that has written it, or record again"
+                )
+        record = Record(Kind(kind), start, took, offset, length, Outcome(status, (key, asc, ascq)), Flag(flags),
+                        Form(form), stored)  # fmt: skip
+        if problem := self._problem(record):
+            what = f"a {record.kind.name.lower()} of {length} bytes at {offset}"
+            raise self._broken(at, f"{what}, {problem}")
+        return record
+
+    def _problem(self, record: Record) -> str:
+        """Return what is wrong with a record, nothing if it is sound: before a disk is overwritten by half of them."""
+        if record.offset + record.length > self.size:
+            return f"which lies beyond the disk of {self.size} bytes"
+        if record.offset % self.block_size or record.length % self.block_size:
+            return f"which are not whole blocks of {self.block_size}"
+        stored = len(record.stored)
+        if record.kind not in (Kind.READ, Kind.WRITE):
+            return "which has data that it can't have" if stored or record.form is not Form.NONE else ""
+        if record.length > MAX_DATA:
+            return f"which is more than {MAX_DATA}"
+        expected = {Form.PLAIN: record.length, Form.SHA256: DIGEST, Form.DEFLATED: stored}.get(record.form, 0)
+        if stored != expected:
+            return f"with {stored} bytes of data stored instead of {expected}"
+        if record.form is Form.DEFLATED and not _inflates(record.stored, record.length):
+            return "whose deflated data is broken, or of another length"
+        return ""
 
 
-def _read(read: Any, left: int) -> Record | None:
-    """Return the next record; None at the end, or where the file is cut short or broken."""
-    head = read(RECORD.size)
+def _opened(path: Path) -> BinaryIO:
+    """Open a regular file: a pipe could have us wait for ever, and a device never end; raises `ConfigError`."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ConfigError(f"{path}: this is no regular file: copy the recording into one")
+    return os.fdopen(fd, "rb")
+
+
+def _read(file: BinaryIO, left: int) -> tuple[bytes, bytes] | None:
+    """Return the next record's head and data; None at the end, or where the file is cut short or broken."""
+    head = file.read(RECORD.size)
     if len(head) < RECORD.size:
         return None
-    kind, flags, status, key, asc, ascq, form, start, took, offset, length, count = RECORD.unpack(head)
+    count = RECORD.unpack(head)[-1]
     if count > min(MAX_DATA, left):
         return None
-    stored = read(count)
-    checksum = read(CHECKSUM.size)
+    stored = file.read(count)
+    checksum = file.read(CHECKSUM.size)
     if len(checksum) < CHECKSUM.size or CHECKSUM.unpack(checksum)[0] != crc32c.crc32c(stored, crc32c.crc32c(head)):
         return None
-    return Record(Kind(kind), start, took, offset, length, Outcome(status, (key, asc, ascq)), Flag(flags), Form(form),
-                  stored)  # fmt: skip
+    return head, stored
+
+
+def _inflates(stored: bytes, length: int) -> bool:
+    """Say whether it is one zlib stream of so many bytes, without having them all at once."""
+    machine, left = zlib.decompressobj(), length
+    try:
+        while not machine.eof:
+            piece = machine.decompress(stored, _PIECE)
+            left -= len(piece)
+            stored = machine.unconsumed_tail
+            if left < 0 or not (piece or machine.eof):
+                return False
+    except zlib.error:
+        return False
+    return not left and not machine.unused_data

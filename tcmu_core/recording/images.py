@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tcmu_core.recording.crash import Epoch, Part, State
+from tcmu_core import posix
+from tcmu_core.recording.crash import Epoch, Part, State, Write
 
 COPY = 1 << 20  # bytes
 
@@ -45,31 +46,31 @@ class Image:
         self._block = block
         self._dirty: list[tuple[int, int]] = []  # what the state before has written, offset and length
         self._stamp = (0, 0)
-        for file in (self.path, self._durable):
-            with file.open("wb") as made:
-                made.truncate(size)
+        _empty(self._durable, size)
         if base is not None:
-            _copy(base, self._durable, size)
+            _copy(base, self._durable, [(0, min(size, base.stat().st_size))])
         self._renew()
 
     def settle(self, epoch: Epoch) -> None:
         """Have what is durable since the epoch before in every image from now on."""
         for file in (self._durable, self.path):
-            self._apply(file, [write.part(Part.WHOLE, self._block) for write in epoch.durable])
+            _apply(file, epoch.durable)
 
     def build(self, epoch: Epoch, state: State) -> None:
         """Make the image of a state."""
         if self._stamp == self._now():
-            with self._durable.open("rb") as source:
-                for offset, length in self._dirty:
-                    source.seek(offset)
-                    self._apply(self.path, [(offset, source.read(length))])
+            _copy(self._durable, self.path, self._dirty)
         else:
             self._renew()  # the check has written to it
         parts = [epoch.pending[position].part(part, self._block) for position, part in state]
-        self._apply(self.path, parts)
-        self._dirty = [(offset, len(data)) for offset, data in parts]
+        _apply(self.path, parts)
+        self._dirty = [(part.offset, part.length) for part in parts]
         self._stamp = self._now()
+
+    def keep(self, goal: Path) -> None:
+        """Copy the image of the state to a file, which is made or overwritten."""
+        _empty(goal, self._size)
+        _copy(self.path, goal, [(0, self._size)])
 
     def close(self) -> None:
         """Remove both files."""
@@ -80,37 +81,43 @@ class Image:
         found = self.path.stat()
         return found.st_mtime_ns, found.st_size
 
-    def _apply(self, path: Path, parts: list[tuple[int, bytes]]) -> None:
-        if parts:
-            with path.open("r+b") as file:
-                for offset, data in parts:
-                    file.seek(offset)
-                    file.write(data)
-
     def _renew(self) -> None:
-        with self.path.open("wb") as file:
-            file.truncate(self._size)
-        _copy(self._durable, self.path, self._size)
+        _empty(self.path, self._size)
+        _copy(self._durable, self.path, [(0, self._size)])
         self._dirty, self._stamp = [], self._now()
 
 
-def _copy(source: Path, goal: Path, size: int) -> None:
-    """Copy the data of a sparse file into another that is zeros."""
-    with source.open("rb") as one, goal.open("r+b") as other:
-        end = min(size, os.fstat(one.fileno()).st_size)
-        at = 0
-        while at < end:
-            try:
-                at = os.lseek(one.fileno(), at, os.SEEK_DATA)
-            except OSError:  # ENXIO: there is no data any more
-                return
-            hole = min(end, os.lseek(one.fileno(), at, os.SEEK_HOLE))
-            one.seek(at)
-            other.seek(at)
-            while at < hole:
-                data = one.read(min(COPY, hole - at))
-                other.write(data)
-                at += len(data)
+def _empty(path: Path, size: int) -> None:
+    """Make a file of so many zeros, which take no space."""
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
+def _apply(path: Path, parts: Iterable[Write]) -> None:
+    """Write to a file, the data of one at a time; zeros as holes."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for part in parts:
+            data = part.data()
+            if data is None:
+                posix.discard(fd, part.offset, part.length)
+            else:
+                posix.write_full(fd, part.offset, [memoryview(data)])
+    finally:
+        os.close(fd)
+
+
+def _copy(source: Path, goal: Path, ranges: Iterable[tuple[int, int]]) -> None:
+    """Make ranges (offset, length) of a file those of another, holes too."""
+    with source.open("rb", buffering=0) as one, goal.open("r+b", buffering=0) as other:
+        for offset, length in ranges:
+            for at, size, data in posix.extents(one.fileno(), offset, length):
+                if not data:
+                    posix.discard(other.fileno(), at, size)
+                    continue
+                while size and (piece := os.pread(one.fileno(), min(COPY, size), at)):
+                    posix.write_full(other.fileno(), at, [memoryview(piece)])
+                    at, size = at + len(piece), size - len(piece)
 
 
 Check = Callable[[Path], tuple[int, str]]

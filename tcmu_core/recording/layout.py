@@ -6,6 +6,7 @@ import struct
 from enum import IntEnum, IntFlag
 
 MAGIC = b"TCMUREC1"
+FORMAT = 1  # what the header says in `format`
 HEAD = struct.Struct("<8sII")  # magic, length of the JSON text that follows, CRC32C of that text
 # kind, flags, status, sense key, ASC, ASCQ, form of the data, reserved, start, took, offset, length, stored bytes
 RECORD = struct.Struct("<BBBBBBBxQQQQI")

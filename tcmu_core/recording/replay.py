@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -35,29 +36,48 @@ class Difference:
         return f"{what}: recorded {record.outcome}, now {self.outcome}"
 
 
+class _Ranges:
+    """Places on the disk, merged where they meet: a recording without data has one for each of its writes."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+
+    def add(self, record: Record) -> None:
+        start, end = record.offset, record.offset + record.length
+        low, high = bisect_left(self._ends, start), bisect_right(self._starts, end)
+        if low < high:
+            start, end = min(start, self._starts[low]), max(end, self._ends[high - 1])
+        self._starts[low:high], self._ends[low:high] = [start], [end]
+
+    def touch(self, record: Record) -> bool:
+        at = bisect_right(self._ends, record.offset)
+        return at < len(self._starts) and self._starts[at] < record.offset + record.length
+
+
 def replay(records: Iterable[Record], goal: Goal) -> Iterator[Difference | None]:
     """Do each record in the order in which they began; yield a difference, or None, for each that was done.
 
     A failed write of the recording may have changed the disk or not, and reads beside a write that was in flight may
     have seen it or not: what follows from that is not compared.
     """
-    uncertain: list[tuple[int, int]] = []  # ranges, offset and end
+    uncertain = _Ranges()
     ordered = sorted(enumerate(records), key=lambda each: each[1].start)
     for position, (number, record) in enumerate(ordered):
         if record.flags & Flag.IMPLIED and _follows_fua(ordered, position):
             continue  # the write before it is sent with FUA again
         data = record.data() if record.kind is Kind.WRITE else None
         if record.kind is Kind.WRITE and data is None:  # what it wrote was not kept
-            uncertain.append((record.offset, record.offset + record.length))
+            uncertain.add(record)
             continue
         outcome, got = goal.do(record, data or b"")
         if record.kind is not Kind.READ and (record.outcome, outcome) != (GOOD, GOOD):
-            uncertain.append((record.offset, record.offset + record.length))
+            uncertain.add(record)
         if outcome != record.outcome:
             yield Difference(number, record, outcome, data=False)
             continue
         compared = record.kind is Kind.READ and outcome == GOOD and record.form is not Form.NONE
-        certain = compared and not _touched(record, uncertain) and not _beside_a_write(ordered, position)
+        certain = compared and not uncertain.touch(record) and not _beside_a_write(ordered, position)
         if certain and record.same(got) is False:
             yield Difference(number, record, outcome, data=True)
         else:
@@ -71,19 +91,12 @@ def _follows_fua(ordered: list[tuple[int, Record]], position: int) -> bool:
     )
 
 
-def _touched(record: Record, ranges: list[tuple[int, int]]) -> bool:
-    return any(first < record.offset + record.length and record.offset < end for first, end in ranges)
-
-
 def _beside_a_write(ordered: list[tuple[int, Record]], position: int) -> bool:
     """Say whether a write to the same place was in flight at the same time; near records are looked at."""
     own = ordered[position][1]
     for _, record in ordered[max(0, position - 256) : position + 256]:
         together = record.start < own.end and own.start < record.end
-        if (
-            record.kind not in (Kind.READ, Kind.FLUSH)
-            and together
-            and _touched(own, [(record.offset, record.offset + record.length)])
-        ):
+        overlap = record.offset < own.offset + own.length and own.offset < record.offset + record.length
+        if record.kind not in (Kind.READ, Kind.FLUSH) and together and overlap:
             return True
     return False

@@ -11,8 +11,10 @@ from tcmu_core.filters.record import outcome_of
 from tcmu_core.recording.file import GOOD, Outcome, Record
 from tcmu_core.recording.layout import Flag, Kind
 from tcmu_core.testing.client import Client
+from tcmu_core.testing.initiator import Reply
 
 PATIENCE = 300.0  # seconds that one operation may take
+MOST_BLOCKS = (1 << 32) - 1  # of one UNMAP descriptor, or one WRITE SAME(16)
 _FUA = 0x08
 
 
@@ -25,7 +27,7 @@ class LocalGoal:
     def do(self, record: Record, data: bytes) -> tuple[Outcome, bytes]:
         """Call the hook that the record is of; raises `ConfigError` if the disk has none."""
         operations = self.disk.operations
-        room = bytearray(data) if record.kind is Kind.WRITE else bytearray(record.length)
+        room = bytearray(data or (record.length if record.kind is Kind.READ else 0))
         call: Any = getattr(operations, record.kind.name.lower())
         if call is None:
             raise ConfigError(f"the disk has no {record.kind.name.lower()}")
@@ -55,21 +57,28 @@ class IscsiGoal:
         self.blocks, self.block_size = client.capacity()
 
     def do(self, record: Record, data: bytes) -> tuple[Outcome, bytes]:
-        """Send the command that does what the record did."""
+        """Send the commands that do what the record did: one, but where it has more blocks than a command can."""
         lba, blocks = record.offset // self.block_size, record.length // self.block_size
+        while True:
+            count = min(blocks, MOST_BLOCKS)
+            reply = self._send(record, lba, count, data)
+            lba, blocks = lba + count, blocks - count
+            if not blocks or reply.status:
+                return Outcome(reply.status, reply.error), reply.data
+
+    def _send(self, record: Record, lba: int, blocks: int, data: bytes) -> Reply:
         span = lba.to_bytes(8, "big") + blocks.to_bytes(4, "big") + bytes(2)
         match record.kind:
             case Kind.READ:
-                reply = self.client.command(b"\x88\0" + span, read=record.length)  # READ(16)
+                return self.client.command(b"\x88\0" + span, read=record.length)  # READ(16)
             case Kind.WRITE:
                 fua = _FUA if record.flags & Flag.FUA else 0
-                reply = self.client.command(bytes([0x8A, fua]) + span, write=data)  # WRITE(16)
+                return self.client.command(bytes([0x8A, fua]) + span, write=data)  # WRITE(16)
             case Kind.FLUSH:
-                reply = self.client.command(b"\x35" + bytes(9))  # SYNCHRONIZE CACHE(10)
+                return self.client.command(b"\x35" + bytes(9))  # SYNCHRONIZE CACHE(10)
             case Kind.DISCARD:
                 descriptor = lba.to_bytes(8, "big") + blocks.to_bytes(4, "big") + bytes(4)
                 head = (22).to_bytes(2, "big") + (16).to_bytes(2, "big") + bytes(4)
-                reply = self.client.command(b"\x42" + bytes(6) + b"\0\x18\0", write=head + descriptor)  # UNMAP
+                return self.client.command(b"\x42" + bytes(6) + b"\0\x18\0", write=head + descriptor)  # UNMAP
             case Kind.WRITE_ZEROES:
-                reply = self.client.command(b"\x93\0" + span, write=bytes(self.block_size))  # WRITE SAME(16)
-        return Outcome(reply.status, reply.error), reply.data
+                return self.client.command(b"\x93\0" + span, write=bytes(self.block_size))  # WRITE SAME(16)

@@ -77,7 +77,7 @@ def test_an_older_write_never_lies_upon_a_newer_durable_one() -> None:
 def test_discards_and_zeros_are_writes_of_zeros() -> None:
     records = [Record(Kind.DISCARD, 0, 1, 0, 1024), Record(Kind.WRITE_ZEROES, 2, 1, 1024, 512)]
     (epoch,) = epochs(records)
-    assert [each.part(Part.WHOLE, BLOCK)[1] for each in epoch.pending] == [bytes(1024), bytes(512)]
+    assert [(each.offset, each.length, each.data()) for each in epoch.pending] == [(0, 1024, None), (1024, 512, None)]
 
 
 def test_without_the_data_there_are_no_images() -> None:
@@ -89,10 +89,8 @@ def test_without_the_data_there_are_no_images() -> None:
 
 
 def pending(*blocks: int) -> Epoch:
-    writes = [
-        Write(number, number * 65536, count * BLOCK, b"w" * (count * BLOCK)) for number, count in enumerate(blocks)
-    ]
-    return Epoch(0, [], writes)
+    records = [write(number, number * 128, b"w", count) for number, count in enumerate(blocks)]
+    return Epoch(0, [], [Write(number, each.offset, each.length, each) for number, each in enumerate(records)])
 
 
 def test_of_few_writes_every_subset_is_tried() -> None:
@@ -124,10 +122,10 @@ def test_a_write_of_several_blocks_is_torn_and_a_block_never() -> None:
     assert parts == {Part.WHOLE, Part.FIRST, Part.HALF, Part.LAST}
     assert {part for state in pending(1).states(BLOCK, 100, 0) for _, part in state} == {Part.WHOLE}
     data = b"".join(bytes([number]) * BLOCK for number in range(8))
-    torn = Write(0, 0, len(data), data)
-    assert torn.part(Part.FIRST, BLOCK) == (0, bytes([0]) * BLOCK)
-    assert torn.part(Part.HALF, BLOCK) == (0, data[: 4 * BLOCK])
-    assert torn.part(Part.LAST, BLOCK) == (7 * BLOCK, bytes([7]) * BLOCK)
+    torn = Write(0, 0, len(data), Record(Kind.WRITE, 0, 1, 0, len(data), form=Form.PLAIN, stored=data))
+    for part, first, last in ((Part.FIRST, 0, 1), (Part.HALF, 0, 4), (Part.LAST, 7, 8)):
+        piece = torn.part(part, BLOCK)
+        assert (piece.offset, piece.data()) == (first * BLOCK, data[first * BLOCK : last * BLOCK])
 
 
 # -- images -----------------------------------------------------------------------------------------------------------
@@ -139,6 +137,9 @@ def test_each_image_is_what_the_state_says_whatever_was_built_before(tmp_path: P
     for number in range(40):
         if chance.random() < 0.2:
             records.append(flush(number * 2))
+        elif chance.random() < 0.2:
+            lba, blocks = chance.randrange(20), chance.randint(1, 4)
+            records.append(Record(Kind.DISCARD, number * 2, 1, lba * BLOCK, blocks * BLOCK))
         else:
             records.append(write(number * 2, chance.randrange(20), bytes([number + 1]), chance.randint(1, 4)))
     base = tmp_path / "base"
@@ -148,12 +149,13 @@ def test_each_image_is_what_the_state_says_whatever_was_built_before(tmp_path: P
     for epoch in epochs(records):
         image.settle(epoch)
         for each in epoch.durable:
-            durable[each.offset : each.offset + each.length] = each.data or b""
+            durable[each.offset : each.offset + each.length] = each.data() or bytes(each.length)
         for count, state in enumerate(epoch.states(BLOCK, 12, 0)):
             expected = bytearray(durable)
             for position, part in state:
-                offset, data = epoch.pending[position].part(part, BLOCK)
-                expected[offset : offset + len(data)] = data
+                piece = epoch.pending[position].part(part, BLOCK)
+                data = piece.data()
+                expected[piece.offset : piece.offset + piece.length] = bytes(piece.length) if data is None else data
             image.build(epoch, state)
             assert image.path.read_bytes() == expected
             if count % 3 == 0:  # a check that repairs what it finds
