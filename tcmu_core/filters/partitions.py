@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 from collections.abc import Callable
@@ -14,12 +15,13 @@ _ENTRY = struct.Struct("<B3xB3xII")  # status, type, first LBA, number of blocks
 _ENTRIES = 0x1BE
 _EXTENDED = frozenset({0x05, 0x0F, 0x85})
 _PROTECTIVE = 0xEE
-_MOST_LOGICAL = 128  # a chain of extended boot records that is longer is a loop
+_MOST_LINKS = 128  # a chain of extended boot records that is longer is a loop
 # The GPT header (UEFI 2.10 5.3.2) and entry (5.3.3)
 _HEADER = struct.Struct("<8sIIIIQQQQ16sQIII")
 _GPT_ENTRY = struct.Struct("<16s16sQQQ72s")
 _SIGNATURE = b"EFI PART"
 _MOST_ENTRIES = 1024
+_LARGEST_ENTRY = 4096  # bytes; 128 are usual
 
 Read = Callable[[int, int], bytes]
 
@@ -50,6 +52,11 @@ def find(read: Read, size: int, block: int) -> list[Partition]:
     for partition in found:
         if partition.offset + partition.length > size or partition.length <= 0:
             raise ConfigError(f"partition {partition.number} ends beyond the disk")
+    for one, other in itertools.pairwise(sorted(found, key=lambda partition: partition.offset)):
+        if one.offset + one.length > other.offset:
+            raise ConfigError(
+                f"the partitions {one.number} and {other.number} overlap: a write to one would be in both"
+            )
     return found
 
 
@@ -62,6 +69,8 @@ def _mbr(read: Read, size: int, entries: list[tuple[int, int, int]], block: int)
     found = []
     for number, (kind, first, count) in enumerate(entries, 1):
         if kind in _EXTENDED:
+            if any(partition.number > 4 for partition in found):
+                raise ConfigError("there are two chains of logical partitions: which one has number 5, nobody can say")
             found += _logical(read, size, first, block)
         elif kind:
             found.append(Partition(number, first * block, count * block))
@@ -72,8 +81,8 @@ def _logical(read: Read, size: int, base: int, block: int) -> list[Partition]:
     """Follow the chain of extended boot records; logical partitions are numbered from 5 on."""
     found: list[Partition] = []
     at = base
-    while True:
-        if at * block + max(block, 512) > size or len(found) > _MOST_LOGICAL:
+    for _ in range(_MOST_LINKS):
+        if at * block + max(block, 512) > size:
             raise ConfigError("the chain of logical partitions is broken")
         sector = read(at * block, max(block, 512))
         if sector[510:512] != b"\x55\xaa":
@@ -84,6 +93,7 @@ def _logical(read: Read, size: int, base: int, block: int) -> list[Partition]:
         if following not in _EXTENDED:
             return found
         at = base + distance
+    raise ConfigError("the chain of logical partitions is broken: it has no end")
 
 
 def _gpt(read: Read, size: int, block: int) -> list[Partition]:
@@ -106,7 +116,7 @@ def _gpt_at(read: Read, at: int, size: int, block: int) -> list[Partition]:
     plain = header[:16] + bytes(4) + header[20:length]
     if zlib.crc32(plain) != checksum:
         raise ConfigError("the GPT header is broken: its checksum is wrong")
-    if entry_size < _GPT_ENTRY.size or entry_size % 8 or not 0 < count <= _MOST_ENTRIES:
+    if not _GPT_ENTRY.size <= entry_size <= _LARGEST_ENTRY or entry_size % 8 or not 0 < count <= _MOST_ENTRIES:
         raise ConfigError("the GPT header is broken")
     whole = -(-count * entry_size // block) * block
     if table * block + whole > size:
