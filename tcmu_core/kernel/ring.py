@@ -23,6 +23,7 @@ from tcmu_core.kernel import abi
 from tcmu_core.kernel.abi import Capability, EntryOp, TmrType, UserFlag
 from tcmu_core.scsi.command import Command, Nexus, Status
 from tcmu_core.scsi.hot import PASS, Fast
+from tcmu_core.scsi.sampling import Sampler
 
 log = logging.getLogger("tcmu.ring")
 
@@ -92,6 +93,7 @@ class Ring:
         self._size = size
         self._unit = unit
         self._nexus = nexus
+        self._sampler = Sampler()
         self._post = post
         self._doorbell = doorbell
         self._head_word = abi.CMD_HEAD // 4
@@ -122,17 +124,22 @@ class Ring:
         unit, attentions = self._unit, self._nexus.attentions
         tso, in_order = _TOTAL_STORE_ORDER, self._in_order
         len_mask, op_mask = abi.LEN_MASK, abi.OP_MASK
-        taken = answered = silent = 0
+        tally, sampler = self._nexus.tally, self._sampler
+        counts, moved = tally.commands, tally.moved
+        timed = sampler.begin()
+        taken = answered = silent = begun = 0
         while True:
             head = words[head_word]
             if self._at == head or taken >= TURN:
                 if not silent:
                     break
-                self._doorbell()
+                self._ring()
                 silent = 0
                 continue
             if not tso:
                 self._fence()
+            if timed:
+                sampler.arrival = sampler.clock()
             while self._at != head:
                 at = self._at
                 entry = start + at
@@ -155,7 +162,10 @@ class Ring:
                     buffers = []
                     length = 0
                 result: Any = PASS
-                fast = unit.fast.get(memory[cdb])
+                opcode = memory[cdb]
+                if timed:
+                    begun = sampler.clock()
+                fast = unit.fast.get(opcode)
                 if fast is not None and not (bidi_cnt or attentions or in_order):
                     try:
                         result = fast(memory, cdb, length, buffers)
@@ -168,12 +178,19 @@ class Ring:
                         command.context = self._bidi(entry + abi.IOVEC + iov_cnt * 16, bidi_cnt)
                     if in_order:
                         self._slot_of[command] = entry
+                    if timed:
+                        sampler.hold(command, begun)
                     if unit.proceed(command, result):
+                        sampler.done(command)
                         self._answer(command)
                         silent += 1
                     else:
                         self.in_flight[cmd_id] = command
                     continue
+                if timed:
+                    sampler.took(tally, opcode, begun)
+                counts[opcode] += 1
+                moved[opcode] += length
                 if self._tail == at:  # nothing older is in flight: the slot is its own, id and flags are right
                     words[(entry >> 2) + 2] = 0
                     tail = self._at
@@ -193,14 +210,19 @@ class Ring:
                 silent += 1
                 answered += length
                 if answered >= RING_AFTER:
-                    self._doorbell()
+                    self._ring()
                     answered = silent = 0
         self.commands += taken
 
     def answer_now(self) -> None:
         """Ring the doorbell for what has been answered."""
         self._bell_is_posted = False
+        self._ring()
+
+    def _ring(self) -> None:
         self._doorbell()
+        if self._sampler.ended:
+            self._sampler.sent(self._sampler.take())
 
     # -- taking -----------------------------------------------------------------------------------------------------
 
@@ -258,6 +280,8 @@ class Ring:
     def _finished(self, command: Command) -> None:
         """Answer a command that did not end inside execute; the doorbell follows when others had their chance."""
         self.in_flight.pop(command.tag, None)
+        if self._sampler.pending:
+            self._sampler.done(command)
         self._answer(command)
         if not self._bell_is_posted:
             self._bell_is_posted = True

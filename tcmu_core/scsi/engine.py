@@ -158,15 +158,24 @@ class Engine:
 
     def execute(self, command: Command) -> bool:
         """Run a command. True: it has ended. False: `command.done(command)` will be called on the loop's thread."""
+        nexus, opcode = command.nexus, command.cdb[0]
         try:
-            fast = self.fast.get(command.cdb[0])
-            if fast is not None and not command.nexus.attentions and command.attribute < _ORDERED:
-                result = fast(command.cdb, 0, command.length, command.buffers)
+            fast = self.fast.get(opcode)
+            if fast is not None and not nexus.attentions and command.attribute < _ORDERED:
+                length = command.length
+                result = fast(command.cdb, 0, length, command.buffers)
+                if result is None:
+                    command.transferred = command.wanted = length
+                    tally = nexus.tally
+                    tally.commands[opcode] += 1
+                    tally.moved[opcode] += length
+                    return True
                 if result is not hot.PASS:
-                    command.transferred = command.wanted = command.length
-                    return result is None or self._pending(command, result)
+                    command.transferred = command.wanted = length
+                    return self._pending(command, result)
         except BaseException as error:
             self.fail(command, error)
+            nexus.tally.count(command)
             return True
         return self._general(command)
 
@@ -176,6 +185,7 @@ class Engine:
             return self._general(command)
         if isinstance(result, BaseException):
             self.fail(command, result)
+            command.nexus.tally.count(command)
             return True
         command.transferred = command.wanted = command.length
         return self._pending(command, result)
@@ -215,6 +225,7 @@ class Engine:
     def _ended_at_once(self, command: Command) -> bool:
         if self._follower is not None:
             self._follower.ended(command)
+        command.nexus.tally.count(command)
         self._call(self.unit.tasks.end(command))
         self.gate()
         return True
@@ -259,6 +270,7 @@ class Engine:
         yield turn
         if self._follower is not None:
             self._follower.started(command)
+        command.begun = time.perf_counter_ns()
         result = self._attended(command)
         return (yield from result) if hasattr(result, "send") else result
 
@@ -445,6 +457,7 @@ class Engine:
 
     def _end(self, command: Command) -> None:
         """A command has ended that did not end at once: give its status, then tell those who waited for its end."""
+        command.nexus.tally.count(command)
         watchers = self.unit.tasks.end(command)
         self._started.pop(command, None)
         self.gate()
@@ -558,6 +571,7 @@ class Engine:
         return self._spans(command) if row is None or row.access is not Access.READ else ()
 
     def _ended(self, command: Command, watchers: list[Callable[[], object]]) -> None:
+        command.nexus.tally.count(command)
         command.done(command)
         self._call(watchers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import random
 import struct
 from collections.abc import Callable
@@ -11,10 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.kernel.ring import Ring, RingError
 from tcmu_core.scsi.command import Command, Initiator, Nexus
+from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.hot import PASS, Fast
 from tcmu_core.testing import fake_kernel as fake
+from tcmu_core.testing.harness import make_disk
+from tests.iscsi.served import MemoryDisk
 
 READ, WRITE = b"\x28", b"\x2a"
 GOOD, CHECK, ABORTED = 0x00, 0x02, 0x40
@@ -543,3 +548,48 @@ def test_the_ring_works_with_fences_too(monkeypatch: pytest.MonkeyPatch) -> None
         bench.finish(bench.unit.kept[-1])
     assert {answer.cmd_id for answer in bench.kernel.answers} == set(ids)
     assert bench.kernel.head == bench.kernel.tail
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_what_passes_the_ring_is_counted_to_the_command(threads: int) -> None:
+    """Those that end on the fast path, those that end later, and those that fail."""
+    rig = RingRig(threads)
+    for lba in range(5):
+        rig.send(b"\x28\0" + lba.to_bytes(4, "big") + b"\0\0\2\0", room=1024)
+    for _ in range(3):
+        rig.send(b"\x2a" + bytes(7) + b"\1\0", data=bytes(512))
+    rig.send(b"\x28\xff" + bytes(6) + b"\1\0", room=512)
+    rig.finish()
+    tally = rig.nexus.tally
+    assert (tally.commands[0x28], tally.commands[0x2A], sum(tally.commands)) == (6, 3, 9)
+    assert (tally.moved[0x28], tally.moved[0x2A]) == (5 * 1024, 3 * 512)
+    assert tally.errors == {(0x28, CHECK, 5): 1}
+    # The first batch is timed, and nothing of it is forgotten on its way.
+    taken = tally.times_of(0x28)
+    assert sum(taken.queue.counts) == sum(taken.storage.counts) == sum(taken.send.counts) > 0
+
+
+class RingRig:
+    """A ring with the engine and a disk in memory behind it."""
+
+    def __init__(self, threads: int) -> None:
+        self.posted: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        disk = make_disk(MemoryDisk(), DiskSpec("memory", name="disk"), threads=threads)
+        disk.open()
+        self.engine = Engine(disk, post=self._post)
+        self.nexus = self.engine.attach(Initiator("kernel", b""))
+        self.nexus.attentions.clear()
+        self.kernel = fake.FakeKernel()
+        self.ring = Ring(self.kernel.memory, self.engine, self.nexus, post=self._post, doorbell=self.kernel.bell)
+
+    def _post(self, fn: Callable[..., object], *args: Any) -> None:
+        self.posted.put(lambda: fn(*args))
+
+    def send(self, cdb: bytes, *, data: bytes | None = None, room: int = 0) -> None:
+        assert self.kernel.command(cdb, data=data, room=room) is not None
+
+    def finish(self) -> None:
+        self.ring.process()
+        while self.kernel.sent:
+            self.posted.get(timeout=60)()
+        self.engine.close()
