@@ -125,16 +125,23 @@ class Ring:
         tso, in_order = _TOTAL_STORE_ORDER, self._in_order
         len_mask, op_mask = abi.LEN_MASK, abi.OP_MASK
         tally, sampler = self._nexus.tally, self._sampler
-        counts, moved = tally.commands, tally.moved
         timed = sampler.begin()
-        taken = answered = silent = begun = 0
+        if timed:
+            unpack = sampler.before(unpack)
+        taken = slow = 0
+        silent = False  # whether something was answered for which the doorbell has not rung
+        # What ends on the fast path is counted by runs of one operation code, for the loop has no time to spare: of
+        # `taken - slow` commands and `moved` bytes, `counted` and `counted_bytes` are in the tally.
+        run, opcode = None, 0
+        counted = moved = counted_bytes = 0
+        ring_at = RING_AFTER
         while True:
             head = words[head_word]
             if self._at == head or taken >= TURN:
                 if not silent:
                     break
                 self._ring()
-                silent = 0
+                silent = False
                 continue
             if not tso:
                 self._fence()
@@ -149,7 +156,7 @@ class Ring:
                 self._at = following if following != size else 0
                 if len_op & op_mask != 1:
                     self._other(entry, end, len_op)
-                    silent = 1
+                    silent = True
                     continue
                 taken += 1
                 cmd_id, iov_cnt, bidi_cnt, cdb, base, length = unpack(memory, entry)
@@ -162,16 +169,14 @@ class Ring:
                     buffers = []
                     length = 0
                 result: Any = PASS
-                opcode = memory[cdb]
-                if timed:
-                    begun = sampler.clock()
-                fast = unit.fast.get(opcode)
+                fast = unit.fast.get(memory[cdb])
                 if fast is not None and not (bidi_cnt or attentions or in_order):
                     try:
                         result = fast(memory, cdb, length, buffers)
                     except BaseException as error:  # whatever a hook raises is this command's alone
                         result = error
                 if result is not None:
+                    slow += 1
                     # The entry does not say how long the CDB is: all that there is of it, padded to a multiple of 8.
                     command = Command(memory[cdb:end], buffers, length, self._nexus, self._finished, cmd_id)
                     if bidi_cnt:
@@ -179,18 +184,24 @@ class Ring:
                     if in_order:
                         self._slot_of[command] = entry
                     if timed:
-                        sampler.hold(command, begun)
+                        sampler.hold(command, sampler.begun)
                     if unit.proceed(command, result):
                         sampler.done(command)
                         self._answer(command)
-                        silent += 1
+                        silent = True
                     else:
                         self.in_flight[cmd_id] = command
                     continue
-                if timed:
-                    sampler.took(tally, opcode, begun)
-                counts[opcode] += 1
-                moved[opcode] += length
+                if fast is not run:
+                    ended = taken - slow - 1
+                    tally.add_run(opcode, ended - counted, moved - counted_bytes)
+                    counted, counted_bytes = ended, moved
+                    opcode = memory[cdb]
+                    if timed:
+                        sampler.took(tally, opcode)
+                    else:
+                        run = fast
+                moved += length
                 if self._tail == at:  # nothing older is in flight: the slot is its own, id and flags are right
                     words[(entry >> 2) + 2] = 0
                     tail = self._at
@@ -207,11 +218,12 @@ class Ring:
                 if not tso:
                     self._fence()
                 self._tail = words[tail_word] = tail
-                silent += 1
-                answered += length
-                if answered >= RING_AFTER:
+                silent = True
+                if moved >= ring_at:
                     self._ring()
-                    answered = silent = 0
+                    silent = False
+                    ring_at = moved + RING_AFTER
+        tally.add_run(opcode, taken - slow - counted, moved - counted_bytes)
         self.commands += taken
 
     def answer_now(self) -> None:

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.tally import Histogram, Tally
 
-INTERVAL = 10_000_000  # nanoseconds
+INTERVAL = 25_000_000  # nanoseconds
 Sent = list[tuple[Histogram, int]]  # where to count how long the way out took, and when it began
 
 
 class Sampler:
     """Times the commands of one connection or one ring. `clock()` gives nanoseconds."""
 
-    __slots__ = ("_next", "arrival", "clock", "ended", "on", "pending")
+    __slots__ = ("_next", "arrival", "begun", "clock", "ended", "on", "pending")
 
     def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         self.clock = clock
         self.on = False  # whether this batch is timed
         self.arrival = 0  # of its commands
+        self.begun = 0  # when the last one of a batch that is timed was begun, where `before` notes it
         self.pending: dict[Command, tuple[int, int]] = {}  # arrival and beginning of those that did not end at once
         self.ended: Sent = []  # those whose status is not out
         self._next = 0
@@ -55,10 +57,19 @@ class Sampler:
         """Return what runs a command as `execute` does, and times it."""
         return lambda command: self.run(execute, command)
 
-    def took(self, tally: Tally, opcode: int, begun: int) -> None:
-        """Note a command of a batch that is timed, which has ended now."""
-        self._next = begun + INTERVAL
-        self._took(tally, opcode, begun - self.arrival, begun)
+    def before(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what does as `call` does, and notes when: for what comes before each command of a batch."""
+
+        def noting(*args: Any) -> Any:
+            self.begun = self.clock()
+            return call(*args)
+
+        return noting
+
+    def took(self, tally: Tally, opcode: int) -> None:
+        """Note a command of a batch that is timed, which has `begun` and ended now."""
+        self._next = self.begun + INTERVAL
+        self._took(tally, opcode, self.begun - self.arrival, self.begun)
 
     def done(self, command: Command) -> None:
         """A command has ended; if it was noted, that is its time."""

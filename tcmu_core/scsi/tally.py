@@ -77,6 +77,11 @@ class Tally:
         if command.status or command.silent:
             self._failed(opcode, command)
 
+    def add_run(self, opcode: int, commands: int, moved: int) -> None:
+        """Count commands that have ended well one after the other, and moved so many bytes in all."""
+        self.commands[opcode] += commands
+        self.moved[opcode] += moved
+
     def _failed(self, opcode: int, command: Ended) -> None:
         status, sense, key = command.status, command.sense, 0
         if command.silent:
