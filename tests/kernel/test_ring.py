@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.kernel.ring import Ring, RingError
+from tcmu_core.scsi import sampling
 from tcmu_core.scsi.command import Command, Initiator, Nexus
 from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.hot import PASS, Fast
@@ -567,6 +568,26 @@ def test_what_passes_the_ring_is_counted_to_the_command(threads: int) -> None:
     # The first batch is timed, and nothing of it is forgotten on its way.
     taken = tally.times_of(0x28)
     assert sum(taken.queue.counts) == sum(taken.storage.counts) == sum(taken.send.counts) > 0
+
+
+def test_a_batch_that_is_not_timed_is_counted_just_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of one operation code, and of one command each, with one that takes the long way between them."""
+    monkeypatch.setattr(sampling, "INTERVAL", 1 << 62)
+    rig = RingRig(0)
+    rig.send(b"\x28" + bytes(7) + b"\1\0", room=512)
+    rig.ring.process()
+    for blocks in (1, 2, 3):
+        size = bytes([blocks, 0])
+        rig.send(b"\x28" + bytes(7) + size, room=512 * blocks)
+        rig.send(b"\x28" + bytes(7) + size, room=512 * blocks)
+        rig.send(b"\x00" + bytes(5))
+        rig.send(b"\x2a" + bytes(7) + size, data=bytes(512 * blocks))
+    rig.finish()
+    tally = rig.nexus.tally
+    assert (tally.commands[0x00], tally.commands[0x28], tally.commands[0x2A]) == (3, 7, 3)
+    assert (tally.moved[0x28], tally.moved[0x2A]) == (13 * 512, 6 * 512)
+    assert sum(tally.commands) == rig.ring.commands == 13
+    assert sum(tally.times_of(0x28).storage.counts) == 1
 
 
 class RingRig:
