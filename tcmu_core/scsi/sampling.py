@@ -13,7 +13,7 @@ from typing import Any
 from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.tally import Histogram, Tally
 
-INTERVAL = 25_000_000  # nanoseconds
+INTERVAL = 10_000_000  # nanoseconds
 Sent = list[tuple[Histogram, int]]  # where to count how long the way out took, and when it began
 
 
