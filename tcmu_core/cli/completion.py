@@ -30,6 +30,7 @@ KINDS = ("handlers", "filters", "disks")  # what a script asks for when TAB is p
 # Which of the KINDS an argument is, by its metavar: a NAME is one of a disk that is there in these commands only.
 _NAMED = {"HANDLER": "handlers", "DISK": "disks", "NAME[;OPTION=VALUE…]": "filters"}
 _NAME_OF_A_DISK = {"eject", "insert", "resize"}
+_QUESTION = "tcmu completion {} 2>/dev/null"
 _FILES = {"FILE", "IMAGE", "PATH", "CFGSTRING"}
 
 
@@ -80,7 +81,7 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
     except ImportError as error:
         raise TcmuError("this needs shtab: `pip install 'tcmu-core[completion]'` brings it") from error
     _mark(parser, "", {"file": shtab.FILE, "directory": shtab.DIRECTORY})
-    return str(shtab.complete(parser, shell))
+    return str(shtab.complete(parser, shell, preamble=_asking(shell)))
 
 
 def _names(kind: str, directory: Path) -> Iterator[str]:
@@ -116,15 +117,14 @@ def _completed_by(action: argparse.Action, command: str, places: Mapping[str, ob
     return None
 
 
-def _asked(kind: str) -> dict[str, object]:
+def _asked(kind: str) -> dict[str, str]:
     """Return what completes one of the KINDS: tcmu is asked when TAB is pressed, not when the script is made."""
-    function, command = f"_tcmu_{kind}", f"tcmu completion {kind} 2>/dev/null"
-    return {
-        "bash": function,
-        "zsh": function,
-        "fish": f"({command})",
-        "preamble": {
-            "bash": f'{function}() {{\n  compgen -W "$({command})" -- "$1"\n}}',
-            "zsh": f'{function}() {{\n  compadd -- ${{(f)"$({command})"}}\n}}',
-        },
-    }
+    return {"bash": f"_tcmu_{kind}", "zsh": f"_tcmu_{kind}", "fish": f"({_QUESTION.format(kind)})"}
+
+
+def _asking(shell: str) -> str:
+    """Return the functions that `_asked` names."""
+    answers = {"bash": 'compgen -W "$({})" -- "$1"', "zsh": 'compadd -- ${{(f)"$({})"}}'}
+    if shell not in answers:
+        return ""
+    return "\n".join(f"_tcmu_{kind}() {{\n  {answers[shell].format(_QUESTION.format(kind))}\n}}" for kind in KINDS)
