@@ -66,7 +66,7 @@ def _mbr_entries(sector: bytes) -> list[tuple[int, int, int]]:
 
 
 def _mbr(read: Read, size: int, entries: list[tuple[int, int, int]], block: int) -> list[Partition]:
-    found = []
+    found: list[Partition] = []
     for number, (kind, first, count) in enumerate(entries, 1):
         if kind in _EXTENDED:
             if any(partition.number > 4 for partition in found):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
 from typing import Any
 
-from tcmu_core.disk.device import Change, StateStore
+from tcmu_core.disk.device import Change
 from tcmu_core.disk.disk import Disk
 from tcmu_core.errors import (
     HardwareError,
@@ -23,19 +23,13 @@ from tcmu_core.log import DEBUG_SCSI_CMD
 from tcmu_core.scsi import hot
 from tcmu_core.scsi.admission import admit, permit, spans_of, turn_of
 from tcmu_core.scsi.alua import Arrangement
-from tcmu_core.scsi.attention import (
-    ACCESS_STATE_CHANGED,
-    CAPACITY_CHANGED,
-    INQUIRY_CHANGED,
-    MEDIUM_CHANGED,
-    MODE_PARAMETERS_CHANGED,
-)
+from tcmu_core.scsi.attention import ACCESS_STATE_CHANGED, CAPACITY_CHANGED, INQUIRY_CHANGED, MEDIUM_CHANGED
 from tcmu_core.scsi.command import Command, Nexus, TaskAttribute
 from tcmu_core.scsi.failures import Failures
 from tcmu_core.scsi.following import Followed, Follower
 from tcmu_core.scsi.management import Post, TaskManager
 from tcmu_core.scsi.opcodes import Direction, Opcode, Table, describe, find
-from tcmu_core.scsi.reservations import Registrant
+from tcmu_core.scsi.reservations import StateStore
 from tcmu_core.scsi.steps import PAUSE, Abort, Ask, OnItsOwn, Shielded, Steps, checked, not_a_result, status_of
 from tcmu_core.scsi.table import every_row, table_for
 from tcmu_core.scsi.taskset import countdown
@@ -68,7 +62,7 @@ class Engine(TaskManager):
         self._started: dict[Command, float] = {}  # monotonic seconds at which `slow` first saw them
         self._trace = False
         self._follower: Follower | None = None
-        self._unwatch = store.watch(self._stored_elsewhere) if store is not None else _nothing
+        self._unwatch = store.watch(lambda: post(self._restored)) if store is not None else _nothing
         self.device.changed = self._notified
         self.device.prevented = lambda: bool(self.unit.prevented)
         self.refresh()
@@ -419,75 +413,24 @@ class Engine(TaskManager):
         if not transition.ended.done():
             moving(transition)
 
-    def _stored_elsewhere(self) -> Future[None]:
-        """Another process has put other reservations into the store; may be called on any thread."""
-        taken: Future[None] = Future()
-        self.post(self._restored, taken)
-        return taken
-
-    def _restored(self, taken: Future[None]) -> None:
-        """Take them, and abort whose commands they want to be; `taken` ends when those have."""
-        reservations = self.unit.reservations
+    def _restored(self) -> None:
+        """Take the reservations that another process has put into the store."""
         try:
-            self.unit.tell(reservations.reload())
+            self.unit.tell(self.unit.reservations.reload())
         except OSError as error:
             self.device.log.error("reservations that another process has changed can't be read: %s", text_of(error))
-            taken.set_exception(error)
-            return
         self.gate()
-        due = reservations.take_due()
-        for nexus in self.unit.nexuses:
-            if nexus.on_clear is not None and Registrant.of(nexus) in due:
-                nexus.on_clear()
-        victims = [command for command in self.unit.tasks.active if Registrant.of(command.nexus) in due]
-        self._abort_all(victims, lambda: taken.set_result(None), by=None)
 
-    def change(self, change: Change) -> Future[None] | None:
-        """Have the disk take a change (bytes), and the unit and its nexuses learn of it; raises as `Disk.change`.
-
-        Returns None when it is done; where what was volatile has to become stable first, a Future of that.
-        """
+    def change(self, change: Change) -> None:
+        """Have the disk take a change (bytes), and the unit and its nexuses learn of it; raises as `Disk.change`."""
         device, unit = self.device, self.unit
-        size, cached, mode = device.size, unit.write_cache, unit.modes.write_cache
+        size = device.size
         self.disk.change(change)
         if change.write_cache is not None:
             unit.modes.write_cache = device.write_cache
-            if mode != device.write_cache:
-                unit.attention(*MODE_PARAMETERS_CHANGED)
         if device.size != size and not device.removable:  # of another medium its handler has told already
             unit.resized()
         self.refresh()
-        return self._write_back() if cached and not unit.write_cache else None
-
-    def _write_back(self) -> Future[None]:
-        """Flush when what is in flight has ended: it began while a write might be volatile."""
-        written: Future[None] = Future()
-        flush, tasks = self.unit.operations.flush, self.unit.tasks
-        assert flush is not None
-
-        def ended(pending: Future[None]) -> None:
-            error = pending.exception()
-            if error is not None:
-                written.set_exception(error)
-            else:
-                written.set_result(None)
-
-        def begin() -> None:
-            try:
-                pending = flush()
-            except BaseException as error:
-                written.set_exception(error)
-                return
-            if pending is None:
-                written.set_result(None)
-            else:
-                pending.add_done_callback(ended)
-
-        in_flight = list(tasks.active)
-        one_ended = countdown(len(in_flight), begin)
-        for command in in_flight:
-            tasks.watch(command, one_ended)
-        return written
 
     def resize(self, size: int) -> None:
         """Take a new size in bytes that the handler has told of; every nexus hears of it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tcmu_core.disk.device import StateStore
 from tcmu_core.disk.disk import Disk
 from tcmu_core.errors import MediumNotPresent, NotReadyStopped
 from tcmu_core.scsi.alua import Access
@@ -17,7 +16,7 @@ from tcmu_core.scsi.identity import Identity
 from tcmu_core.scsi.limits import MAX_TRANSFER, MAX_UNMAP_BLOCKS, MAX_WRITE_SAME
 from tcmu_core.scsi.modes import ModePages
 from tcmu_core.scsi.opcodes import Table
-from tcmu_core.scsi.reservations import Registrant, Reservations
+from tcmu_core.scsi.reservations import Registrant, Reservations, StateStore
 from tcmu_core.scsi.taskset import TaskSet
 
 
@@ -90,10 +89,6 @@ class Unit:
         """Raise what a command that needs the medium is told while there is none, or somebody else has it."""
         if self.background is not None:
             raise self.background.not_ready()
-        self.must_have_medium()
-
-    def must_have_medium(self) -> None:
-        """Raise what a command is told while there is no medium, or it is stopped."""
         if not self.loaded or not self.blocks:
             raise MediumNotPresent
         if not self.started:

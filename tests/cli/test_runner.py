@@ -98,11 +98,6 @@ class Running:
         self.log = directory / "stderr"
 
     def start(self) -> None:
-        self.start_quietly()
-        self.wait(lambda: "is ready" in self.said())
-
-    def start_quietly(self) -> None:
-        """Start it, and don't wait for what it says: its level may be one at which it says nothing."""
         with self.log.open("a") as log, (self.directory / "stdout").open("w") as said:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", AS_USER, "--config", str(self.config), *self.options],
@@ -110,6 +105,7 @@ class Running:
                 env={**os.environ, "XDG_RUNTIME_DIR": str(self.directory / "run"), "HOME": str(self.directory),
                      "XDG_STATE_HOME": str(self.directory / "state"), "DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nowhere"},
             )  # fmt: skip
+        self.wait(lambda: "is ready" in self.said())
 
     def said(self) -> str:
         return self.log.read_text()
@@ -153,7 +149,7 @@ def test_an_ordinary_user_serves_targets_without_the_kernels_side(running: Runni
     assert "kernel devices are not served" in running.said()
     assert running.reads()
     places = {path.name for path in (running.directory / "run/tcmu").iterdir()}
-    assert places == {"tcmu.lock", "tcmu.sock", "hosts"}
+    assert places == {"tcmu.lock", "hosts"}
     second = run(
         [sys.executable, "-c", AS_USER, "--config", str(running.config)], capture_output=True, text=True, check=False,
         env={**os.environ, "XDG_RUNTIME_DIR": str(running.directory / "run")},
@@ -173,28 +169,6 @@ def test_a_disk_of_a_target_is_changed_by_its_name(running: Running) -> None:
     assert (said.returncode, said.stdout) == (0, "grows: 2 MiB\n"), said.stderr
     assert not running.reads()  # as a disk of 1M
     assert (running.directory / "disk").stat().st_size == 2 << 20
-
-
-def test_the_level_at_which_it_logs_is_set_until_its_configuration_says_otherwise(running: Running) -> None:
-    running.options = ("--state-dir", str(running.directory / "own"))
-    running.config.write_text("log_level = warn\n" + running.config.read_text() + "name = d\n")
-    running.start_quietly()
-
-    def said(*words: str) -> str:
-        command = [sys.executable, "-m", "tcmu_core.cli.tcmu", "set", *words, "--state-dir", running.options[1]]
-        return run(command, capture_output=True, text=True, check=False).stdout
-
-    running.wait(lambda: said("d") == "d: write_cache=on\nd: log_level=warn\n")
-    assert said("d", "log_level=error") == "d: log_level=error\n"
-    assert running.process is not None
-    running.process.send_signal(signal.SIGHUP)  # as logrotate does
-    assert said("--runner") == "tcmu-runner: log_level=warn\n"
-    assert said("d") == "d: write_cache=on\nd: log_level=error\n"
-    assert said("--runner", "log_level=debug") == "tcmu-runner: log_level=debug\n"
-    running.wait(lambda: said("d").endswith("log_level=debug\n"))
-    running.config.write_text(running.config.read_text().replace("= warn", "= info"))
-    running.wait(lambda: said("--runner") == "tcmu-runner: log_level=info\n")
-    running.wait(lambda: said("d").endswith("log_level=info\n"))
 
 
 def test_nothing_of_the_kernels_side_is_imported_for_targets() -> None:
@@ -237,65 +211,6 @@ def test_an_emptied_configuration_changes_nothing_and_a_new_one_does(running: Ru
     assert running.reads()
     running.config.write_text(text.replace("1M", "2M"))
     running.wait(lambda: running.said().count(f"{IQN} is served, LUN 0") == 2)
-
-
-LATE = """\
-from tcmu_core import hookimpl
-
-
-class Late:
-    @hookimpl
-    def open(self, device):
-        device.size = 1 << 20
-
-    @hookimpl
-    def read(self, offset, buffers): ...
-"""
-
-
-def install(directory: Path, name: str) -> None:
-    """Put there what pip would for a distribution with a handler."""
-    (directory / f"tcmu_{name}.py").write_text(LATE)
-    told = directory / f"tcmu_{name}-1.0.dist-info"
-    told.mkdir()
-    (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tcmu-{name}\nVersion: 1.0\n")
-    (told / "entry_points.txt").write_text(f"[tcmu.handlers]\n{name} = tcmu_{name}:Late\n")
-
-
-@pytest.mark.parametrize("by", ["pip", "pip --target", "a file"])
-def test_a_handler_that_is_installed_while_it_runs_is_there_after_a_hangup(
-    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    site, drop_ins = tmp_path / "site", tmp_path / "drop-ins"
-    for directory in (site, drop_ins):
-        directory.mkdir()
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*sys.path, str(site)]))
-    running = Running(tmp_path, "--handler-path", str(drop_ins))
-    running.start()
-    try:
-        assert running.process is not None
-        running.wait(lambda: f"{IQN} is served, LUN 0" in running.said())
-        if by == "a file":
-            (drop_ins / "handler_late.py").write_text(LATE)
-        else:
-            install(site if by == "pip" else drop_ins, "late")
-        text = running.config.read_text()
-        running.config.write_text(f"{text}[[[lun 1]]]\nhandler = late\n")  # a LUN more of a process that has begun
-        running.wait(lambda: "no handler 'late'" in running.said())
-        running.process.send_signal(signal.SIGHUP)
-        running.wait(lambda: "handler 'late' of " in running.said())
-        running.wait(lambda: "LUN 1 is there" in running.said())
-        running.config.write_text(text)
-        running.wait(lambda: "LUN 1 goes" in running.said())
-        for path in [*drop_ins.glob("handler_*"), *tmp_path.glob("*/*.dist-info/entry_points.txt")]:
-            path.unlink()
-        running.process.send_signal(signal.SIGHUP)
-        running.wait(lambda: "handler 'late' is gone" in running.said())
-        running.config.write_text(f"{text}[[[lun 1]]]\nhandler = late\n")
-        running.wait(lambda: running.said().count("no handler 'late'") > 1)
-        running.wait(running.reads)
-    finally:
-        running.end()
 
 
 NOISY = """\

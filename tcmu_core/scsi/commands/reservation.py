@@ -26,8 +26,6 @@ _UNREG = 0x02  # byte 17 of that of REGISTER AND MOVE, which has APTPL there too
 def persistent_reserve_in(unit: Unit, command: Command) -> None:
     """PERSISTENT RESERVE IN: SPC-4 6.15."""
     cdb, state = command.cdb, unit.reservations.now
-    if unit.reservations.legacy is not None:  # a conflict for its holder too (SPC-2 5.5.1)
-        raise ReservationConflict
     action, room = cdb[1] & 0x1F, int.from_bytes(cdb[7:9], "big")
     if action == REPORT_CAPABILITIES:
         flags = 0x08 | 0x04 | (0x01 if unit.reservations.can_persist else 0)  # SIP_C, ATP_C, PTPL_C
@@ -87,8 +85,6 @@ def persistent_reserve_out(unit: Unit, command: Command) -> Steps:
             draft.aptpl = keep
         if action not in (OutAction.RESERVE, OutAction.RELEASE):
             draft.generation = (draft.generation + 1) & 0xFFFFFFFF  # SPC-4 6.15.2: PRGENERATION
-        if action is OutAction.PREEMPT_AND_ABORT:
-            draft.abort(aborted)
         try:
             yield Shielded(state.save(draft))
             break
@@ -97,12 +93,9 @@ def persistent_reserve_out(unit: Unit, command: Command) -> Steps:
     else:
         raise Busy
     unit.tell(state.commit(draft))
-    announced = state.announce()
+    unit.tell(state.catch_up())
     if action is OutAction.PREEMPT_AND_ABORT:
         yield from _abort(unit, command, aborted)
-    elif announced is not None:
-        unit.tasks.step_back(command)
-    yield announced  # when it is answered, other gateways hold initiators to it too
 
 
 def _check_flags(data: bytes, action: OutAction, length: int) -> None:
