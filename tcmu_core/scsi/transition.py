@@ -12,8 +12,18 @@ from concurrent.futures import Future
 from tcmu_core.scsi.alua import ACTIVE, AccessState, Cause
 from tcmu_core.scsi.attention import ACCESS_STATE_CHANGED, TRANSITION_FAILED
 from tcmu_core.scsi.command import Command
+from tcmu_core.scsi.opcodes import Touches
 from tcmu_core.scsi.taskset import countdown
 from tcmu_core.scsi.unit import Unit
+
+
+def _may_wait_for_it(unit: Unit, command: Command) -> bool:
+    """Return whether a command has its turn to come, maybe behind the one that moves groups: it is looked at then.
+
+    A copy counts by what it has asked for on each unit: that was not decoded from a CDB, and has no row.
+    """
+    row = getattr(command, "row", None)
+    return (row is not None and row.touches is Touches.OWN_WAY) or unit.tasks.is_waiting(command)
 
 
 class Transition:
@@ -44,7 +54,9 @@ class Transition:
         in_flight = [
             command
             for command in unit.tasks.active
-            if command is not by and access.group(command.nexus.initiator.port) in leaving
+            if command is not by
+            and not _may_wait_for_it(unit, command)
+            and access.group(command.nexus.initiator.port) in leaving
         ]
         access.states.update(dict.fromkeys(self._to, AccessState.TRANSITIONING))
         access.transition = self.ended

@@ -89,6 +89,10 @@ class Unit:
         """Raise what a command that needs the medium is told while there is none, or somebody else has it."""
         if self.background is not None:
             raise self.background.not_ready()
+        self.must_have_medium()
+
+    def must_have_medium(self) -> None:
+        """Raise what a command is told while there is no medium, or it is stopped."""
         if not self.loaded or not self.blocks:
             raise MediumNotPresent
         if not self.started:

@@ -12,7 +12,8 @@ from tcmu_core.scsi.alua import Arrangement, PortGroup
 from tcmu_core.scsi.command import Command, Status
 from tcmu_core.scsi.opcodes import Tpgs
 from tcmu_core.scsi.transition import Transition
-from tests.scsi.harness import BLOCK, Memory, Rig, cdb10, make_rig
+from tests.scsi.harness import BLOCK, Memory, Rig, answer, cdb10, make_rig
+from tests.scsi.test_copy import copy, descriptor, segment
 
 TUR, READ, WRITE = "0 0 0 0 0 0", cdb10(0x28, 0, 1), cdb10(0x2A, 0, 1)
 RTPG, EXTENDED = "a3 a 0 0 0 0 0 0 1 0 0 0", "a3 2a 0 0 0 0 0 0 1 0 0 0"
@@ -258,6 +259,24 @@ def test_a_group_that_goes_lets_what_came_through_it_end_first() -> None:
     rig.turn()
     assert (written, moved, write.status, move.status) == ([write], [move], 0, 0)
     assert states(rig) == {1: 2, 2: 0}
+
+
+@pytest.mark.parametrize(("behind", "told"), [("write", CHANGED), ("copy", STANDBY)])
+def test_what_waits_behind_an_ordered_command_that_moves_groups_keeps_it_from_nothing(
+    behind: str, told: tuple[int, int, int]
+) -> None:
+    rig = two()
+    rig.memory.hold = True
+    rig.start(WRITE, DATA, who="a:1")
+    move, moved = rig.start("a4 a 0 0 0 0 0 0 0 8 0 0", bytes.fromhex("00000000 02000001"), who="a:2", attribute=2)
+    sent = (WRITE, DATA) if behind == "write" else copy(descriptor(rig, 0), segment(0, 0, 0, 8, 1))
+    late, ended = rig.start(*sent, who="a:1")
+    rig.turn()
+    assert (moved, ended) == ([], [])
+    rig.memory.release()
+    rig.turn()
+    assert (moved, move.status, ended) == ([move], 0, [late])
+    assert answer(late).error == told
 
 
 def test_a_reset_ends_the_command_and_not_the_transition() -> None:

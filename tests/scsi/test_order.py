@@ -178,6 +178,50 @@ def test_a_flush_does_not_wait_for_a_command_that_has_its_blocks_alone(slow: Rig
     assert len(slow.memory.held) == 2
 
 
+@pytest.mark.parametrize("cdb", ["1b 0 0 0 0 0", "1b 0 0 0 2 0"])
+def test_the_medium_goes_when_what_came_before_has_ended_and_is_stable(cdb: str) -> None:
+    rig = make_rig(removable=True)
+    rig.nexus("b")
+    rig.memory.hold = True
+    _, written = rig.start(cdb10(0x2A, 0, 1), A)
+    stop, stopped = rig.start(cdb, who="b")
+    rig.turn()
+    assert (len(rig.memory.held), stopped) == (1, [])
+    rig.memory.release()
+    rig.turn()
+    assert (len(rig.memory.held), stopped) == (1, [])  # the flush
+    finish(rig)
+    assert (len(written), stop.status) == (1, Status.GOOD)
+
+
+def test_no_write_is_good_without_a_flush_when_the_write_cache_was_switched_off(slow: Rig) -> None:
+    _, written = slow.start(cdb10(0x2A, 0, 1), A)
+    data = bytes(4) + bytes([0x08, 0x12, 0]) + bytes(17)
+    select, selected = slow.start("15 10 0 0 18 0", data, who="b")
+    slow.turn()
+    assert selected == []
+    slow.memory.release()
+    slow.turn()
+    assert (len(written), selected) == (1, [])
+    finish(slow)
+    assert select.status == Status.GOOD
+    slow.memory.hold = False
+    slow.nexus("a").luns[0][1].attentions.clear()
+    before = slow.memory.flushed
+    slow.good(cdb10(0x2A, 0, 1), A)
+    slow.good(*LATE["unmap"])
+    assert slow.memory.flushed == before + 2
+
+
+def test_nothing_is_sanitized_without_a_medium() -> None:
+    rig = make_rig(removable=True)
+    rig.good("1b 0 0 0 2 0")
+    assert rig.send(ERASE).error == (2, 0x3A, 0)
+    rig.good("1b 0 0 0 3 0")
+    rig.good("1b 0 0 0 0 0")
+    assert rig.send(ERASE).error == (2, 4, 2)
+
+
 def test_head_of_queue_does_not_wait_for_those_who_wait(slow: Rig) -> None:
     slow.start(cdb10(0x2A, 0, 1), A)
     slow.start(cdb10(0x2A, 9, 1), A, attribute=ORDERED)

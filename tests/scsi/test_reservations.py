@@ -409,6 +409,25 @@ def test_reserve_6_and_registrations_exclude_each_other(rig: Rig) -> None:
     assert out(rig, "a", REGISTER, new=1) == CONFLICT
 
 
+def test_reserve_6_waits_for_a_registration_that_is_being_stored() -> None:
+    shelf = Shelf()
+    shelf.later = []
+    rig = make_rig(shelf=shelf)
+    parameters = bytes(8) + (1).to_bytes(8, "big") + bytes(4) + bytes([1, 0, 0, 0])
+    registration, registered = rig.start(bytes([0x5F, REGISTER, 0, 0, 0, 0, 0, 0, 24, 0]), parameters)
+    reserve, reserved = rig.start("16 0 0 0 0 0", who="b")
+    rig.turn()
+    assert (registered, reserved) == ([], [])
+    shelf.later[0]()
+    rig.turn()
+    assert (registration.status, reserve.status) == (Status.GOOD, CONFLICT)
+
+
+def test_reserve_6_is_a_conflict_for_persistent_reserve_in_of_its_holder_too(rig: Rig) -> None:
+    rig.good("16 0 0 0 0 0")
+    assert rig.send("5e 0 0 0 0 0 0 0 ff 0", room=255).status == CONFLICT
+
+
 def test_random_sequences_keep_the_invariants(rig: Rig) -> None:
     """Whatever happens: a holder is registered, and a reservation has a holder."""
     reservations = rig.unit.reservations

@@ -34,6 +34,7 @@ def _start(unit: Unit, command: Command, background: Background, work: Callable[
     """
     if unit.background is not None and not unit.background.failed:
         raise unit.background.not_ready()
+    unit.must_have_medium()
     unit.background = background
     ended: Future[None] = Future()
     yield OnItsOwn(_guarded(unit, background, work(), ended))

@@ -54,6 +54,8 @@ def unmap(unit: Unit, command: Command) -> Steps:
             yield PAUSE
         if count:
             yield discard(lba * unit.block_size, count * unit.block_size)
+    if total and not unit.write_cache:
+        yield flushed(unit)
 
 
 def write_same(unit: Unit, command: Command) -> Steps:

@@ -26,6 +26,8 @@ _UNREG = 0x02  # byte 17 of that of REGISTER AND MOVE, which has APTPL there too
 def persistent_reserve_in(unit: Unit, command: Command) -> None:
     """PERSISTENT RESERVE IN: SPC-4 6.15."""
     cdb, state = command.cdb, unit.reservations.now
+    if unit.reservations.legacy is not None:  # a conflict for its holder too (SPC-2 5.5.1)
+        raise ReservationConflict
     action, room = cdb[1] & 0x1F, int.from_bytes(cdb[7:9], "big")
     if action == REPORT_CAPABILITIES:
         flags = 0x08 | 0x04 | (0x01 if unit.reservations.can_persist else 0)  # SIP_C, ATP_C, PTPL_C
