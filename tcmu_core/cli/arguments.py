@@ -13,6 +13,8 @@ from tcmu_core import cfgstring
 from tcmu_core.errors import ConfigError
 from tcmu_core.iscsi.settings import parse_address
 
+MAX_CREDENTIALS = 256 << 10  # bytes of a file of passwords
+
 T = TypeVar("T")
 
 
@@ -74,12 +76,23 @@ def credentials_file(path: Path) -> dict[str, str]:
     """Return the users and passwords of a file with a `USER:PASSWORD` a line; nobody else may be able to read it.
 
     Raises:
-        ConfigError: a line is something else, or the file is readable by others.
+        ConfigError: a line is something else, or the file is readable by others, or no text file.
     """
-    with path.open(encoding="utf-8") as file:
-        if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
+    # A FIFO would keep whoever opens it waiting for somebody who writes.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(mode):
+            raise ConfigError(f"{path}: no regular file")
+        if stat.S_IMODE(mode) & 0o077:
             raise ConfigError(f"{path}: others can read the passwords in it: chmod 600 {path}")
-        lines = file.read().splitlines()
+        data = file.read(MAX_CREDENTIALS + 1)
+    if len(data) > MAX_CREDENTIALS:
+        raise ConfigError(f"{path}: larger than {MAX_CREDENTIALS >> 10} KiB: this is no file of passwords")
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        where = data[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}:{where}: not UTF-8 text: write USER:PASSWORD") from None
     users: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):

@@ -119,9 +119,10 @@ class Disk:
         try:
             try:
                 result = hooks.open(device=device)
-                self._opened = True
+                self._opened = True  # who gives it up while it opens has it closed
                 if isinstance(result, Future):
                     yield result
+                    self._opened = not result.cancelled() and result.exception() is None
                 self._finish("open", result)
             except OSError as error:
                 if error.errno and error.filename is None and error.strerror == os.strerror(error.errno):

@@ -463,13 +463,23 @@ def test_passwords_that_others_can_read_are_refused(command: Start, tmp_path: Pa
     assert f"others can read the passwords in it: chmod 600 {file}" in err
 
 
-@pytest.mark.parametrize("text", ["", "alice\n", "alice:\n", ":secret\n"])
-def test_a_password_file_without_passwords_is_refused(command: Start, tmp_path: Path, text: str) -> None:
+def test_a_password_file_that_is_a_pipe_is_refused_at_once(command: Start, tmp_path: Path) -> None:
     file = tmp_path / "secrets"
-    file.write_text(text)
+    os.mkfifo(file, 0o600)
+    process = command("serve", "ram", "--size", "1M", "--chap-file", file)
+    assert f"{file}: no regular file" in process.communicate()[1]
+    assert process.returncode == 4
+
+
+@pytest.mark.parametrize("text", [b"", b"alice\n", b"alice:\n", b":secret\n", b"a:b\n\xff:\xfe\n", b"a:b\n" * 100_000])
+def test_a_password_file_without_passwords_is_refused(command: Start, tmp_path: Path, text: bytes) -> None:
+    file = tmp_path / "secrets"
+    file.write_bytes(text)
     file.chmod(0o600)
     process = command("serve", "ram", "--size", "1M", "--chap-file", file)
-    assert "USER:PASSWORD" in process.communicate()[1]
+    said = process.communicate()[1]
+    assert "USER:PASSWORD" in said or "no file of passwords" in said
+    assert "Traceback" not in said
     assert process.returncode == 4
 
 

@@ -60,11 +60,17 @@ def test_a_bad_cfgstring_opens_nothing():
     check_config(handler, "test", "good")
 
 
-def test_an_error_of_open_is_the_callers_and_nothing_is_closed():
+@pytest.mark.parametrize("late", [False, True])
+def test_an_error_of_open_is_the_callers_and_nothing_is_closed(late):
     class Fails(Watched):
         @hookimpl
         def open(self, device):
-            raise FileNotFoundError(2, "no such image")
+            error = FileNotFoundError(2, "no such image")
+            if not late:
+                raise error
+            future = Future()
+            future.set_exception(error)
+            return future
 
     handler = Fails()
     with pytest.raises(FileNotFoundError, match="no such image"):

@@ -262,8 +262,8 @@ class Client:
                     self.config.host, self.config.port, type=socket.SOCK_STREAM
                 )
             ]
-        except OSError as error:
-            found = OSError(errno.EHOSTUNREACH, f"{self.config.host}: {error.strerror or error}")
+        except Exception as error:  # UnicodeError, too: whatever it is, somebody waits for it
+            found = OSError(errno.EHOSTUNREACH, f"{self.config.host}: {getattr(error, 'strerror', None) or error}")
         self._post(attempt.resolved, found)
 
     def new_link(self) -> Link:

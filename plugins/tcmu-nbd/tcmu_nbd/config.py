@@ -137,6 +137,7 @@ def parse(cfgstring: str, defaults: Mapping[str, str] | None = None) -> Config:
     config = Config(**{**options, **place})
     if not config.path and not config.host:
         raise ConfigError("no server: write /path/of/the.sock, or ;host=NAME;port=10809;export=NAME")
+    _check_host(config.host)
     if len(config.export.encode()) > MAX_NAME:
         raise ConfigError(f"an export's name has at most {MAX_NAME} bytes")
     if config.tls is Tls.OFF and (
@@ -146,6 +147,18 @@ def parse(cfgstring: str, defaults: Mapping[str, str] | None = None) -> Config:
     if config.key and not config.cert:
         raise ConfigError("key= needs cert=")
     return config
+
+
+def _check_host(host: str) -> None:
+    """Raise ConfigError for what no name server can be asked for (RFC 1035 2.3.4)."""
+    try:
+        if "\0" in host:
+            raise UnicodeError
+        host.encode("idna")
+    except UnicodeError:
+        raise ConfigError(
+            f"{host!r} is no host: parts of a name have 1 to 63 characters, with a dot in between"
+        ) from None
 
 
 def _place(body: str) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -47,7 +48,7 @@ class NbdHandler:
         try:
             self._export = self._client.start(f"nbd-{device.name}")
         except OSError as error:
-            raise OSError(error.errno, f"{config}: {error.strerror}") from None
+            raise OSError(error.errno or errno.EIO, f"{config}: {error.strerror or error}") from None
         try:
             self._describe(device, self._export)
         except BaseException:
