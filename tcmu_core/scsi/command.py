@@ -143,15 +143,14 @@ class Command:
         for part in slice_buffers(self.buffers, at, len(data)):
             part[:], data = data[: len(part)], data[len(part) :]
 
-    def bytes_from(self, at: int) -> bytes:
-        """Return what the initiator sent from byte `at` on."""
-        return b"".join(slice_buffers(self.buffers, at, self.length - at))
+    def bytes_from(self, at: int, count: int | None = None) -> bytes:
+        """Return what the initiator sent from byte `at` on: all of it, or `count` bytes at most."""
+        rest = self.length - at
+        return b"".join(slice_buffers(self.buffers, at, rest if count is None else min(count, rest)))
 
     def take(self, count: int | None = None) -> bytes:
         """Return the first `count` bytes (all of them by default) that the initiator sent; fewer when it sent fewer."""
-        data = b"".join(self.buffers) if len(self.buffers) != 1 else bytes(self.buffers[0])
-        if count is not None:
-            data = data[:count]
+        data = self.bytes_from(0, count)
         self.transferred = len(data)
         self.wanted = len(data) if count is None else count
         return data

@@ -103,8 +103,7 @@ def write_and_verify(unit: Unit, command: Command) -> Steps:
     moved, wanted = command.transferred, command.wanted
     yield flushed(unit)
     if moved:
-        sent = memoryview(command.take(moved))
-        yield from _compare_medium(unit, command.lba, sent if check else None, -(-moved // unit.block_size))
+        yield from _compare_medium(unit, command, -(-moved // unit.block_size), moved if check else 0)
     command.transferred, command.wanted = moved, wanted
 
 
@@ -117,22 +116,25 @@ def verify(unit: Unit, command: Command) -> Steps:
     if not command.count:
         return
     if not check:
-        yield from _compare_medium(unit, command.lba, None, command.count)
+        yield from _compare_medium(unit, command, command.count, 0)
         return
     wanted = size if check == 3 else command.count * size
-    sent = memoryview(command.take(wanted))
+    sent = min(command.length, wanted)
     if check == 1:
-        yield from _compare_medium(unit, command.lba, sent, -(-len(sent) // size))
-    elif len(sent) == size:
-        yield from _compare_each(unit, command.lba, sent, command.count)
+        yield from _compare_medium(unit, command, -(-sent // size), sent)
+    elif sent == size:
+        yield from _compare_each(unit, command.lba, memoryview(command.bytes_from(0, size)), command.count)
     elif sent:
         raise InvalidFieldInCdb("BYTCHK 11b: the data must be one logical block", field=(1, 2))
-    command.transferred, command.wanted = len(sent), wanted
+    command.transferred, command.wanted = sent, wanted
 
 
-def _compare_medium(unit: Unit, lba: int, expected: memoryview | None, count: int) -> Steps:
-    """Read `count` blocks, and compare them with the bytes expected, as many as there are."""
-    size = unit.block_size
+def _compare_medium(unit: Unit, command: Command, count: int, sent: int) -> Steps:
+    """Read `count` blocks, and compare them with the first `sent` bytes that came along.
+
+    Both go in chunks: a copy of all the data at once would keep the loop from everybody else for too long.
+    """
+    size, lba = unit.block_size, command.lba
     step = max(1, CHUNK // size)
     buffer = memoryview(bytearray(min(step, count) * size))
     for first in range(0, count, step):
@@ -140,9 +142,9 @@ def _compare_medium(unit: Unit, lba: int, expected: memoryview | None, count: in
             yield PAUSE
         part = buffer[: min(step, count - first) * size]
         yield unit.operations.read((lba + first) * size, [part])
-        if expected is not None:
-            wanted = expected[first * size : first * size + len(part)]
-            compare(part[: len(wanted)], wanted, first * size)
+        if first * size < sent:
+            expected = memoryview(command.bytes_from(first * size, min(len(part), sent - first * size)))
+            compare(part[: len(expected)], expected, first * size)
 
 
 def _compare_each(unit: Unit, lba: int, expected: memoryview, count: int) -> Steps:
@@ -196,13 +198,12 @@ def orwrite(unit: Unit, command: Command) -> Steps:
     bounded(unit, command)
     size = unit.block_size
     wanted = command.count * size
-    data = command.take(min(command.length, wanted))
-    moved = len(data)
+    moved = min(command.length, wanted)
     step = max(1, CHUNK // size) * size
     for at in range(0, moved, step):
         if at:
             yield PAUSE
-        part = data[at : at + step]
+        part = command.bytes_from(at, min(step, moved - at))
         found = memoryview(bytearray(-(-len(part) // size) * size))
         yield unit.operations.read(command.lba * size + at, [found])
         # Integers are Python's fastest way to OR two buffers of any length.
