@@ -58,8 +58,8 @@ def test_a_device_whose_serial_can_not_be_read_is_not_served_under_another_one(b
         bench.open(takes_over=True)
 
 
-def test_a_serial_that_nobody_gave_is_kept_in_configfs_for_the_next_boot(bench: FakeDevice) -> None:
-    bench.open(cfgstring="size")
+def test_a_serial_that_nobody_gave_is_kept_in_configfs_for_the_next_boot(bench: FakeDevice, tmp_path: Path) -> None:
+    bench.open(cfgstring=str(tmp_path / "image"))
     kept = bench.store.serial
     assert len(kept) == 32
     assert bench.serial == kept
@@ -212,8 +212,8 @@ def test_a_stop_is_meant_unless_systemd_starts_the_service_again(
     assert release.is_meant(environment) is meant
 
 
-def test_the_commands_of_the_ring_are_told_to_who_looks(bench: FakeDevice) -> None:
-    bench.open(cfgstring="size")
+def test_the_commands_of_the_ring_are_told_to_who_looks(bench: FakeDevice, tmp_path: Path) -> None:
+    bench.open(cfgstring=str(tmp_path / "image"))
     found: list[Followed] = []
     engine = bench.host.engines[0]
     bench.ask(INQUIRY_SERIAL)
