@@ -123,14 +123,14 @@ def nobody_counts(patch: pytest.MonkeyPatch) -> None:
 
 def ordered_is_simple(patch: pytest.MonkeyPatch) -> None:
     """The task attribute is not looked at."""
-    admit = engine.Engine._admit
+    turn_of = engine.turn_of
 
-    def simple(self: engine.Engine, command: Command, row: Any) -> Any:
+    def simple(unit: Unit, command: Command, row: Any) -> Any:
         if command.attribute == TaskAttribute.ORDERED:
             command.attribute = TaskAttribute.SIMPLE
-        return admit(self, command, row)
+        return turn_of(unit, command, row)
 
-    patch.setattr(engine.Engine, "_admit", simple)
+    patch.setattr(engine, "turn_of", simple)
 
 
 UNDONE = [
