@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -19,3 +22,19 @@ def wait_for(
         assert time.monotonic() < deadline, why()
         time.sleep(every)
     return value
+
+
+def suspend(pid: int) -> None:
+    """Stop a process with SIGSTOP, and return when each of its threads stands: the signal alone is only sent."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: all(_state(task) in "TtZX" for task in Path(f"/proc/{pid}/task").iterdir()), every=0.001)
+
+
+def _state(task: Path) -> str:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
+
+
+def drop_cache(fd: int) -> None:
+    """Ask for the file to leave the page cache; the kernel keeps what others hold: one may have to ask again."""
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -15,6 +15,7 @@ import pytest
 from tcmu_core.cli.trace import chosen
 from tcmu_core.errors import ConfigError
 from tests.cli.conftest import Call, Serving, Start, run
+from tests.waiting import suspend
 
 Serve = Callable[..., Serving]
 Trace = Callable[..., "subprocess.Popen[str]"]
@@ -90,7 +91,7 @@ def test_those_alone_that_took_long_are_shown(serve: Serve, trace: Trace) -> Non
 def test_a_reader_that_stands_still_holds_nobody_up_and_is_told_what_it_has_missed(serve: Serve, trace: Trace) -> None:
     disk = serve("ram", "--size", "1M", "--name", "d")
     looking = trace("--json", "--count", "3000")
-    looking.send_signal(signal.SIGSTOP)
+    suspend(looking.pid)
     said = run("qemu-img", "bench", "-c", "12000", "-d", "32", "-s", "512", "-f", "raw", disk.uri)
     assert said.returncode == 0, said.stderr
     looking.send_signal(signal.SIGCONT)

@@ -41,6 +41,7 @@ from tests.daemon.running import (
 )
 from tests.iscsi.initiator import OPERATIONAL, Initiator
 from tests.iscsi.served import Client
+from tests.waiting import suspend
 
 # -- one worker for each target ---------------------------------------------------------------------------------------
 
@@ -160,7 +161,7 @@ def test_a_client_goes_on_with_the_next_worker(parent: Parent, targets: Targets,
         ask("write -P 1 0 1M\n")
         assert "wrote 1048576/1048576" in answered()
         for number in range(3):
-            os.kill(pid(targets, IQN), signal.SIGSTOP)
+            suspend(pid(targets, IQN))
             ask(f"write -P {number + 2} 0 8M\n")
             parent.until(lambda: waiting(targets))
             kill(parent, targets, IQN)
@@ -197,7 +198,7 @@ def test_a_login_to_a_worker_that_is_gone_is_told_to_come_again(parent: Parent, 
 
 def test_a_worker_that_hangs_holds_up_nobody_else(parent: Parent, targets: Targets) -> None:
     serve(parent, targets, config(RAM, others=(RAM,)))
-    os.kill(pid(targets, IQN), signal.SIGSTOP)
+    suspend(pid(targets, IQN))
     with contextlib.ExitStack() as stack:
         for number in range(300):  # more than wait in the channel to it
             one = stack.enter_context(client(targets, IQN))
@@ -220,7 +221,7 @@ def test_a_worker_that_hangs_is_named_with_what_replaces_it_and_not_killed(
     monkeypatch.setattr("tcmu_core.daemon.watchdog.PING_SECONDS", 0.3)
     serve(parent, targets, config(RAM, others=(RAM,)))
     hung = pid(targets, IQN)
-    os.kill(hung, signal.SIGSTOP)
+    suspend(hung)
     parent.until(lambda: f"the worker of {IQN} has not answered for" in caplog.text)
     assert f"(kill -9 {hung} replaces it)" in caplog.text
     os.kill(hung, signal.SIGCONT)
@@ -320,7 +321,7 @@ def test_a_lun_whose_storage_a_hung_host_still_holds_is_there_in_the_end(
 ) -> None:
     wanted = config(LunConfig(0, "file", str(tmp_path / "disk"), size=1 << 20))
     serve(parent, targets, wanted)
-    os.kill(pid(targets, IQN), signal.SIGSTOP)
+    suspend(pid(targets, IQN))
     parent.crash()
     targets = Targets(parent, targets.state)
     serve(parent, targets, wanted)
@@ -401,7 +402,7 @@ def test_a_disk_can_move_to_another_target(parent: Parent, targets: Targets, tmp
     disk = LunConfig(0, "file", str(tmp_path / "disk"), size=1 << 20)
     serve(parent, targets, config(disk, others=(RAM,)))
     loser = pid(targets, IQN)
-    os.kill(loser, signal.SIGSTOP)  # it takes its time to let go
+    suspend(loser)  # it takes its time to let go
     targets.configure(config(RAM, others=(disk,)))
     parent.loop.call_later(0.5, parent.loop.stop)
     parent.loop.run()
@@ -445,7 +446,7 @@ def test_a_worker_that_hangs_does_not_hold_up_the_end(
 ) -> None:
     monkeypatch.setattr("tcmu_core.daemon.targets.STOP_SECONDS", 0.1)
     serve(parent, targets, config(RAM, others=(RAM,)))
-    os.kill(pid(targets, IQN), signal.SIGSTOP)
+    suspend(pid(targets, IQN))
     ended: list[bool] = []
     targets.stop(lambda: ended.append(True))
     parent.until(lambda: ended)

@@ -26,6 +26,7 @@ from tcmu_core.posix import (
     write_full,
 )
 from tcmu_core.posix.engines import RingEngine, ThreadEngine
+from tests.waiting import drop_cache
 
 DATA = bytes(range(1, 251)) * 400  # 100,000 bytes
 LONG = 60  # seconds, after which something is taken to hang
@@ -177,11 +178,10 @@ def test_errors_have_their_errno(bench, fd):
 
 def test_a_file_that_was_opened_to_be_non_blocking_is_waited_for_all_the_same(bench, fd):
     write_full(fd, 0, [DATA])
-    os.fsync(fd)
     again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_NONBLOCK)
     try:
         for _ in range(5):
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            drop_cache(fd)
             buffers = room(50_000, 50_000)
             assert bench.run(lambda buffers=buffers: bench.engine.read(again, 0, buffers)).result() is None
             assert b"".join(buffers) == DATA
@@ -193,8 +193,7 @@ def test_space_is_allocated_and_what_is_advised_is_read_ahead(bench, fd):
     bench.run(lambda: bench.engine.allocate(fd, 0, 0, 1 << 20))
     assert os.fstat(fd).st_size == 1 << 20
     write_full(fd, 0, [DATA])
-    os.fsync(fd)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    drop_cache(fd)
     bench.engine.advise(fd, 0, 65536)
     until = time.monotonic() + LONG
     while True:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import suspend
+
 PATIENCE = 30  # seconds for a server to come up
 MIB = 1 << 20
 
@@ -60,9 +62,13 @@ class Server:
             process.send_signal(number)
             process.wait(PATIENCE)
 
-    def signal(self, number: int) -> None:
+    def suspend(self) -> None:
         assert self.process is not None
-        self.process.send_signal(number)
+        suspend(self.process.pid)
+
+    def resume(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
 
 
 Start = Callable[..., Server]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import threading
@@ -297,10 +296,10 @@ def test_a_server_that_hangs_is_left_and_found_again(nbdkit):
     server = nbdkit("memory", SIZE)
     with opened(server, ";timeout=5") as disk:
         disk.write(0, b"x" * 512)
-        server.signal(signal.SIGSTOP)
+        server.suspend()
         with pytest.raises(StorageTimeout):
             disk.read(0, 512)
-        server.signal(signal.SIGCONT)
+        server.resume()
         assert disk.read(0, 512) == b"x" * 512
 
 

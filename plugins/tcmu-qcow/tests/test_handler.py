@@ -19,6 +19,7 @@ from tcmu_core import Change, ConfigError, WriteProtected, posix
 from tcmu_core.loop import Loop
 from tcmu_core.testing import OpenDevice, check_handler, open_device
 from tcmu_qcow import Handler
+from tests.waiting import drop_cache, wait_for
 
 MIB = 1 << 20
 KINDS = {
@@ -319,17 +320,23 @@ def test_mapped_clusters_that_are_not_cached_are_read_and_written_without_a_thre
         disk.flush()
         pool = disk.device._threads._pool
         threads = len(pool._threads) if pool is not None else 0
-        os.sync()
-        fd = os.open(disk_path, os.O_RDONLY)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(fd)
-        pending = disk.operations.read(2 * MIB, [memoryview(room := bytearray(131072))])
-        assert isinstance(pending, posix.Completion)
-        disk.finish(pending)
+        room = bytearray(131072)
+
+        def uncached(hook: Callable[..., object], offset: int, buffer: bytearray) -> None:
+            """Carry out a command on what is not cached; again, where the kernel kept it and nobody had to wait."""
+
+            def begin() -> object:
+                with open(disk_path, "rb") as file:
+                    drop_cache(file.fileno())
+                return hook(offset, [memoryview(buffer)])
+
+            pending = wait_for(begin)
+            assert isinstance(pending, posix.Completion)
+            disk.finish(pending)
+
+        uncached(disk.operations.read, 2 * MIB, room)
         assert room == b"\x07" * 131072
-        pending = disk.operations.write(3 * MIB + 100 * 512, [memoryview(bytearray(b"y" * 512))])
-        assert isinstance(pending, posix.Completion)
-        disk.finish(pending)
+        uncached(disk.operations.write, 3 * MIB + 100 * 512, bytearray(b"y" * 512))
         pool = disk.device._threads._pool
         assert threads == (len(pool._threads) if pool is not None else 0)
         disk.flush()
@@ -346,9 +353,8 @@ def test_extents_and_a_resize_wait_for_nobody_who_waits_for_a_read(disk_path: Pa
         disk.write(0, b"x" * 512)
         disk.flush()
         for step in range(10):
-            fd = os.open(disk_path, os.O_RDONLY)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(fd)
+            with open(disk_path, "rb") as file:
+                drop_cache(file.fileno())
             disk.discard(step * 65536, 65536)
             reads = [disk.operations.read(MIB + n * 4096, [memoryview(bytearray(4096))]) for n in range(64)]
             flush = disk.operations.flush()  # frees what was discarded
@@ -368,9 +374,8 @@ def test_a_cluster_that_is_read_is_not_given_to_others_meanwhile(disk_path: Path
         disk.write(0, b"x" * 512)
         disk.flush()
         for round_ in range(20):
-            fd = os.open(disk_path, os.O_RDONLY)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(fd)
+            with open(disk_path, "rb") as file:
+                drop_cache(file.fileno())
             rooms = [bytearray(65536) for _ in range(8)]
             reads = [image.read(MIB + n * 65536, [memoryview(room)]) for n, room in enumerate(rooms)]
             discarded = image.discard(2 * MIB, 65536) if round_ == 10 else None
