@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import signal
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
+
+    from tests.kernel.host import Host
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -26,6 +29,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
             return kind(nodeid.partition("::")[0])
 
     return Kinds(config, log)
+
+
+@pytest.fixture(scope="session")
+def kernel_host() -> Iterator[Host]:
+    """Yield a host with LIO, open-iscsi and a system bus, for all tests: booting and importing are what takes long.
+
+    Whoever uses it leaves no device, session or mount behind; tcmu-runner may run or not.
+    """
+    from tests.kernel.host import Host
+    from tests.vm import Machine
+
+    with Machine(cpus=2, memory="2G") as machine:
+        yield Host(machine)
 
 
 def pytest_configure() -> None:

@@ -7,7 +7,10 @@ from tcmu_core.scsi.opcodes import Direction, Table
 
 def directions(table: Table) -> bytes:
     """Return a direction for each operation code; ANY says to ask the engine what it expects of the whole CDB."""
-    found: dict[int, set[Direction]] = {}
+    found: dict[int, Direction] = {}
     for (code, _action), row in table.items():
-        found.setdefault(code, set()).add(row.direction)
-    return bytes(next(iter(found[code])) if len(found.get(code, ())) == 1 else Direction.ANY for code in range(256))
+        found[code] = row.direction if found.get(code, row.direction) == row.direction else Direction.ANY
+    ways = bytearray([Direction.ANY]) * 256
+    for code, direction in found.items():
+        ways[code] = direction
+    return bytes(ways)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 from tcmu_core.scsi.commands import background, block, copy, inquiry, mode, ports, provisioning, report, reservation
@@ -219,12 +220,15 @@ def _rows() -> list[Opcode]:
 ROWS = tuple(_rows())
 
 
+@functools.cache
+def _of_type(kind: int) -> Table:
+    """Return the commands of a device type."""
+    return {row.key: row for row in ROWS if not row.types or kind in row.types}
+
+
 def every_row(unit: Unit) -> Table:
     """Return the commands of a unit's device type, and its own, those that its disk has no operation for included."""
-    kind = unit.device.device_type
-    table = {row.key: row for row in ROWS if not row.types or kind in row.types}
-    table.update((row.key, row) for row in unit.device.opcodes)
-    return table
+    return _of_type(unit.device.device_type) | {row.key: row for row in unit.device.opcodes}
 
 
 def table_for(unit: Unit) -> Table:

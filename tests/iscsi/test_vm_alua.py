@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.kernel.host import Host
 from tests.vm import Machine
 
 pytestmark = pytest.mark.vm
@@ -17,7 +15,6 @@ pytestmark = pytest.mark.vm
 TARGET = "iqn.2026-01.test:disk"
 PORTALS = ("127.0.0.1:3260", "127.0.0.2:3260")
 PATIENCE = 240
-STATE = f"/tmp/alua-{os.getpid()}"
 
 
 def configuration(first: str, second: str) -> str:
@@ -50,16 +47,19 @@ def wait(vm: Machine, condition: str) -> None:
 class Paths:
     """The guest with the disk by two paths: the device at each portal."""
 
-    def __init__(self, vm: Machine) -> None:
-        self.vm = vm
-        self.conf = Path(vm.share) / "tcmu.conf"
-        self.devices: list[str] = []
+    def __init__(self, host: Host) -> None:
+        self.vm = host.machine
+        self.devices = [self._device(portal) for portal in PORTALS]
 
-    def states(self, first: str, second: str) -> None:
-        """Have tcmu.conf say other states."""
-        new = self.conf.with_suffix(".new")
-        new.write_text(configuration(first, second))
-        new.rename(self.conf)
+    def _device(self, portal: str) -> str:
+        """Wait for the disk that came by this portal; return its node."""
+        find = (
+            "for s in /sys/class/iscsi_session/session*; do "
+            f"grep -qx {portal.partition(':')[0]} $s/device/connection*/iscsi_connection/*/persistent_address && "
+            "ls -d $s/device/target*/*/block/sd*; done 2>/dev/null"
+        )
+        wait(self.vm, f"{find} | grep -q .")
+        return "/dev/" + self.vm.run(find, check=False).stdout.split()[0].rpartition("/")[2]
 
     def reported(self, device: str) -> dict[int, int]:
         """Return what sg_rtpg says: the state of each group."""
@@ -70,31 +70,19 @@ class Paths:
 
 
 @pytest.fixture(scope="module")
-def paths() -> Iterator[Paths]:
-    with Machine(cpus=2, memory="1G") as vm:
-        vm.modprobe("iscsi_tcp", "crc32c", "scsi_dh_alua")
-        two = Paths(vm)
-        two.states("optimized", "non-optimized")
-        daemon = vm.spawn(
-            [sys.executable, "-m", "tcmu_core.cli.runner", "--config", str(two.conf), "--state-dir", STATE]
-        )
-        wait(vm, "[ $(grep -c ':0CBC 00000000:0000 0A ' /proc/net/tcp) = 2 ]")  # listening
-        vm.run("mkdir -p /run/lock/iscsi /etc/multipath && iscsid", check=True)
-        vm.run(
-            f"iscsiadm -m discovery -t sendtargets -p {PORTALS[0]} && iscsiadm -m node --login",
-            timeout=PATIENCE,
-            check=True,
-        )
-        for portal in PORTALS:
-            find = (
-                "for s in /sys/class/iscsi_session/session*; do "
-                f"grep -qx {portal.partition(':')[0]} $s/device/connection*/iscsi_connection/*/persistent_address && "
-                "ls -d $s/device/target*/*/block/sd*; done 2>/dev/null"
-            )
-            wait(vm, f"{find} | grep -q .")
-            two.devices.append("/dev/" + vm.run(find, check=False).stdout.split()[0].rpartition("/")[2])
-        yield two
-        daemon.destroy()
+def paths(kernel_host: Host) -> Iterator[Paths]:
+    host = kernel_host
+    if host.runs():
+        host.stop()
+    host.machine.modprobe("iscsi_tcp", "crc32c", "scsi_dh_alua")
+    host.configure(configuration("optimized", "non-optimized"))
+    host.start()
+    wait(host.machine, "[ $(grep -c ':0CBC 00000000:0000 0A ' /proc/net/tcp) = 2 ]")  # listening
+    host.sh(f"iscsiadm -m discovery -t sendtargets -p {PORTALS[0]} && iscsiadm -m node --login", timeout=PATIENCE)
+    yield Paths(host)
+    host.sh("iscsiadm -m node --logout; iscsiadm -m node -o delete", timeout=PATIENCE)
+    host.stop()
+    host.configure()
 
 
 def test_sg_utils_read_the_groups(paths: Paths) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 
 import pytest
 
+from tests.kernel.host import Host
 from tests.vm import Job, Machine
 
 pytestmark = pytest.mark.vm
@@ -21,14 +21,14 @@ IMAGE = f"/tmp/disk-{os.getpid()}.img"
 NODE = f"iscsiadm -m node -T {TARGET} -p {PORTAL}"
 
 
+# A session that breaks comes back at once, and its commands wait for that.
+PATIENT = {"node.session.timeo.replacement_timeout": "120", "node.conn[0].timeo.login_timeout": "15"}
+
+
 @pytest.fixture(scope="module")
-def vm() -> Iterator[Machine]:
-    with Machine(cpus=2, memory="1G") as machine:
-        machine.modprobe("iscsi_tcp", "ext4", "crc32c")
-        # A session that breaks comes back at once, and its commands wait for that.
-        settings = "node.session.timeo.replacement_timeout = 120\nnode.conn[0].timeo.login_timeout = 15\n"
-        machine.run(f"printf '{settings}' >>/etc/iscsi/iscsid.conf; mkdir -p /run/lock/iscsi && iscsid", check=True)
-        yield machine
+def vm(kernel_host: Host) -> Machine:
+    kernel_host.machine.modprobe("iscsi_tcp", "ext4", "crc32c")
+    return kernel_host.machine
 
 
 def wait(vm: Machine, condition: str) -> None:
@@ -48,7 +48,7 @@ def serve(vm: Machine, *options: str) -> Job:
 def log_in(vm: Machine, **settings: str) -> str:
     """Make the disk appear with these settings of the node; return its device."""
     vm.run(f"iscsiadm -m node -o new -T {TARGET} -p {PORTAL}", check=True)
-    for name, value in settings.items():
+    for name, value in (PATIENT | settings).items():
         vm.run(f"{NODE} -o update -n '{name}' -v '{value}'", check=True)
     vm.run(f"{NODE} --login", timeout=PATIENCE, check=True)
     find = "ls -d /sys/class/iscsi_session/session*/device/target*/*/block/sd* 2>/dev/null"

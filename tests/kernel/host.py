@@ -51,6 +51,10 @@ class Host:
 
     # -- the daemon -------------------------------------------------------------------------------------------------
 
+    def runs(self) -> bool:
+        """Tell whether the daemon runs."""
+        return self.runner is not None and self.runner.poll() is None
+
     def start(self) -> Job:
         """Start the daemon and wait until it is ready."""
         self.runner = self.machine.spawn(

@@ -24,11 +24,10 @@ PATIENCE = 300
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[Host]:
-    """Boot a host with LIO, open-iscsi and a system bus; the runner is started when it is first needed."""
-    with Machine(cpus=2, memory="2G") as machine:
-        machine.modprobe("isofs", "ext4")
-        yield Host(machine)
+def host(kernel_host: Host) -> Host:
+    """Return a host with LIO, open-iscsi and a system bus; the runner is started when it is first needed."""
+    kernel_host.machine.modprobe("isofs", "ext4")
+    return kernel_host
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +98,7 @@ class Lio(Drive):
     """`tcmu-runner` and LIO's loopback; ChangeMedium over D-Bus."""
 
     def connect(self) -> None:
-        if self.host.runner is None:
+        if not self.host.runs():
             self.host.start()
         self.host.create("cd", BLOCK, f"fbo/{self.cfgstring}").check()
         self.node = self.host.plug("cd")

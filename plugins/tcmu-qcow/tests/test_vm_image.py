@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.host import Host
-from tests.vm import Machine
 
 pytestmark = pytest.mark.vm
 
@@ -34,10 +33,9 @@ class Base:
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[Host]:
-    with Machine(cpus=2, memory="2G") as machine:
-        machine.modprobe("ext4")
-        yield Host(machine)
+def host(kernel_host: Host) -> Host:
+    kernel_host.machine.modprobe("ext4")
+    return kernel_host
 
 
 def some_files(root: Path) -> str:
@@ -95,13 +93,13 @@ def test_a_file_system_on_an_overlay_is_mounted_written_and_found_clean(host: Ho
         fstrim -v /mnt
         cd /; umount /mnt
         e2fsck -f -n /dev/$disk
-        iscsiadm -m node --logout
+        iscsiadm -m node --logout; iscsiadm -m node -o delete
         """,
         timeout=PATIENCE,
     )
     server.terminate()
     assert server.wait(60).returncode == 0, server.stderr
-    host.sh(f"qemu-img check -q /tmp/overlay.qcow2 && cp /tmp/overlay.qcow2 {host.share}/overlay.qcow2; sync")
+    host.sh(f"set -e; cd /tmp; qemu-img check -q overlay.qcow2; cp overlay.qcow2 {host.share}; rm overlay.qcow2; sync")
     assert hashlib.sha256(base.path.read_bytes()).hexdigest() == before
 
     overlay_here, raw = host.share / "overlay.qcow2", host.share / "overlay.raw"
