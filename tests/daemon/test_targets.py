@@ -115,7 +115,7 @@ def test_an_address_that_can_not_be_had_is_named_and_tried_again(
         targets.configure(config(RAM, addresses=(address,)))
         parent.until(lambda: f"portal {address}: Address already in use" in caplog.text)
         assert not targets.addresses
-    parent.until(lambda: targets.addresses)
+    parent.until(lambda: targets.addresses and all(one.serving for one in targets.processes.values()))
     assert "Lun:0" in listing(targets)
 
 
