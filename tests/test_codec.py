@@ -14,8 +14,8 @@ from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.host import messages as m
 from tcmu_core.host.traces import Line, Trace, Traced
 from tcmu_core.iscsi.chap import Algorithm
+from tcmu_core.iscsi.messages import Feed, Link, RedirectorWay, TargetWay, Visitor
 from tcmu_core.iscsi.settings import Access, ChapUser, Limits, PortalSettings
-from tcmu_core.iscsi.transport import Feed, Link, RedirectorWay, TargetWay, Visitor
 from tcmu_core.kernel.transport import KernelDevice, Record
 from tcmu_core.scsi.following import Followed
 
@@ -81,7 +81,7 @@ def changed(**fields: object) -> bytes:
         b'{"":"disk.spec:DiskSpec","handler":"x"}', b'{"":"codec:Message"}', b'{"":5}',
         changed(key="1"), changed(key=True), changed(key=None), changed(more=1),
         b'{"":"host.messages:Spawned","key":1}',
-        b'{"":"iscsi.transport:Visitor","heard":"*","told":0}',
+        b'{"":"iscsi.messages:Visitor","heard":"*","told":0}',
         encode(RedirectorWay(("a",), SETTINGS)).replace(b"127.0.0.1:0", b"nowhere"),
     ],
 )  # fmt: skip

@@ -21,8 +21,8 @@ from tcmu_core.errors import ConfigError
 from tcmu_core.handlers import Handler
 from tcmu_core.host.control import ControlSocket
 from tcmu_core.host.host import Host
+from tcmu_core.iscsi.messages import TargetWay
 from tcmu_core.iscsi.settings import PORT, Access, ChapUser, PortalSettings, format_address, parse_address
-from tcmu_core.iscsi.transport import TargetWay
 from tcmu_core.loop import Loop
 from tcmu_core.scsi.engine import Engine
 from tcmu_core.state import default_directory

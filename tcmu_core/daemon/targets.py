@@ -13,7 +13,7 @@ from tcmu_core.config.configuration import Config, LunConfig, TargetConfig
 from tcmu_core.daemon.managed import ManagedProcess, Parent, State
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.host.messages import Job, LogSettings, Retry
-from tcmu_core.iscsi.transport import Feed, Link, RedirectorWay, TargetWay
+from tcmu_core.iscsi.messages import Feed, Link, RedirectorWay, TargetWay
 
 log = logging.getLogger("tcmu.runner")
 

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from tcmu_core.channel import Channel
 from tcmu_core.codec import Message
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.host.messages import Logout, SessionStatus, WayIn
 from tcmu_core.host.transport import Served
+from tcmu_core.iscsi.messages import Feed, Link, RedirectorWay, TargetWay, Visitor
 from tcmu_core.iscsi.portal import Portal
 from tcmu_core.iscsi.redirector import Redirector
 from tcmu_core.iscsi.roster import dismiss, roster
-from tcmu_core.iscsi.settings import PortalSettings
-from tcmu_core.scsi.alua import Arrangement
 from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.target import Target
 from tcmu_core.scsi.transition import Transition
@@ -31,55 +28,6 @@ if TYPE_CHECKING:
     from tcmu_core.disk.disk import Disk
 
 log = logging.getLogger("tcmu.iscsi")
-
-
-@dataclass(frozen=True, slots=True)
-class TargetWay(WayIn):
-    """A target. Where its settings have no address, its sessions come from a redirector.
-
-    `state` is the directory of persistent reservations, None for the usual one. `arrangements` are the target port
-    groups by LUN, for a target that has some.
-    """
-
-    KIND: ClassVar[str] = "target"
-
-    name: str
-    settings: PortalSettings
-    state: Path | None = None
-    arrangements: Mapping[int, Arrangement] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class RedirectorWay(WayIn):
-    """The addresses of `settings`, at which logins to `targets` arrive."""
-
-    KIND: ClassVar[str] = "redirector"
-
-    targets: tuple[str, ...]
-    settings: PortalSettings
-
-
-@dataclass(frozen=True, slots=True)
-class Link(Message):
-    """To the redirector: its end of a channel to this target's host comes along."""
-
-    target: str
-
-
-@dataclass(frozen=True, slots=True)
-class Feed(Message):
-    """To a target's host: its end of a channel to the redirector comes along."""
-
-
-@dataclass(frozen=True, slots=True)
-class Visitor(Message):
-    """From the redirector to a target's host: a connection comes along.
-
-    `heard` was received from it, and the first `told` bytes of the answer to that were sent.
-    """
-
-    heard: bytes
-    told: int
 
 
 class TargetTransport:

@@ -17,7 +17,7 @@ from tcmu_core.codec import Message
 from tcmu_core.config.configuration import Config
 from tcmu_core.daemon.spawner import Process, Spawner
 from tcmu_core.host.messages import DiskStatus, Job, LogSettings, Opened, Status
-from tcmu_core.iscsi.transport import Feed, Link
+from tcmu_core.iscsi.messages import Feed, Link
 from tcmu_core.kernel.transport import Record
 from tcmu_core.loop import Loop, Timer
 

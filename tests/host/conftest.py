@@ -11,8 +11,8 @@ import pytest
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.handlers import Registry
 from tcmu_core.host.host import Host
+from tcmu_core.iscsi.messages import TargetWay
 from tcmu_core.iscsi.settings import PortalSettings
-from tcmu_core.iscsi.transport import TargetWay
 from tcmu_core.loop import Loop
 from tests.kernel.device import FakeDevice
 

@@ -16,8 +16,8 @@ from tcmu_core.disk.disk import Disk
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.host import host as host_module
 from tcmu_core.host.host import Host
+from tcmu_core.iscsi.messages import TargetWay
 from tcmu_core.iscsi.settings import PortalSettings
-from tcmu_core.iscsi.transport import TargetWay
 from tcmu_core.loop import Loop
 
 SIZE = 1 << 20
