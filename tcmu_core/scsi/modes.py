@@ -18,6 +18,7 @@ _SPF = 0x40
 _CURRENT, _CHANGEABLE, _DEFAULT, _SAVED = range(4)  # page control, SPC-4 6.13.1
 
 CACHING, CONTROL = (0x08, 0x00), (0x0A, 0x00)
+_WCE = 0x04
 
 
 @dataclass(slots=True)
@@ -49,19 +50,22 @@ class Page:
         return bytes([self.code, len(body)]) + body
 
 
+Wanted = list[tuple[Page, bytes]]
+
+
 class ModePages:
     """The mode pages of one unit, shared by all nexuses."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        wce = 0x04 if device.write_cache else 0x00
+        wce = _WCE if device.write_cache else 0x00
         pages = [
             # Read-write error recovery (SBC-4 6.5.10): nothing is retried or reassigned on our side.
             Page.of(0x01, 0x00, 0x0A, {}, {}),
             # Disconnect-reconnect (SPC-4 7.5.10).
             Page.of(0x02, 0x00, 0x0E, {}, {}),
             # Caching (SBC-4 6.5.5): WCE.
-            Page.of(0x08, 0x00, 0x12, {2: wce}, {2: 0x04}),
+            Page.of(0x08, 0x00, 0x12, {2: wce}, {2: _WCE}),
             # Control (SPC-4 7.5.8): D_SENSE, GLTSD in byte 2; QUEUE ALGORITHM MODIFIER 1 in 3; SWP in 4; TAS in 5;
             # BUSY TIMEOUT PERIOD unlimited in 8, 9.
             Page.of(0x0A, 0x00, 0x0A, {2: 0x02, 3: 0x10, 8: 0xFF, 9: 0xFF}, {2: 0x04, 4: 0x08, 5: 0x40}),
@@ -78,11 +82,11 @@ class ModePages:
     @property
     def write_cache(self) -> bool:
         """WCE."""
-        return bool(self._pages[CACHING].current[0] & 0x04)
+        return bool(self._pages[CACHING].current[0] & _WCE)
 
     @write_cache.setter
     def write_cache(self, value: bool) -> None:
-        self._pages[CACHING].current[0] = 0x04 if value else 0x00
+        self._pages[CACHING].current[0] = _WCE if value else 0x00
 
     @property
     def software_write_protect(self) -> bool:
@@ -122,13 +126,13 @@ class ModePages:
             raise InvalidFieldInCdb("there is no such mode page", field=(2, 5) if not subpage else (3, 7))
         return [page.encode(control) for page in chosen]
 
-    def change(self, data: bytes) -> bool:
-        """Take a list of mode pages; returns whether something changed. All of it is checked before any is taken.
+    def wanted(self, data: bytes) -> Wanted:
+        """Return the pages of a mode parameter list, each with its new body, for `take`. Nothing is changed yet.
 
         Raises:
             InvalidFieldInParameterList, ParameterListLengthError.
         """
-        wanted: list[tuple[Page, bytes]] = []
+        wanted: Wanted = []
         at = 0
         while at < len(data):
             long = bool(data[at] & _SPF)
@@ -151,6 +155,15 @@ class ModePages:
                     raise InvalidFieldInParameterList("a field that can't be changed", field=field, in_cdb=False)
             wanted.append((page, body))
             at += head + length
+        return wanted
+
+    def keeps_write_cache(self, wanted: Wanted) -> bool:
+        """Return whether there is a write cache after `wanted`, if there is one before."""
+        bodies = [body for page, body in wanted if (page.code, page.subpage) == CACHING]
+        return not bodies or bool(bodies[-1][0] & _WCE)
+
+    def take(self, wanted: Wanted) -> bool:
+        """Take the pages that `wanted` has returned; tell whether that changes anything."""
         changed = any(body != bytes(page.current) for page, body in wanted)
         for page, body in wanted:
             page.current[:] = body

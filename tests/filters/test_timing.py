@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import pytest
@@ -137,15 +138,20 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 
 def test_the_real_clock_calls_in_the_order_of_the_times() -> None:
-    clock, order = MonotonicClock(), []
-    ended: Future[None] = Future()
-    began = time.monotonic()
-    clock.later(0.03, lambda: ended.set_result(None))
-    clock.later(0.02, lambda: order.append("second"))
-    clock.later(0.01, lambda: order.append("first"))
-    ended.result(60)
-    assert order == ["first", "second"]
-    assert time.monotonic() - began >= 0.03
+    clock = MonotonicClock()
+    while True:
+        order: list[str] = []
+        ended: Future[None] = Future()
+        began = time.monotonic()
+        clock.later(0.03, partial(ended.set_result, None))
+        clock.later(0.02, partial(order.append, "second"))
+        clock.later(0.01, partial(order.append, "first"))
+        arranged = time.monotonic() - began
+        ended.result(60)
+        assert time.monotonic() - began >= 0.03
+        if arranged < 0.01:  # else another program had the processor between two of the calls
+            assert order == ["first", "second"]
+            break
 
 
 # -- rate -------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 
 import pytest
@@ -211,6 +212,31 @@ def test_no_write_is_good_without_a_flush_when_the_write_cache_was_switched_off(
     slow.good(cdb10(0x2A, 0, 1), A)
     slow.good(*LATE["unmap"])
     assert slow.memory.flushed == before + 2
+
+
+def test_the_write_cache_stays_when_what_it_holds_can_not_be_flushed() -> None:
+    rig = make_rig()
+    rig.good(cdb10(0x2A, 0, 1), A)
+    select = ("15 10 0 0 18 0", bytes(4) + bytes([0x08, 0x12, 0]) + bytes(17))
+    rig.memory.error = OSError(errno.EIO, "the disk is ill")
+    assert rig.send(*select).status == Status.CHECK_CONDITION
+    rig.memory.error = None
+    assert rig.send("1a 8 8 0 ff 0", room=255).data[6] & 0x04, "WCE"
+    rig.good(*select)
+    assert rig.memory.flushed == 1
+    assert not rig.send("1a 8 8 0 ff 0", room=255).data[6] & 0x04
+
+
+def test_who_asks_for_the_medium_to_stay_while_it_is_flushed_keeps_it() -> None:
+    rig = make_rig(removable=True)
+    rig.nexus("b")
+    rig.memory.hold = True
+    eject, ended = rig.start("1b 0 0 0 2 0")
+    rig.turn()
+    rig.good("1e 0 0 0 1 0", who="b")
+    finish(rig)
+    assert (len(ended), eject.status) == (1, Status.CHECK_CONDITION)
+    rig.good("0 0 0 0 0 0", who="b")
 
 
 def test_nothing_is_sanitized_without_a_medium() -> None:

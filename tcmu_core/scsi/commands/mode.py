@@ -63,12 +63,12 @@ def mode_select(unit: Unit, command: Command) -> Steps:
         raise ParameterListLengthError
     if described:
         _check_descriptor(unit, data[head : head + described], bool(not short and data[4] & 1), head)
-    cached = unit.write_cache
-    if unit.modes.change(data[head + described :]):
+    wanted = unit.modes.wanted(data[head + described :])
+    if unit.write_cache and not unit.modes.keeps_write_cache(wanted):
+        yield flushed(unit)  # what is volatile; where that fails the write cache stays
+    if unit.modes.take(wanted):
         unit.attention(*MODE_PARAMETERS_CHANGED, but=command.nexus)
         unit.refresh()
-        if cached and not unit.write_cache:
-            yield flushed(unit)  # what was volatile until now
 
 
 def _check_descriptor(unit: Unit, descriptor: bytes, long_lba: bool, at: int) -> None:

@@ -124,10 +124,10 @@ def start_stop_unit(unit: Unit, command: Command) -> Steps:
     start, load = bool(cdb[4] & 0x01), bool(cdb[4] & 0x02)
     if load and not unit.device.removable:
         raise InvalidFieldInCdb("LOEJ: the medium is not removable", field=(4, 1))
-    if load and start != unit.loaded and unit.prevented:
-        raise MediumRemovalPrevented
     if not start and not cdb[4] & 0x04 and not unit.read_only:  # NO_FLUSH
         yield flushed(unit)
+    if load and start != unit.loaded and unit.prevented:  # now: somebody may have asked for it during the flush
+        raise MediumRemovalPrevented
     if load:
         if start and not unit.loaded:
             unit.attention(*MEDIUM_CHANGED, but=command.nexus)
