@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from tests.simulation.operation import Key, Operation
-from tests.simulation.registrations import CONFLICT, PREEMPT_AND_ABORT, Possible
+from tests.simulation.conditions import Conditions
+from tests.simulation.operation import Operation
+from tests.simulation.promises import Promises, Violation, told_by
+from tests.simulation.registrations import CONFLICT, PREEMPT_AND_ABORT, UNTOUCHING, Possible
 from tests.simulation.storage import BLOCK, Hook, Storage
 
 GOOD, CHECK, TASK_ABORTED = 0x00, 0x02, 0x40
@@ -15,18 +17,17 @@ Wait = tuple[str, Callable[[], bool]]
 Preemption = tuple[int, frozenset[int], int]  # its unit, whom it may take, and when it was given up
 
 
-class Violation(AssertionError):
-    """Something happened that must not. `kind` names the rule that it breaks."""
-
-    def __init__(self, kind: str, text: str) -> None:
-        super().__init__(f"{kind}: {text}")
-        self.kind = kind
-
-
-class Book:
+class Book(Promises):
     """Keeps every operation until its end and judges each event."""
 
-    def __init__(self, whose: Callable[[], Operation | None], manner: Callable[[], str], disks: int, size: int) -> None:
+    def __init__(
+        self,
+        whose: Callable[[], Operation | None],
+        manner: Callable[[], str],
+        disks: int,
+        size: int,
+        write_cache: bool = True,
+    ) -> None:
         self.whose = whose
         self.manner = manner
         self.now = 0  # events since the start
@@ -36,16 +37,16 @@ class Book:
         self.running: list[Hook] = []
         self.acked = [[1] * len(storage.blocks) for storage in storages]  # of `history`, by writes that were GOOD
         self.reservations = [Possible() for _ in storages]
+        self.conditions = [Conditions(number, size, write_cache) for number in range(disks)]
+        self._nexuses: dict[object, int] = {}  # sessions, numbered
         self.direct = True  # what was issued has reached the unit, and an answer its initiator
         self.violation: Violation | None = None  # the first one
         self._promised: list[Wait] = []
         self._going_on: list[Preemption] = []  # of nexuses that are gone: they may abort what comes now
 
-    def wrong(self, kind: str, text: str) -> Violation:
-        """Return what is to be raised. It is kept too: the product takes an error in a hook for the handler's."""
-        violation = Violation(kind, text)
-        self.violation = self.violation or violation
-        return violation
+    def nexus(self, session: object) -> int:
+        """Return the number of a session; 0: of none."""
+        return 0 if session is None else self._nexuses.setdefault(session, len(self._nexuses) + 1)
 
     # -- what initiators do -------------------------------------------------------------------------------------------
 
@@ -55,7 +56,10 @@ class Book:
         op.issued = self.now
         self.operations.append(op)
         self.open[op] = None
-        if op.name == "sync":
+        op.nexus = self.nexus(op.session)
+        for setting, _ in op.sets:
+            setting.begin(op)
+        if op.need is not None:
             op.need = list(self.acked[op.lun])
         if op.request is not None:
             self.reservations[op.lun].begin(op.request)
@@ -70,15 +74,12 @@ class Book:
         for op in operations:
             if op.seen is not None:
                 op.seen |= self.reservations[op.lun].states
-            if op.medium == "none":
-                op.may_pass = True
-                continue
             passes, conflicts = True, False
             wants = {(op.lun, op.medium)}
             if op.name == "copy":
                 wants |= {(disk, "read") for disk, _ in op.reads[:1]} | {(disk, "write") for disk, _ in op.writes[:1]}
             for lun, medium in wants:
-                verdicts = {state.allows(op.who, medium) for state in self.reservations[lun].states}
+                verdicts = {state.allows(op.who, medium, op.nexus) for state in self.reservations[lun].states}
                 passes = passes and True in verdicts
                 conflicts = conflicts or False in verdicts
             op.may_pass = op.may_pass or passes
@@ -97,13 +98,48 @@ class Book:
     def lost(self, session: object, *, heard: bool = True) -> None:
         """A nexus is gone: nobody waits for its answers; `heard`: but we are told when its operations have ended."""
         self.now += 1
+        for one in self.conditions:
+            one.owed.pop(session, None)
         for op in list(self.open):
             if op.session is session and op.dead is None:
                 op.dead = self.now
                 if not heard:
                     del self.open[op]
+                    self._set(op, False)
                     if op.request is not None:
                         self._unanswered(op)
+        for possible in self.reservations:
+            possible.lost(self.nexus(session))
+        self._judge(self.open)
+
+    def doomed(self, session: object) -> None:
+        """A nexus may end, now or later."""
+        for possible in self.reservations:
+            possible.doom(self.nexus(session))
+        self._judge(self.open)
+
+    def reset(self, luns: Iterable[int], *, done: bool) -> None:
+        """Units are reset; if it is not `done` yet, it may be at any time, though nobody may ever be told."""
+        for lun in luns:
+            self.conditions[lun].medium.unsettle()
+            if done:
+                self.reservations[lun].reset()
+            else:
+                for number in self._nexuses.values():
+                    self.reservations[lun].doom(number)
+        self._judge(self.open)
+
+    def resized(self, lun: int, blocks: int, sessions: Iterable[object]) -> None:
+        """A unit has another size; these sessions are to hear of it before all else."""
+        self.now += 1
+        self.conditions[lun].resized(blocks, self.now, sessions)
+        for op in self.open:
+            if op.lun == lun and op.exclusive:
+                op.writes = []  # of which size it finds the medium, nobody can tell
+
+    def arrived(self, lun: int) -> None:
+        """Target port groups that somebody has set up otherwise are where they were to go."""
+        self._judged(self.conditions[lun].changed(None, self.running))
 
     # -- what hooks do ------------------------------------------------------------------------------------------------
 
@@ -119,6 +155,7 @@ class Book:
             self._haunts(hook, op)
         if not op.may_pass:
             raise self.wrong("reserved", f"{hook} is called against a reservation")
+        self._judged(self.conditions[hook.storage.number].called(hook, op, self.running))
         if op.first_hook is None:
             op.first_hook = self.now
         if self.direct and hook.storage.number == op.lun and not op.apart:
@@ -157,7 +194,7 @@ class Book:
                     and older.lun == op.lun
                     and older.dead is None
                     and not older.aborted
-                    and older.medium != "none"
+                    and older.medium not in UNTOUCHING
                     and not older.apart
                 ):
                     raise self.wrong("order", f"{hook} runs before {older}, which is ORDERED and came before")
@@ -188,6 +225,9 @@ class Book:
             raise self.wrong("twice", f"{op} is answered after its end was acknowledged")
         self._over(op, "was answered")
         op.status = status
+        if self.direct and op.dead is None:
+            told = told_by(data) if op.name == "sense" and status == GOOD else sense
+            self._judged(self.conditions[op.lun].heard(op, status, told))
         if op.request is not None:
             if op.request.number in self.reservations[op.lun].pending:  # its nexus was not given up before
                 self._reserved(op, status)
@@ -200,6 +240,7 @@ class Book:
             raise self.wrong("reserved", f"{op} is GOOD against a reservation")
         if status == CHECK and sense[0] == HARDWARE_ERROR and not op.faulted:
             raise self.wrong("internal", f"{op}: HARDWARE ERROR, and no hook of it has failed")
+        self._set(op, status == GOOD)
         if status == GOOD:
             self._good(op, data)
 
@@ -234,6 +275,13 @@ class Book:
         self._still(op, how)
         op.ended = self.now
         self.open.pop(op, None)
+        if how != "was answered":
+            self._set(op, False)
+
+    def _set(self, op: Operation, good: bool) -> None:
+        """A command that changes settings of its unit has ended: they are as it wants, or nobody knows."""
+        for setting, value in op.sets:
+            setting.end(op, value if good else None)
 
     def _still(self, op: Operation, how: str) -> None:
         for hook in self.running:
@@ -252,7 +300,7 @@ class Book:
                 if other.who in victims
                 and other.lun == op.lun
                 and other.issued < op.issued
-                and other.medium != "none"
+                and other.medium not in UNTOUCHING
                 and not other.background
             ]
             if self.direct:
@@ -278,128 +326,6 @@ class Book:
             for one in self.open:
                 one.silent = one.silent or (one.who in victims and one.lun == op.lun)
 
-    # -- what GOOD means ----------------------------------------------------------------------------------------------
-
-    def _good(self, op: Operation, data: bytes) -> None:
-        if op.writes:
-            self._written(op)
-        if op.name == "read":
-            self._read(op, data)
-        if op.need is not None:
-            self._stable(op.lun, op.need, op)
-        if op.seen is not None:
-            self._told(op, data)
-        if op.atomic or op.exclusive:
-            self._undisturbed(op)
-        for other in self.operations:
-            if other is not op and other.status == GOOD and other.atomic | op.atomic:
-                self._whole(*((op, other) if op.atomic else (other, op)))
-
-    def _written(self, op: Operation) -> None:
-        """GOOD: every block was written; nothing that is dead may still write over it."""
-        for key in op.writes:
-            if key not in op.wrote:
-                raise self.wrong("unwritten", f"{op} is GOOD and block {key[1]} of disk {key[0]} was not written")
-            acked = self.acked[key[0]]
-            past = self.storages[key[0]].history[key[1]]
-            own = next(at for at in range(len(past) - 1, -1, -1) if past[at][0] == op.wrote[key])
-            acked[key[1]] = max(acked[key[1]], own + 1)
-            if op.forced and self.storages[key[0]].stable[key[1]] <= own:
-                raise self.wrong("volatile", f"{op} is GOOD with FUA and block {key[1]} is not on stable storage")
-        for at, key in enumerate(op.writes):
-            self._content(op, key, op.payload[at * BLOCK : (at + 1) * BLOCK], at)
-        for hook in self.running:
-            other = hook.op
-            if other is None or not hook.writes or other.background:
-                continue
-            if other.dead is not None and other.dead < op.issued and hook.overlaps(op.writes):
-                raise self.wrong(
-                    "ghost", f"{op} is GOOD while {hook}, of a nexus that is gone, may still write over it"
-                )
-            if op.exclusive and hook.storage.number == op.lun and hook.since < max(op.wrote.values()):
-                raise self.wrong("exclusive", f"{op} is GOOD while {hook} may still write what it held before")
-
-    def _content(self, op: Operation, key: Key, sent: bytes, at: int) -> None:
-        """GOOD: what was written is what the command makes of what was sent, and of what was there."""
-        wrote = self._at(key, op.wrote[key])
-        if op.name == "or":
-            right = bytes(one | other for one, other in zip(self._at(key, op.looked[key]), sent, strict=True))
-        elif op.name == "copy":
-            right = self._at(op.reads[at], op.looked[op.reads[at]])
-        else:
-            right = sent + self._at(key, op.wrote[key] - 1)[len(sent) :]
-        if wrote != right:
-            raise self.wrong("content", f"{op} is GOOD and block {key[1]} of disk {key[0]} holds something else")
-        if op.name == "compare" and self._at(key, op.looked[key]) != op.expected[at * BLOCK : (at + 1) * BLOCK]:
-            raise self.wrong("atomic", f"{op} is GOOD, though it found something else than it compares with")
-
-    def _told(self, op: Operation, data: bytes) -> None:
-        """GOOD of PERSISTENT RESERVE IN: it tells of a state that there was meanwhile."""
-        assert op.seen is not None
-        body = data[8 : 8 + int.from_bytes(data[4:8], "big")]
-        if op.name == "keys":
-            told = sorted(body[at : at + 8] for at in range(0, len(body), 8))
-            right = any(told == sorted(key.to_bytes(8, "big") for _, key in state.keys) for state in op.seen)
-        else:
-            kind = body[13] & 0xF if body else None
-            right = any(kind == state.kind for state in op.seen)
-        if not right:
-            raise self.wrong("reserved", f"{op} tells of a state that there can't be")
-
-    def _read(self, op: Operation, data: bytes) -> None:
-        """GOOD: each block is one that was there while the command ran."""
-        for at, (disk, block) in enumerate(op.reads):
-            value = data[at * BLOCK : (at + 1) * BLOCK]
-            for since, _by, was in reversed(self.storages[disk].history[block]):
-                if was == value:
-                    break
-                if since <= op.issued:
-                    raise self.wrong("stale", f"{op}: block {block} of disk {disk} is not what was there")
-        for hook in self.running:
-            other = hook.op
-            if other is None or not hook.writes or other.background or other.dead is None or other.who != op.who:
-                continue
-            if other.dead < op.issued and hook.overlaps(op.reads):
-                raise self.wrong("ghost", f"{op} is GOOD while {hook}, of a nexus that is gone, may still change it")
-
-    def _stable(self, disk: int, need: list[int], op: Operation) -> None:
-        """GOOD of a flush: what was acknowledged before it began is on stable storage."""
-        for block, (stable, needed) in enumerate(zip(self.storages[disk].stable, need, strict=True)):
-            if stable < needed:
-                raise self.wrong("volatile", f"{op} is GOOD and block {block} of disk {disk} is not on stable storage")
-
-    def _at(self, key: Key, when: int) -> bytes:
-        past = self.storages[key[0]].history[key[1]]
-        return next(value for since, _by, value in reversed(past) if since <= when)
-
-    def _undisturbed(self, op: Operation) -> None:
-        """Nobody else wrote to its blocks between the first and the last of its own steps."""
-        times = [*op.wrote.values(), *(op.looked[key] for key in op.reads if key in op.looked)]
-        if not times:
-            return
-        first, last = min(times), max(times)
-        for disk, block in op.writes:
-            for since, by, _value in reversed(self.storages[disk].history[block]):
-                if since < first:
-                    break
-                if since < last and by is not op:
-                    raise self.wrong("atomic", f"{by} wrote to block {block} of disk {disk} in the midst of {op}")
-
-    def _whole(self, op: Operation, other: Operation) -> None:
-        """A command that reads sees all of an atomic one, or nothing."""
-        before = after = None
-        for key in op.writes:
-            seen = other.looked.get(key)
-            wrote = op.wrote.get(key)
-            if seen is None or wrote is None or key not in other.reads:
-                continue
-            if seen < wrote:
-                before = key
-            else:
-                after = key
-        if before is not None and after is not None and other.name == "read":
-            raise self.wrong("atomic", f"{other} saw a part of {op}")
-
     def restart(self) -> None:
         """The process died: nothing of it answers any more, and what was kept is restored."""
         self.now += 1
@@ -411,6 +337,8 @@ class Book:
         self._going_on.clear()
         for one in self.reservations:
             one.restart()
+        for unit in self.conditions:
+            unit.restart()
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

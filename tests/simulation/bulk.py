@@ -61,7 +61,7 @@ class BulkRun:
         self.book = self
         self.loop = Loop()
         self.disk = Disk(0, self.size, self.extent)
-        self.world = PortalWorld(self.loop, limits(**self.limits), [self.disk], [None], False, None)
+        self.world = PortalWorld(self.loop, limits(**self.limits), [self.disk], [None], 0, None)
         self.begin()
         self.links: list[Link] = []
         self.answers = 0

@@ -68,3 +68,25 @@ def reserve_out(action: int, kind: int, key: int, new: int, lasting: bool) -> tu
 def reserve_in(action: int, room: int) -> bytes:
     """PERSISTENT RESERVE IN: SPC-4 6.15."""
     return bytes([0x5E, action, 0, 0, 0, 0, 0]) + room.to_bytes(2, "big") + b"\0"
+
+
+def write_cache(on: bool) -> tuple[bytes, bytes]:
+    """MODE SELECT(6) of the caching page: SPC-4 6.11, SBC-4 6.5.5."""
+    data = bytes(4) + bytes([0x08, 0x12, 0x04 if on else 0x00]) + bytes(17)
+    return bytes([0x15, 0x10, 0, 0, len(data), 0]), data
+
+
+def start_stop(start: bool, load: bool) -> bytes:
+    """START STOP UNIT: SBC-4 5.31."""
+    return bytes([0x1B, 0, 0, 0, (0x02 if load else 0) | start, 0])
+
+
+def set_groups(states: dict[int, int]) -> tuple[bytes, bytes]:
+    """SET TARGET PORT GROUPS: SPC-4 6.46."""
+    data = bytes(4) + b"".join(bytes([state, 0]) + group.to_bytes(2, "big") for group, state in states.items())
+    return bytes([0xA4, 0x0A, 0, 0, 0, 0]) + len(data).to_bytes(4, "big") + bytes(2), data
+
+
+def request_sense(room: int) -> bytes:
+    """REQUEST SENSE: SPC-4 6.39."""
+    return bytes([0x03, 0, 0, 0, room, 0])

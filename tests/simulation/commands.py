@@ -9,20 +9,20 @@ from typing import Any
 
 from tests.simulation import cdbs, registrations
 from tests.simulation.book import Book
+from tests.simulation.changes import CHANGES, Changes
 from tests.simulation.operation import Operation
 from tests.simulation.schedule import Schedule
 from tests.simulation.storage import BLOCK, ZERO, Hook
-from tests.simulation.world import current_command
+from tests.simulation.world import GROUPS, THROUGH, current_command
 
 INITIATORS = 3
 DISKS = 2
 SIZE = 6  # blocks of a disk
-POOLED = 1  # variants: the disks have threads, which take hooks when the schedule lets them
 
 COMMANDS = {
     "write": 60, "read": 30, "compare": 25, "or": 12, "atomic": 16, "sync": 14, "zero": 12, "copy": 20, "sanitize": 8,
     "short": 8, "out": 40, "keys": 6, "reservation": 6, "ready": 4,
-}  # fmt: skip
+} | CHANGES  # fmt: skip
 EVENTS = {"complete": 110, "fail": 10, "tear": 22, "turn": 80, "full": 8}
 
 
@@ -72,17 +72,20 @@ class Job:
         return f"a call for {self.op or 'what is saved'} that waits for a thread"
 
 
-class Run:
+class Run(Changes):
     """One run of a schedule. `log` gets a line for each thing that happens, where somebody wants to read it."""
 
     disks = DISKS
+    size = SIZE
     initiators = INITIATORS
 
     def __init__(self, schedule: Schedule, log: Callable[[str], object] | None = None) -> None:
         self.schedule = schedule
         self.log = log
         self.full = False
-        self.book = Book(self._whose, self._manner, self.disks, SIZE)
+        self.book = Book(self._whose, self._manner, self.disks, SIZE, not schedule.variant & THROUGH)
+        self.moving: set[int] = set()
+        self.set_up = dict.fromkeys(GROUPS, 0)
         self.stores = [Store(self) for _ in range(self.disks)]
         self.jobs: list[Job] = []
         self._job: Job | None = None
@@ -254,7 +257,7 @@ class Run:
     def do_sync(self, choices: bytes) -> None:
         """SYNCHRONIZE CACHE(10)."""
         op = self._operation("sync", choices)
-        op.medium = "write"
+        op.medium, op.need = "write", []
         self.send(op, cdbs.block_10(0x35, 0, 0))
 
     def do_copy(self, choices: bytes) -> None:
@@ -277,13 +280,14 @@ class Run:
         immediate = choices[2] > 191
         kind = choices[3] % 3
         op.medium = "write"
+        every = [(op.lun, block) for block in range(self.book.conditions[op.lun].size)]
         if not immediate:
             op.exclusive = True
-            op.writes = [(op.lun, block) for block in range(SIZE)]
+            op.writes = every
         pattern = op.number.to_bytes(4, "big")
         op.payload = pattern * (BLOCK // 4 * SIZE) if kind == 1 else bytes(BLOCK * SIZE)
         if kind == 2:
-            op.name, op.exclusive, op.writes = "format", True, [(op.lun, block) for block in range(SIZE)]
+            op.name, op.exclusive, op.writes = "format", True, every
             cdb, data = bytes([0x04, 0, 0, 0, 0, 0]), b""
         else:
             cdb, data = cdbs.sanitize(kind == 0, immediate, pattern)
@@ -317,13 +321,13 @@ class Run:
     def do_keys(self, choices: bytes) -> None:
         """PERSISTENT RESERVE IN, READ KEYS."""
         op = self._operation("keys", choices)
-        op.seen = set()
+        op.medium, op.seen = "keys", set()
         self.send(op, cdbs.reserve_in(0, 256), room=256)
 
     def do_reservation(self, choices: bytes) -> None:
         """PERSISTENT RESERVE IN, READ RESERVATION."""
         op = self._operation("reservation", choices)
-        op.seen = set()
+        op.medium, op.seen = "keys", set()
         self.send(op, cdbs.reserve_in(1, 256), room=256)
 
     # -- what the world does ------------------------------------------------------------------------------------------

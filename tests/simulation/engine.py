@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.simulation.book import Violation
-from tests.simulation.commands import COMMANDS, DISKS, EVENTS, INITIATORS, POOLED, Run
+from tests.simulation.changes import GROUPED
+from tests.simulation.commands import COMMANDS, DISKS, EVENTS, INITIATORS, Run
 from tests.simulation.operation import Operation
 from tests.simulation.schedule import Schedule
-from tests.simulation.world import World, sense_of
+from tests.simulation.world import GROUPS, World, sense_of
 
-WEIGHTS = COMMANDS | EVENTS | {
+WEIGHTS = COMMANDS | EVENTS | GROUPED | {
     "abort": 12, "abort_set": 6, "clear_set": 6, "reset_unit": 6, "reset_target": 3, "drop": 22, "die": 6,
 }  # fmt: skip
 
@@ -24,7 +25,9 @@ class EngineRun(Run):
         self._begin()
 
     def _begin(self) -> None:
-        self.world = World(self.book.storages, self.stores, bool(self.schedule.variant & POOLED), self._offloaded)
+        self.world = World(self.book.storages, self.stores, self.schedule.variant, self._offloaded, grouped=True)
+        self.moving.clear()
+        self.set_up = dict.fromkeys(GROUPS, 0)
         self.nexuses: list[Any] = [None] * INITIATORS
 
     def idle(self) -> bool:
@@ -76,6 +79,9 @@ class EngineRun(Run):
         op.command = command
         if ended:
             done(command)
+
+    def sessions(self) -> list[Any]:
+        return [it for it in self.nexuses if it is not None]
 
     # -- what ends commands -------------------------------------------------------------------------------------------
 
@@ -129,12 +135,14 @@ class EngineRun(Run):
         """LOGICAL UNIT RESET."""
         who, lun = choices[0] % INITIATORS, int(choices[1] > 191)
         self.world.reset_unit(self.session_of(who), lun, self._then("LOGICAL UNIT RESET", self._ended_by(lun, None)))
+        self.book.reset([lun], done=True)
 
     def do_reset_target(self, choices: bytes) -> None:
         """TARGET RESET."""
         it = self.session_of(choices[0] % INITIATORS)
         ended = [op for lun in range(DISKS) for op in self._ended_by(lun, None)]
         self.world.reset_target(it, self._then("TARGET RESET", ended))
+        self.book.reset(range(DISKS), done=True)
 
     def do_drop(self, choices: bytes) -> None:
         """A nexus is lost; its initiator comes back at once."""

@@ -156,3 +156,14 @@ class Socket:
     def close(self) -> None:
         """The target closes."""
         self.open = False
+
+
+class Clock:
+    """The clock of filters: what is due is called when the schedule has it so, in any order."""
+
+    def __init__(self) -> None:
+        self.later: Callable[[float, Callable[[], object]], object] = lambda delay, fn: None
+
+    def now(self) -> float:
+        """Return the time."""
+        return 0.0

@@ -37,12 +37,14 @@ class Operation:
         "medium",
         "name",
         "need",
+        "nexus",
         "number",
         "payload",
         "reads",
         "request",
         "seen",
         "session",
+        "sets",
         "silent",
         "status",
         "who",
@@ -59,7 +61,9 @@ class Operation:
         self.session: Any = None
         self.command: Any = None
         self.attribute = 1
-        self.medium = "none"  # how a reservation sees it: none, read, write
+        self.medium = "none"  # how a reservation sees it: none, read, write, spared (not even by RESERVE(6)), keys
+        self.nexus = 0  # the number of its session
+        self.sets: list[tuple[Any, Any]] = []  # settings of its unit, and what GOOD says they are
         self.writes: list[Key] = []
         self.reads: list[Key] = []
         self.atomic = False

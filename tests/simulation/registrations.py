@@ -8,18 +8,24 @@ from dataclasses import dataclass, replace
 REGISTER, RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT, REGISTER_AND_IGNORE = range(7)  # SPC-4 table 215
 ACTIONS = ("register", "reserve", "release", "clear", "preempt", "preempt and abort", "register and ignore")
 KINDS = (5, 1, 3, 6, 7, 8)  # SPC-4 table 63
+RESERVE_6, RELEASE_6 = 16, 17  # commands of their own (SPC-2 7.21, 7.18)
 EXCLUSIVE, REGISTRANTS, EVERYONE = (3, 6, 8), (5, 6), (7, 8)
+UNTOUCHING = ("none", "keys", "spared")  # what a command does to the medium that a persistent reservation lets pass
 GOOD, CHECK, BUSY, CONFLICT = 0x00, 0x02, 0x08, 0x18
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Registrations (initiator and key), the reservation's type and holder, and whether they outlive the process."""
+    """Registrations (initiator and key), the reservation's type and holder, and whether they outlive the process.
+
+    `legacy` is the number of the nexus that holds RESERVE(6).
+    """
 
     keys: frozenset[tuple[int, int]] = frozenset()
     kind: int | None = None
     holder: int | None = None
     lasting: bool = False
+    legacy: int | None = None
 
     def key(self, who: int) -> int | None:
         """Return the key that an initiator is registered with."""
@@ -31,9 +37,11 @@ class State:
             return False
         return self.key(who) is not None if self.kind in EVERYONE else self.holder == who
 
-    def allows(self, who: int, medium: str) -> bool:
-        """Return whether an initiator may read or write (SPC-4 table 66)."""
-        if self.kind is None or medium == "none" or (medium == "read" and self.kind not in EXCLUSIVE):
+    def allows(self, who: int, medium: str, nexus: int = 0) -> bool:
+        """Return whether an initiator may read or write (SPC-4 table 66, SPC-2 table 12)."""
+        if self.legacy is not None and medium != "spared" and (self.legacy != nexus or medium == "keys"):
+            return False
+        if self.kind is None or medium in UNTOUCHING or (medium == "read" and self.kind not in EXCLUSIVE):
             return True
         return self.holds(who) if self.kind in {1, 3} else self.key(who) is not None
 
@@ -42,9 +50,10 @@ class State:
         keys = {pair for pair in self.keys if pair[0] != who}
         return replace(self, keys=frozenset(keys | ({(who, key)} if key else set())))
 
-    def order(self) -> tuple[list[tuple[int, int]], int, int, bool]:
+    def order(self) -> tuple[list[tuple[int, int]], int, int, bool, int]:
         """Return what states are sorted by."""
-        return sorted(self.keys), self.kind or 0, -1 if self.holder is None else self.holder, self.lasting
+        holder = -1 if self.holder is None else self.holder
+        return sorted(self.keys), self.kind or 0, holder, self.lasting, self.legacy or 0
 
     def unreserved(self) -> State:
         """Return the state without a reservation."""
@@ -53,7 +62,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A PERSISTENT RESERVE OUT."""
+    """A PERSISTENT RESERVE OUT, RESERVE(6) or RELEASE(6)."""
 
     number: int
     who: int
@@ -62,6 +71,7 @@ class Request:
     new: int  # SERVICE ACTION RESERVATION KEY
     kind: int
     lasting: bool
+    nexus: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +85,10 @@ class Result:
 def carry_out(state: State, request: Request) -> tuple[State, Result]:
     """Return the state after a request, and its result."""
     who, action = request.who, request.action
+    if action in {RESERVE_6, RELEASE_6}:
+        return _legacy(state, request)
+    if state.legacy is not None:  # whoever holds it (SPC-2 5.5.1)
+        return state, Result(CONFLICT)
     known = state.key(who)
     if action in {REGISTER, REGISTER_AND_IGNORE}:
         if action == REGISTER and request.key != (known or 0):
@@ -100,6 +114,16 @@ def carry_out(state: State, request: Request) -> tuple[State, Result]:
     if action == CLEAR:
         return replace(state.unreserved(), keys=frozenset()), Result(GOOD)
     return _preempt(state, request)
+
+
+def _legacy(state: State, request: Request) -> tuple[State, Result]:
+    """RESERVE(6) and RELEASE(6): a conflict while anybody is registered (SPC-2 5.5.1)."""
+    reserving = request.action == RESERVE_6
+    if state.keys or (reserving and state.legacy not in {None, request.nexus}):
+        return state, Result(CONFLICT)
+    if reserving:
+        return replace(state, legacy=request.nexus), Result(GOOD)
+    return replace(state, legacy=None) if state.legacy == request.nexus else state, Result(GOOD)
 
 
 def _preempt(state: State, request: Request) -> tuple[State, Result]:
@@ -131,6 +155,8 @@ class Possible:
     def __init__(self, states: Iterable[State] = (State(),)) -> None:
         self.pending: dict[int, Request] = {}
         self.full = False  # what is to be kept may not find room
+        self.doomed: set[int] = set()  # nexuses that may be gone, or may have been reset, at any time
+        self.gone: set[int] = set()  # ... and those that are
         self.entries: set[tuple[State, Results]] = {(state, frozenset()) for state in states}
 
     @property
@@ -152,18 +178,43 @@ class Possible:
         todo = list(self.entries)
         while todo:
             state, results = todo.pop()
+            if state.legacy in self.doomed:
+                self._add((replace(state, legacy=None), results), todo)
             done = {number for number, _ in results}
             for number, request in self.pending.items():
                 if number in done:
                     continue
-                outcomes = [carry_out(state, request)]
+                outcomes = [carry_out(state, request)] if request.nexus not in self.gone else [(state, Result(GOOD))]
                 if self.full:
                     outcomes.append((state, Result(CHECK)))
                 for after, result in outcomes:
-                    entry = (after, results | {(number, result)})
-                    if entry not in self.entries:
-                        self.entries.add(entry)
-                        todo.append(entry)
+                    self._add((after, results | {(number, result)}), todo)
+
+    def _add(self, entry: tuple[State, Results], todo: list[tuple[State, Results]]) -> None:
+        if entry not in self.entries:
+            self.entries.add(entry)
+            todo.append(entry)
+
+    def doom(self, nexus: int) -> None:
+        """A nexus may lose what it holds, now or later."""
+        self.doomed.add(nexus)
+        self.unfold()
+
+    def lost(self, nexus: int) -> None:
+        """A nexus is gone, and RESERVE(6) with it."""
+        self.gone.add(nexus)
+        self._release({nexus})
+
+    def reset(self) -> None:
+        """The unit was reset: nobody holds RESERVE(6) (SPC-2 5.5.1)."""
+        self._release({state.legacy for state in self.states})
+
+    def _release(self, whose: set[int | None]) -> None:
+        self.entries = {
+            (replace(state, legacy=None) if state.legacy in whose else state, results)
+            for state, results in self.entries
+        }
+        self.unfold()
 
     def answered(self, number: int, status: int) -> frozenset[int] | None:
         """A request was answered: return whom it certainly preempted, or None if nothing explains the answer."""
@@ -197,4 +248,6 @@ class Possible:
     def restart(self) -> None:
         """The process died: what was kept is restored."""
         self.pending.clear()
-        self.entries = {(state if state.lasting else State(), frozenset()) for state, _ in self.entries}
+        self.entries = {
+            (replace(state, legacy=None) if state.lasting else State(), frozenset()) for state, _ in self.entries
+        }

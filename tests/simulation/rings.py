@@ -8,12 +8,13 @@ from typing import Any
 
 from tcmu_core.testing.fake_kernel import OUT_OF_ORDER, READ_LEN, TMR, FakeKernel
 from tests.simulation.book import CHECK, Violation
-from tests.simulation.commands import COMMANDS, EVENTS, POOLED, Run
+from tests.simulation.commands import COMMANDS, EVENTS, Run
 from tests.simulation.operation import Operation
 from tests.simulation.schedule import Schedule
 from tests.simulation.world import RingWorld, sense_of
 
-LEFT_OUT = {"out", "keys", "reservation", "copy", "sanitize", "full"}  # the kernel's own, or for several units
+# The kernel's own, or for several units.
+LEFT_OUT = {"reserve_6", "release_6", "out", "keys", "reservation", "copy", "sanitize", "full"}
 WEIGHTS = {name: weight for name, weight in (COMMANDS | EVENTS).items() if name not in LEFT_OUT} | {
     "process": 90, "abort": 12, "reset": 6, "die": 10,
 }  # fmt: skip
@@ -36,8 +37,8 @@ class RingRun(Run):
         self._begin()
 
     def _begin(self) -> None:
-        pooled = bool(self.schedule.variant & POOLED)
-        self.world = RingWorld(self.kernel, self.book.storages, self.stores, pooled, self._offloaded)
+        variant = self.schedule.variant & ~IN_ORDER
+        self.world = RingWorld(self.kernel, self.book.storages, self.stores, variant, self._offloaded)
 
     def _whose(self) -> Operation | None:
         if self._job is not None:
@@ -125,6 +126,7 @@ class RingRun(Run):
 
     def do_reset(self, choices: bytes) -> None:
         """The kernel tells of a reset."""
+        self.book.reset([0], done=False)
         self._tell(LUN_RESET, list(self.by_id))
 
     def _tell(self, kind: int, ids: list[int]) -> None:

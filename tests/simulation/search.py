@@ -11,6 +11,7 @@ from tests.simulation import engine, memory, rings, sessions, shares
 from tests.simulation.book import Violation
 from tests.simulation.schedule import Schedule, generate
 from tests.simulation.shrink import shrink
+from tests.simulation.world import FILTERED, POOLED, REMOVABLE, THROUGH
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +25,9 @@ class Level:
 
 
 LEVELS = {
-    "engine": Level(engine.EngineRun, engine.WEIGHTS, (0, 0, 0, engine.POOLED), 40),
-    "session": Level(sessions.SessionRun, sessions.WEIGHTS, (0, 2, 4, 6, 0, 2, 4, 1), 50),
-    "ring": Level(rings.RingRun, rings.WEIGHTS, (0, 0, rings.IN_ORDER, engine.POOLED), 50),
+    "engine": Level(engine.EngineRun, engine.WEIGHTS, (0, 0, 0, 0, POOLED, FILTERED, THROUGH, REMOVABLE), 40),
+    "session": Level(sessions.SessionRun, sessions.WEIGHTS, (0, 2, 4, 6, 0, 2, 4, 1, FILTERED, THROUGH, REMOVABLE), 50),
+    "ring": Level(rings.RingRun, rings.WEIGHTS, (0, 0, rings.IN_ORDER, POOLED, FILTERED, THROUGH), 50),
     "memory": Level(memory.MemoryRun, memory.WEIGHTS, (0,), 12),
     "shares": Level(shares.SharesRun, shares.WEIGHTS, (0, shares.TINY), 8),
 }

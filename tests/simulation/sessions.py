@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.simulation.book import Violation
-from tests.simulation.commands import COMMANDS, EVENTS, INITIATORS, POOLED, Run
+from tests.simulation.commands import COMMANDS, DISKS, EVENTS, INITIATORS, Run
 from tests.simulation.link import Link, Management
 from tests.simulation.net import WRITE, Loop, Socket
 from tests.simulation.operation import Operation
@@ -17,6 +17,7 @@ WEIGHTS = COMMANDS | EVENTS | {
     "deliver": 160, "login": 16, "logout": 8, "cut": 14, "window": 8, "hold": 10, "wait": 6, "die": 4,
     "abort": 12, "abort_set": 6, "clear_set": 6, "reset_unit": 6, "reset_target": 3, "cold_reset": 2,
 }  # fmt: skip
+WAYS = 6  # variants: how data goes
 ABORT_TASK, ABORT_TASK_SET, CLEAR_TASK_SET, UNIT_RESET, WARM_RESET, COLD_RESET = 1, 2, 4, 5, 6, 7  # RFC 7143 11.5.1
 
 
@@ -33,8 +34,8 @@ class SessionRun(Run):
 
     def _begin(self) -> None:
         self.loop = Loop()
-        pooled = bool(self.schedule.variant & POOLED)
-        self.world = PortalWorld(self.loop, limits(), self.book.storages, self.stores, pooled, self._offloaded)
+        variant = self.schedule.variant & ~WAYS
+        self.world = PortalWorld(self.loop, limits(), self.book.storages, self.stores, variant, self._offloaded)
         self.links: list[Link | None] = [None] * INITIATORS
         self.old: list[Link] = []
 
@@ -50,6 +51,7 @@ class SessionRun(Run):
         before = self.links[who]
         if before is not None:
             self.old.append(before)
+            self.book.doomed(before)
         link = self.links[who] = Link(self, who, self._name(who), TARGET, self._isid(who), sock)
         link.login()
 
@@ -224,12 +226,14 @@ class SessionRun(Run):
         """An initiator logs out."""
         link = self.session_of(choices[0] % INITIATORS)
         if link is not None:
+            self.book.doomed(link)
             link.logout()
 
     def do_cut(self, choices: bytes) -> None:
         """A connection breaks; what was on the way is lost, or not."""
         link = self.links[choices[0] % INITIATORS]
         if link is not None and not link.over:
+            self.book.doomed(link)
             if choices[1] & 1:
                 link.sock.arriving.clear()
             link.sock.ended = True
@@ -249,7 +253,9 @@ class SessionRun(Run):
             link.hold = True
 
     def do_wait(self, choices: bytes) -> None:
-        """Time passes."""
+        """Time passes, and with it the life of those who say nothing."""
+        for link in self._all():
+            self.book.doomed(link)
         self.loop.wait(choices[0] % 32)
         self._read()
 
@@ -275,6 +281,8 @@ class SessionRun(Run):
         for one in ended:
             one.aborted = True
         self.book.now += 1
+        if function in {UNIT_RESET, WARM_RESET, COLD_RESET}:
+            self.book.reset(range(DISKS) if lun is None else [lun], done=False)
         request = Management(function, what, tuple(ended), lun, self.book.now)
         link.manage(request, ended[0].number if op is not None else 0xFFFFFFFF, immediate=choices[4] > 200)
 

@@ -17,13 +17,18 @@ from tcmu_core import Extent, hookimpl
 from tcmu_core.disk.device import Device
 from tcmu_core.disk.disk import Disk
 from tcmu_core.disk.spec import DiskSpec
+from tcmu_core.filters.delay import Delay
+from tcmu_core.filters.latency import latency
 from tcmu_core.iscsi import budget
 from tcmu_core.iscsi.portal import Portal, transport_id
 from tcmu_core.iscsi.settings import Limits, PortalSettings
 from tcmu_core.kernel.ring import Ring
+from tcmu_core.scsi.alua import AccessState, Arrangement, PortGroup
 from tcmu_core.scsi.command import Command, Initiator
 from tcmu_core.scsi.engine import Engine
+from tcmu_core.scsi.opcodes import Tpgs
 from tcmu_core.scsi.target import ITNexus, Target
+from tcmu_core.scsi.transition import Transition
 from tcmu_core.testing.fake_kernel import FakeKernel
 from tests.simulation import net, storage
 
@@ -31,6 +36,11 @@ Then = Callable[[], object]
 PRODUCT = str(Path(tcmu_core.__file__).parent)
 TARGET = "iqn.2026-01.test:target"
 NAA_SIZE = 16
+POOLED = 1  # variants: the disks have threads, which take hooks when the schedule lets them
+FILTERED = 8  # a filter stands upon the disks, and ends what they do later
+THROUGH = 16  # their write cache is off
+REMOVABLE = 32  # their medium can be ejected
+GROUPS = (1, 2)  # target port groups, each of the port of its number; all initiators but the second come by the first
 
 
 class Handler:
@@ -87,20 +97,27 @@ class Pooled(Handler):
         device.threads = 2
 
 
-_opened: dict[tuple[bool, int, int], tuple[Handler, Disk]] = {}
+_opened: dict[tuple[int, int, int], tuple[Handler, Disk, net.Clock]] = {}
 
 
-def _disk(number: int, size: int, pooled: bool) -> tuple[Handler, Disk]:
+def _disk(number: int, size: int, variant: int) -> tuple[Handler, Disk, net.Clock]:
     """Return an open disk: opening costs more than a run does, so the disks of one run serve the next."""
-    key = (pooled, number, size)
+    key = (variant, number, size)
     if key not in _opened:
-        handler = Pooled() if pooled else Handler()
+        handler = Pooled() if variant & POOLED else Handler()
         spec = DiskSpec("simulated", name=f"disk{number}", size=size * storage.BLOCK, serial=f"simulated{number}")
-        disk = Disk(spec, handler)
+        clock = net.Clock()
+        delay = Delay(clock)
+        delay.given = {"all": latency("1s")}
+        disk = Disk(spec, handler, [delay] if variant & FILTERED else [])
         disk.open()
         disk.device.log.logger.disabled = True
-        _opened[key] = handler, disk
-    return _opened[key]
+        _opened[key] = handler, disk, clock
+    handler, disk, clock = _opened[key]
+    disk.device.size = size * storage.BLOCK
+    disk.device.write_cache = not variant & THROUGH
+    disk.device.removable = bool(variant & REMOVABLE)
+    return handler, disk, clock
 
 
 def forget() -> None:
@@ -112,7 +129,19 @@ def initiator(who: int) -> Initiator:
     """Return an initiator port."""
     name = f"iqn.2026-01.test:{'abcdefgh'[who]},i,0x000000000001\0".encode()
     name += bytes(-len(name) % 4)
-    return Initiator(f"iqn.2026-01.test:{'abcdefgh'[who]}", bytes([0x45, 0]) + len(name).to_bytes(2, "big") + name)
+    tid = bytes([0x45, 0]) + len(name).to_bytes(2, "big") + name
+    return Initiator(f"iqn.2026-01.test:{'abcdefgh'[who]}", tid, port_of(who))
+
+
+def port_of(who: int) -> int:
+    """Return the target port that an initiator comes by, where there are two: its group has the same number."""
+    return GROUPS[who == 1]
+
+
+def arrangement(states: dict[int, int]) -> Arrangement:
+    """Return target port groups, in the states that somebody sets up."""
+    groups = tuple(PortGroup(one, (one,), AccessState(states[one])) for one in GROUPS)
+    return Arrangement(groups, Tpgs.BOTH)
 
 
 def current_command() -> Any:
@@ -136,6 +165,11 @@ def _offload(offloaded: Any, number: int, fn: Any, /, *args: Any, **kwargs: Any)
     return future
 
 
+def _later(offloaded: Any, number: int, delay: float, fn: Then) -> None:
+    """Have a call wait until the schedule takes it, as one for the pool."""
+    offloaded(number, fn)
+
+
 class World:
     """One process: units on the disks, and a target with them. `posted` is its loop's queue."""
 
@@ -143,20 +177,24 @@ class World:
         self,
         storages: list[storage.Storage],
         stores: list[Any],
-        pooled: bool,
+        variant: int,
         offloaded: Callable[[int, Callable[[], Any]], Future[Any]],
         post: Callable[..., None] | None = None,
+        *,
+        grouped: bool = False,
     ) -> None:
         self.posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._post = post
         self.origins: dict[Any, int] = {}  # what goes on on its own: by its command, the tag of the one that began it
         self.engines: list[Engine] = []
         for one, store in zip(storages, stores, strict=True):
-            handler, disk = _disk(one.number, len(one.blocks), pooled)
+            handler, disk, clock = _disk(one.number, len(one.blocks), variant)
             handler.storage = one
+            clock.later = partial(_later, offloaded, one.number)
             object.__setattr__(disk.device, "offload", partial(_offload, offloaded, one.number))
             self.engines.append(Engine(disk, post=self.post, store=store))
-        self.target = Target(TARGET, dict(enumerate(self.engines)))
+        groups = dict.fromkeys(range(len(self.engines)), arrangement(dict.fromkeys(GROUPS, 0))) if grouped else {}
+        self.target = Target(TARGET, dict(enumerate(self.engines)), groups)
         self.names = [engine.unit.identity.naa for engine in self.engines]
 
     def post(self, fn: Callable[..., object], *args: Any) -> None:
@@ -174,6 +212,21 @@ class World:
         """Make the call that is due."""
         fn, args = self.posted.popleft()
         fn(*args)
+
+    def resize(self, lun: int, blocks: int) -> None:
+        """The handler of a unit tells of another size."""
+        self.engines[lun].resize(blocks * storage.BLOCK)
+
+    def arrange(self, states: dict[int, int], arrived: Callable[[int], object]) -> set[int]:
+        """Somebody sets the target port groups up otherwise; returns the units of which `arrived(lun)` will tell."""
+        late: set[int] = set()
+
+        def moving(lun: int, transition: Transition) -> None:
+            late.add(lun)
+            transition.ended.add_done_callback(lambda _: arrived(lun))
+
+        self.target.arrange(dict.fromkeys(self.target.luns, arrangement(states)), moving)
+        return late
 
     def connect(self, who: int, quiet: bool) -> ITNexus:
         """Make the nexus of an initiator; `quiet` without the unit attentions that it begins with."""
