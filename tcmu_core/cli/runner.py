@@ -18,6 +18,7 @@ import tcmu_core
 from tcmu_core import sdnotify, stdout
 from tcmu_core.bus import BusService
 from tcmu_core.cli.output import Exit, sentence
+from tcmu_core.codec import Message
 from tcmu_core.config.check import problems, unknown
 from tcmu_core.config.configuration import DEFAULT_PATH, Config
 from tcmu_core.config.file import load
@@ -25,6 +26,8 @@ from tcmu_core.config.watcher import Watcher
 from tcmu_core.daemon.supervisor import Supervisor
 from tcmu_core.errors import ConfigError, TcmuError
 from tcmu_core.handlers.registry import Registry
+from tcmu_core.host.control import ControlSocket
+from tcmu_core.host.messages import LogLevel, SetLevel
 from tcmu_core.log import Level, Log
 from tcmu_core.loop import Loop
 from tcmu_core.state import Places
@@ -102,6 +105,7 @@ class Daemon:
         self.bus: BusService | None = None
         self._stopping = False
         self._shown = ""
+        self._levels: tuple[Level, dict[str, Level]] | None = None  # of tcmu.conf, as they were taken last
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; returns the exit status."""
@@ -140,10 +144,12 @@ class Daemon:
         self.supervisor.serve_targets()
         self.supervisor.begin()
         self.watcher.start(self.loop)
+        control = ControlSocket(self.loop, self.places.runner, self)
         self.bus = BusService(good, change_medium=self.supervisor.change_medium, post=self.loop.post)
         self.supervisor.bus = self.bus
         threading.Thread(target=self._start_bus, args=(self.bus,), name="tcmu-start", daemon=True).start()
         self.loop.run()
+        control.close()
         self.bus.stop()
         self.loop.close()
         log.info("tcmu-runner has stopped")
@@ -202,6 +208,21 @@ class Daemon:
             self.supervisor.reopen_logs()
         sdnotify.ready(self._shown)
 
+    # -- what it is asked ---------------------------------------------------------------------------------------------
+
+    def answer(self, message: Message, _asker: object) -> Message | None:
+        """Answer `SetLevel`: its level, and that of all its processes."""
+        if not isinstance(message, SetLevel):
+            return None
+        if message.level is not None and self.supervisor is not None:
+            self.logs.set_level(Level(min(max(message.level, Level.CRIT), Level.DEBUG_SCSI_CMD)))
+            self.supervisor.tell_log()
+            log.info("logging at level %s now, until tcmu.conf says otherwise", self.logs.level.name)
+        return LogLevel(int(self.logs.level))
+
+    def gone(self, _asker: object) -> None:
+        """Nothing is kept for who has asked."""
+
     # -- settings ---------------------------------------------------------------------------------------------------
 
     def _judge(self, config: Config, verdict: Callable[[list[str]], None]) -> None:
@@ -229,7 +250,10 @@ class Daemon:
         except OSError as error:
             log.error("no log file: %s", sentence(error))
         self.logs.set_syslog(config.syslog)
-        self.logs.set_level(self._level(config), config.log_levels)
+        levels = (self._level(config), dict(config.log_levels))
+        if levels != self._levels:  # else what `tcmu set --runner` said goes on
+            self._levels = levels
+            self.logs.set_level(*levels)
 
     def _level(self, config: Config) -> Level:
         if self.options.debug and "log_level" not in config.given:

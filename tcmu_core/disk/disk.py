@@ -15,7 +15,7 @@ from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.disk.threads import wrong_result
 from tcmu_core.errors import ConfigError, HandlerError, TcmuError, text_of
 from tcmu_core.identity import fresh_serial, serial_of
-from tcmu_core.options import declared
+from tcmu_core.options import Options, declared
 from tcmu_core.scsi.opcodes import Opcode
 
 LARGEST_BLOCK = 65536
@@ -44,6 +44,8 @@ class Layer(Protocol):
     name: str
     given: Mapping[str, Any]  # its options, as they were given for this disk
     live: ClassVar[bool]
+    settable: ClassVar[frozenset[str]]
+    options: ClassVar[Options]
 
     def open(self, device: Device, below: Operations, options: Mapping[str, Any]) -> None:
         """Get ready, upon what is open."""

@@ -40,6 +40,7 @@ class HostProcess:
         self._guests: set[Channel] = set()
         self._rendezvous: Rendezvous | None = None
         self._draining = False
+        self._levels: tuple[int, dict[str, int]] | None = None  # as the supervisor told them last
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit status."""
@@ -50,7 +51,7 @@ class HostProcess:
         self.loop = Loop(spin_time())
         try:
             self.host = Host(self.loop, self._disk, job.way)
-            self.host.set_traced(self._is_traced)
+            self.host.log_by(self.log)
             self.host.altered = self._tell
             self.host.open(job.disks, takes_over=job.takes_over, delay=job.delay)
         except Exception as error:
@@ -149,13 +150,13 @@ class HostProcess:
         except OSError as error:  # the disks are served all the same
             log.error("no log file: %s", reason_of(error))
         self.log.set_syslog(told.syslog)
-        self.log.set_level(Level(told.level), {name: Level(level) for name, level in told.devices.items()})
+        levels = (told.level, dict(told.devices))
+        if levels != self._levels:  # else the file is opened anew, say, and what `tcmu set` said goes on
+            self._levels = levels
+            self.log.set_level(Level(told.level), {name: Level(level) for name, level in told.devices.items()})
         self.log.reopen()
         if hasattr(self, "host"):
-            self.host.set_traced(self._is_traced)
-
-    def _is_traced(self, title: str) -> bool:
-        return self.log.level_of(title) is Level.DEBUG_SCSI_CMD
+            self.host.log_by(self.log)
 
     # -- its end ------------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,13 @@ from tcmu_core.log import DEBUG_SCSI_CMD
 from tcmu_core.scsi import hot
 from tcmu_core.scsi.admission import admit, permit, spans_of, turn_of
 from tcmu_core.scsi.alua import Arrangement
-from tcmu_core.scsi.attention import ACCESS_STATE_CHANGED, CAPACITY_CHANGED, INQUIRY_CHANGED, MEDIUM_CHANGED
+from tcmu_core.scsi.attention import (
+    ACCESS_STATE_CHANGED,
+    CAPACITY_CHANGED,
+    INQUIRY_CHANGED,
+    MEDIUM_CHANGED,
+    MODE_PARAMETERS_CHANGED,
+)
 from tcmu_core.scsi.command import Command, Nexus, TaskAttribute
 from tcmu_core.scsi.failures import Failures
 from tcmu_core.scsi.following import Followed, Follower
@@ -421,16 +427,52 @@ class Engine(TaskManager):
             self.device.log.error("reservations that another process has changed can't be read: %s", text_of(error))
         self.gate()
 
-    def change(self, change: Change) -> None:
-        """Have the disk take a change (bytes), and the unit and its nexuses learn of it; raises as `Disk.change`."""
+    def change(self, change: Change) -> Future[None] | None:
+        """Have the disk take a change (bytes), and the unit and its nexuses learn of it; raises as `Disk.change`.
+
+        Returns None when it is done; where what was volatile has to become stable first, a Future of that.
+        """
         device, unit = self.device, self.unit
-        size = device.size
+        size, cached, mode = device.size, unit.write_cache, unit.modes.write_cache
         self.disk.change(change)
         if change.write_cache is not None:
             unit.modes.write_cache = device.write_cache
+            if mode != device.write_cache:
+                unit.attention(*MODE_PARAMETERS_CHANGED)
         if device.size != size and not device.removable:  # of another medium its handler has told already
             unit.resized()
         self.refresh()
+        return self._write_back() if cached and not unit.write_cache else None
+
+    def _write_back(self) -> Future[None]:
+        """Flush when what is in flight has ended: it began while a write might be volatile."""
+        written: Future[None] = Future()
+        flush, tasks = self.unit.operations.flush, self.unit.tasks
+        assert flush is not None
+
+        def ended(pending: Future[None]) -> None:
+            error = pending.exception()
+            if error is not None:
+                written.set_exception(error)
+            else:
+                written.set_result(None)
+
+        def begin() -> None:
+            try:
+                pending = flush()
+            except BaseException as error:
+                written.set_exception(error)
+                return
+            if pending is None:
+                written.set_result(None)
+            else:
+                pending.add_done_callback(ended)
+
+        in_flight = list(tasks.active)
+        one_ended = countdown(len(in_flight), begin)
+        for command in in_flight:
+            tasks.watch(command, one_ended)
+        return written
 
     def resize(self, size: int) -> None:
         """Take a new size in bytes that the handler has told of; every nexus hears of it."""

@@ -98,6 +98,11 @@ class Running:
         self.log = directory / "stderr"
 
     def start(self) -> None:
+        self.start_quietly()
+        self.wait(lambda: "is ready" in self.said())
+
+    def start_quietly(self) -> None:
+        """Start it, and don't wait for what it says: its level may be one at which it says nothing."""
         with self.log.open("a") as log, (self.directory / "stdout").open("w") as said:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", AS_USER, "--config", str(self.config), *self.options],
@@ -105,7 +110,6 @@ class Running:
                 env={**os.environ, "XDG_RUNTIME_DIR": str(self.directory / "run"), "HOME": str(self.directory),
                      "XDG_STATE_HOME": str(self.directory / "state"), "DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nowhere"},
             )  # fmt: skip
-        self.wait(lambda: "is ready" in self.said())
 
     def said(self) -> str:
         return self.log.read_text()
@@ -149,7 +153,7 @@ def test_an_ordinary_user_serves_targets_without_the_kernels_side(running: Runni
     assert "kernel devices are not served" in running.said()
     assert running.reads()
     places = {path.name for path in (running.directory / "run/tcmu").iterdir()}
-    assert places == {"tcmu.lock", "hosts"}
+    assert places == {"tcmu.lock", "tcmu.sock", "hosts"}
     second = run(
         [sys.executable, "-c", AS_USER, "--config", str(running.config)], capture_output=True, text=True, check=False,
         env={**os.environ, "XDG_RUNTIME_DIR": str(running.directory / "run")},
@@ -169,6 +173,28 @@ def test_a_disk_of_a_target_is_changed_by_its_name(running: Running) -> None:
     assert (said.returncode, said.stdout) == (0, "grows: 2 MiB\n"), said.stderr
     assert not running.reads()  # as a disk of 1M
     assert (running.directory / "disk").stat().st_size == 2 << 20
+
+
+def test_the_level_at_which_it_logs_is_set_until_its_configuration_says_otherwise(running: Running) -> None:
+    running.options = ("--state-dir", str(running.directory / "own"))
+    running.config.write_text("log_level = warn\n" + running.config.read_text() + "name = d\n")
+    running.start_quietly()
+
+    def said(*words: str) -> str:
+        command = [sys.executable, "-m", "tcmu_core.cli.tcmu", "set", *words, "--state-dir", running.options[1]]
+        return run(command, capture_output=True, text=True, check=False).stdout
+
+    running.wait(lambda: said("d") == "d: write_cache=on\nd: log_level=warn\n")
+    assert said("d", "log_level=error") == "d: log_level=error\n"
+    assert running.process is not None
+    running.process.send_signal(signal.SIGHUP)  # as logrotate does
+    assert said("--runner") == "tcmu-runner: log_level=warn\n"
+    assert said("d") == "d: write_cache=on\nd: log_level=error\n"
+    assert said("--runner", "log_level=debug") == "tcmu-runner: log_level=debug\n"
+    running.wait(lambda: said("d").endswith("log_level=debug\n"))
+    running.config.write_text(running.config.read_text().replace("= warn", "= info"))
+    running.wait(lambda: said("--runner") == "tcmu-runner: log_level=info\n")
+    running.wait(lambda: said("d").endswith("log_level=info\n"))
 
 
 def test_nothing_of_the_kernels_side_is_imported_for_targets() -> None:
