@@ -43,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         "tcmu-runner",
         description="Serve the kernel's TCM-user devices with handlers, and the [targets] of tcmu.conf by iSCSI.",
-        epilog="What tcmu.conf says outranks the options. SIGHUP reopens the logs, SIGTERM and SIGINT stop.",
+        epilog="What tcmu.conf says outranks the options. SIGHUP reopens the logs and looks for handlers; SIGTERM and "
+        "SIGINT stop.",
     )
     made.add_argument("-V", "--version", action="version", version=f"tcmu-runner {tcmu_core.__version__}")
     made.add_argument("-d", "--debug", action="store_true", help="log all, each SCSI command by name too")
@@ -202,10 +203,46 @@ class Daemon:
         self.supervisor.stop(self.loop.stop)
 
     def _reload(self) -> None:
+        """Open the logs again, then look for handlers off the loop, whatever their code does, and read tcmu.conf."""
         sdnotify.reloading()
+        assert self.supervisor is not None
+        assert self.registry is not None
+        self.supervisor.reopen_logs()
+        registry = self.registry
+        done = once(self._reload_with)
+
+        def look() -> None:
+            try:
+                self.loop.post(done, registry.renewed())
+            except TcmuError as error:  # a directory of --handler-path is gone
+                log.error("the handlers stay as they were: %s", error)
+                self.loop.post(done, registry)
+
+        def late() -> None:
+            if done(registry):
+                log.error("looking for handlers has not ended within %g s: they stay as they were", JUDGE_SECONDS)
+
+        threading.Thread(target=look, name="tcmu-look", daemon=True).start()
+        self.loop.call_later(JUDGE_SECONDS, late)
+
+    def _reload_with(self, registry: Registry) -> None:
+        """Offer these handlers from now on, then take what tcmu.conf says of them, and try again what was given up."""
+        if self._stopping or self.supervisor is None or self.registry is None:
+            return
+        before, self.registry = self.registry.handlers, registry
+        for name in sorted(registry.handlers.keys() | before.keys()):
+            old, new = before.get(name), registry.handlers.get(name)
+            if new is None:
+                log.info("handler %r is gone", name)
+            elif new.error and (old is None or old.error != new.error):
+                log.error("handler %r of %s is broken: %s", name, new.source, new.error)
+            elif not new.error and (old is None or old.error):
+                log.info("handler %r of %s is there now", name, new.source)
+        self.supervisor.take_handlers(registry)
+        if self.bus is not None:
+            self.bus.update(handler for handler in registry if not handler.error)
         self.watcher.reload()
-        if self.supervisor is not None:
-            self.supervisor.reopen_logs()
+        self.supervisor.retry()
         sdnotify.ready(self._shown)
 
     # -- what it is asked ---------------------------------------------------------------------------------------------
@@ -264,6 +301,20 @@ class Daemon:
         if "log_dir" in config.given:
             return str(config.log_dir)
         return self.options.tcmu_log_dir or os.environ.get("TCMU_LOGDIR") or str(self.places.logs)
+
+
+def once(fn: Callable[[Registry], object]) -> Callable[[Registry], bool]:
+    """Return a function of which the first call alone calls `fn`; it says whether this one was."""
+    called = False
+
+    def call(registry: Registry) -> bool:
+        nonlocal called
+        first, called = not called, True
+        if first:
+            fn(registry)
+        return first
+
+    return call
 
 
 def release(options: argparse.Namespace) -> int:

@@ -239,6 +239,65 @@ def test_an_emptied_configuration_changes_nothing_and_a_new_one_does(running: Ru
     running.wait(lambda: running.said().count(f"{IQN} is served, LUN 0") == 2)
 
 
+LATE = """\
+from tcmu_core import hookimpl
+
+
+class Late:
+    @hookimpl
+    def open(self, device):
+        device.size = 1 << 20
+
+    @hookimpl
+    def read(self, offset, buffers): ...
+"""
+
+
+def install(directory: Path, name: str) -> None:
+    """Put there what pip would for a distribution with a handler."""
+    (directory / f"tcmu_{name}.py").write_text(LATE)
+    told = directory / f"tcmu_{name}-1.0.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tcmu-{name}\nVersion: 1.0\n")
+    (told / "entry_points.txt").write_text(f"[tcmu.handlers]\n{name} = tcmu_{name}:Late\n")
+
+
+@pytest.mark.parametrize("by", ["pip", "pip --target", "a file"])
+def test_a_handler_that_is_installed_while_it_runs_is_there_after_a_hangup(
+    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, drop_ins = tmp_path / "site", tmp_path / "drop-ins"
+    for directory in (site, drop_ins):
+        directory.mkdir()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*sys.path, str(site)]))
+    running = Running(tmp_path, "--handler-path", str(drop_ins))
+    running.start()
+    try:
+        assert running.process is not None
+        running.wait(lambda: f"{IQN} is served, LUN 0" in running.said())
+        if by == "a file":
+            (drop_ins / "handler_late.py").write_text(LATE)
+        else:
+            install(site if by == "pip" else drop_ins, "late")
+        text = running.config.read_text()
+        running.config.write_text(f"{text}[[[lun 1]]]\nhandler = late\n")  # a LUN more of a process that has begun
+        running.wait(lambda: "no handler 'late'" in running.said())
+        running.process.send_signal(signal.SIGHUP)
+        running.wait(lambda: "handler 'late' of " in running.said())
+        running.wait(lambda: "LUN 1 is there" in running.said())
+        running.config.write_text(text)
+        running.wait(lambda: "LUN 1 goes" in running.said())
+        for path in [*drop_ins.glob("handler_*"), *tmp_path.glob("*/*.dist-info/entry_points.txt")]:
+            path.unlink()
+        running.process.send_signal(signal.SIGHUP)
+        running.wait(lambda: "handler 'late' is gone" in running.said())
+        running.config.write_text(f"{text}[[[lun 1]]]\nhandler = late\n")
+        running.wait(lambda: running.said().count("no handler 'late'") > 1)
+        running.wait(running.reads)
+    finally:
+        running.end()
+
+
 NOISY = """\
 import os
 from tcmu_core import hookimpl
