@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 import pluggy
 
 from tcmu_core.disk.device import Change, Device
-from tcmu_core.disk.layers import Operations, chain_change, plugin_manager, resolve, stack
+from tcmu_core.disk.layers import Operations, chain_change, changes_nothing, plugin_manager, resolve, stack
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.disk.threads import wrong_result
 from tcmu_core.errors import ConfigError, HandlerError, TcmuError, text_of
@@ -322,7 +322,7 @@ class Disk:
 
         Raises:
             NotImplementedError: the handler has no `reconfigure` hook.
-            ConfigError: the size is not whole blocks; or what the handler raises.
+            ConfigError: the size is not whole blocks, nothing can be flushed; or what the handler raises.
             HandlerError: it broke, or has left the device as no disk can be.
         """
         device = self.device
@@ -330,6 +330,8 @@ class Disk:
             raise ConfigError(f"{change.size} bytes are not whole blocks of {device.block_size}")
         if change.size is not None:
             self._check_size(change.size)
+        if change.write_cache and self.operations.flush is None:
+            raise ConfigError("there is no write cache to be switched on: nothing here can be flushed")
         if change.cfgstring is not None and self._declared is not None:
             self._declared.parse(change.cfgstring, device.options)
         try:
@@ -350,6 +352,8 @@ class Disk:
 
     def _change_handler(self, change: Change) -> None:
         if not self.has("reconfigure"):
+            if change.write_cache is not None and changes_nothing(self.device, change):
+                return  # an initiator has chosen another mode, which needs no handler
             raise NotImplementedError(f"handler {self.device.handler!r} can't change a device that is open")
         self._finish("reconfigure", self._manager.hook.reconfigure(device=self.device, change=change))
 

@@ -497,10 +497,7 @@ class Host:
             if cfgstring != device.cfgstring or (device.removable and not device.size):
                 engine.change(Change(cfgstring=cfgstring))
                 self.specs[lun] = dataclasses.replace(self.specs[lun], cfgstring=change.cfgstring)
-        elif change.write_cache is not None and (
-            engine.disk.has("reconfigure")  # it may know of an initiator that has chosen another mode
-            or change.write_cache != device.write_cache
-        ):
+        elif change.write_cache is not None:  # whatever the device has: an initiator may have chosen another mode
             pending = engine.change(change)
         self.transport.changed(lun)
         return pending

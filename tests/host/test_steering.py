@@ -88,6 +88,13 @@ class Bench:
         self.host.loop.call_later(TURN, self.host.loop.stop)
         self.host.loop.run()
 
+    def release(self) -> None:
+        """Let all that waits end, and nothing wait any more."""
+        self.handler.slow = False
+        while self.handler.waiting:
+            self.handler.waiting.pop().set_result(None)
+            self.turn()
+
     def send(self, message: Message) -> None:
         self.heard.append(message)
 
@@ -119,7 +126,9 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
             answer = device.kernel.answer_of(number)
             return Reply(0, answer.status, answer.sense, answer.data)
 
-        yield Bench(device.host, ask)
+        made = Bench(device.host, ask)
+        yield made
+        made.release()
         device.close()
         return
     loop = Loop()
@@ -137,7 +146,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         client = outside(Client, f"iscsi://{host.transport.addresses[0]}/iqn.2026-01.org.example:d/0")
         made = Bench(host, lambda cdb, **more: outside(client.command, cdb, **more))
         yield made
-        made.handler.slow = False
+        made.release()
         outside(client.close)
     host.close()
     loop.close()
@@ -169,29 +178,92 @@ def test_a_mode_that_is_there_already_is_no_news(bench: Bench) -> None:
     assert bench.ask(READY).status == 0
 
 
+def begin(bench: Bench) -> list[Command]:
+    """Send a write that does not end yet; return a list that has it when it has."""
+    engine, ended = bench.host.engines[0], list[Command]()
+    write = Command(WRITE, [memoryview(bytearray(512))], 512, engine.unit.nexuses[0], ended.append, 7)
+    assert not engine.execute(write)
+    return ended
+
+
 @pytest.mark.parametrize("error", [None, OSError(errno.EIO, "lost")], ids=["well", "badly"])
 def test_it_is_off_when_what_was_volatile_is_stable(bench: Bench, error: OSError | None) -> None:
-    handler, engine = bench.handler, bench.host.engines[0]
+    handler, unit = bench.handler, bench.host.engines[0].unit
     handler.slow = True
-    write = Command(WRITE, [memoryview(bytearray(512))], 512, engine.unit.nexuses[0], lambda _command: None, 7)
-    assert not engine.execute(write)
+    first = begin(bench)
     bench.set_cache(False)
-    assert "flush" not in handler.calls  # the write has not ended: a flush now would leave it out
+    later = begin(bench)
+    bench.turn()
+    assert handler.calls == ["write"]  # a flush now would leave the first out, and the second one waits
+    assert unit.write_cache
     handler.waiting.pop().set_result(None)
     bench.turn()
-    assert "flush" in handler.calls
-    assert bench.heard == []
-    while handler.waiting:  # the write has one of its own, for it ended without a cache
-        flush = handler.waiting.pop(0)
-        if error is None:
-            flush.set_result(None)
-        else:
-            flush.set_exception(error)
-        bench.turn()
+    assert (len(first), len(later), bench.heard) == (1, 0, [])
+    assert handler.calls == ["write", Change(write_cache=False), "flush"]
+    unit.nexuses[0].attentions.clear()  # the second write is to be run, not to be told
+    if error is None:
+        handler.waiting.pop().set_result(None)
+    else:
+        handler.waiting.pop().set_exception(error)
+    bench.turn()
     (changed,) = bench.heard
     assert isinstance(changed, Changed)
     assert changed.errno == (errno.EIO if error else 0)
+    assert handler.calls[3:] == ["write"]
     handler.slow = False
+    handler.waiting.pop().set_result(None)
+    bench.turn()
+    assert handler.calls[3:] == ["write", "flush"]
+    assert len(later) == 1
+    if error is not None:  # who sets it again is not told that all is well without another flush
+        bench.set_cache(False)
+        assert handler.calls[-2:] == [Change(write_cache=False), "flush"]
+
+
+def test_a_reset_that_ends_what_was_to_be_waited_for_is_said(bench: Bench) -> None:
+    handler, engine = bench.handler, bench.host.engines[0]
+    handler.slow = True
+    begin(bench)
+    bench.set_cache(False)
+    engine.reset(None, lambda: None)
+    bench.turn()
+    (changed,) = bench.heard
+    assert isinstance(changed, Changed)
+    assert (changed.errno, "set it again" in changed.reason) == (errno.EINTR, True)
+    assert engine.unit.write_cache
+    handler.waiting.pop().set_result(None)
+    handler.slow = False
+    bench.turn()
+    bench.set_cache(False)
+    assert not engine.unit.write_cache
+
+
+def test_a_reset_does_not_break_off_the_flush_of_a_change(bench: Bench) -> None:
+    handler, engine = bench.handler, bench.host.engines[0]
+    handler.slow = True
+    bench.set_cache(False)
+    engine.reset(None, lambda: None)
+    bench.turn()
+    assert bench.heard == []
+    assert not engine.idle
+    handler.slow = False
+    handler.waiting.pop().set_result(None)
+    bench.turn()
+    (changed,) = bench.heard
+    assert isinstance(changed, Changed)
+    assert changed.errno == 0
+
+
+def test_what_an_initiator_has_switched_is_switched_back(bench: Bench) -> None:
+    page = bytes(4) + bytes([0x08, 0x12, 0]) + bytes(17)
+    assert bench.ask(bytes([0x15, 0x10, 0, 0, 24, 0]), write=page).status == 0  # MODE SELECT(6), without WCE
+    assert not bench.wce
+    bench.set_cache(True)
+    (changed,) = bench.heard
+    assert isinstance(changed, Changed)
+    assert (changed.errno, changed.disk is not None and changed.disk.write_cache) == (0, True)
+    assert bench.ask(READY).error == MODE_PARAMETERS_CHANGED
+    assert bench.wce
 
 
 def tell(bench: Bench, message: dict[str, Any]) -> Any:
