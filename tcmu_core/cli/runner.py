@@ -24,7 +24,7 @@ from tcmu_core.config.configuration import DEFAULT_PATH, Config
 from tcmu_core.config.file import load
 from tcmu_core.config.watcher import Watcher
 from tcmu_core.daemon.supervisor import Supervisor
-from tcmu_core.errors import ConfigError, TcmuError
+from tcmu_core.errors import ConfigError, TcmuError, text_of
 from tcmu_core.handlers.registry import Registry
 from tcmu_core.host.control import ControlSocket
 from tcmu_core.host.messages import LogLevel, SetLevel
@@ -145,12 +145,13 @@ class Daemon:
         self.supervisor.serve_targets()
         self.supervisor.begin()
         self.watcher.start(self.loop)
-        control = ControlSocket(self.loop, self.places.runner, self)
+        control = self._listen()
         self.bus = BusService(good, change_medium=self.supervisor.change_medium, post=self.loop.post)
         self.supervisor.bus = self.bus
         threading.Thread(target=self._start_bus, args=(self.bus,), name="tcmu-start", daemon=True).start()
         self.loop.run()
-        control.close()
+        if control is not None:
+            control.close()
         self.bus.stop()
         self.loop.close()
         log.info("tcmu-runner has stopped")
@@ -212,11 +213,12 @@ class Daemon:
         done = once(self._reload_with)
 
         def look() -> None:
+            found = registry
             try:
-                self.loop.post(done, registry.renewed())
-            except TcmuError as error:  # a directory of --handler-path is gone
-                log.error("the handlers stay as they were: %s", error)
-                self.loop.post(done, registry)
+                found = registry.renewed()
+            except BaseException as error:  # a directory of --handler-path is gone, or what their code raises
+                log.error("the handlers stay as they were: %s", text_of(error))
+            self.loop.post(done, found)
 
         def late() -> None:
             if done(registry):
@@ -238,6 +240,9 @@ class Daemon:
                 log.error("handler %r of %s is broken: %s", name, new.source, new.error)
             elif not new.error and (old is None or old.error):
                 log.info("handler %r of %s is there now", name, new.source)
+            elif not new.error and old is not None and old.source != new.source:
+                log.warning("handler %r: %s is installed, the code of %s runs until tcmu-runner is started again",
+                            name, new.source, old.source)  # fmt: skip
         self.supervisor.take_handlers(registry)
         if self.bus is not None:
             self.bus.update(handler for handler in registry if not handler.error)
@@ -246,6 +251,14 @@ class Daemon:
         sdnotify.ready(self._shown)
 
     # -- what it is asked ---------------------------------------------------------------------------------------------
+
+    def _listen(self) -> ControlSocket | None:
+        """Listen to `tcmu set --runner`; what is served does not need that."""
+        try:
+            return ControlSocket(self.loop, self.places.runner, self)
+        except OSError as error:
+            log.warning("`tcmu set --runner` can't reach this process: %s", sentence(error))
+            return None
 
     def answer(self, message: Message, _asker: object) -> Message | None:
         """Answer `SetLevel`: its level, and that of all its processes."""

@@ -13,7 +13,7 @@ from tcmu_core.cli.output import Exit, Output
 from tcmu_core.disk.device import Change
 from tcmu_core.errors import ConfigError
 from tcmu_core.host import control
-from tcmu_core.host.control import ControlError
+from tcmu_core.host.control import ControlError, NoSuchDisk
 from tcmu_core.host.messages import Ask, DiskStatus, FilterAnswer, FilterCommand, LogLevel, SetLevel, Status
 from tcmu_core.kernel import configfs
 from tcmu_core.kernel.configfs import ConfigfsError
@@ -31,9 +31,10 @@ be set, and what is in force.
   tcmu set disk rate.iops=500 rate.burst=2 an option of a filter that is on it
   tcmu set --runner log_level=debug        of tcmu-runner and all its processes
 
-What is set lasts until the process ends; a log level also no longer than the one
-in tcmu.conf stays what it is. For ever it is set in tcmu.conf, and the write cache
-of a kernel device by `targetcli saveconfig`.
+Several are set in the order in which they stand; the first that fails ends it, and
+what was set before stays. What is set lasts until the process ends; a log level
+also goes when tcmu.conf gives another one. To keep it, write it into tcmu.conf;
+`targetcli saveconfig` keeps the write cache of a kernel device.
 """
 KEYS = ("write_cache", "log_level")
 _ANEW = "the disk opened anew: "
@@ -76,20 +77,31 @@ def run(args: argparse.Namespace) -> int:
         return Exit.OK
     if not args.disk:
         raise ConfigError("no disk: `tcmu set DISK KEY=VALUE`, or --runner for tcmu-runner itself")
-    path, disk = control.served(args.disk, args.state_dir)
+    path, disk = _served(args.disk, args.state_dir)
     knobs = _Knobs(path, disk)
     if not words:
         _show(args, disk.name, knobs.in_force())
         return Exit.OK
     wanted = _wanted(words, KEYS, knobs)
     done = {}
-    for key, value in wanted.items():
-        done[key] = knobs.set(key, value)
-        if not args.json:
-            _show(args, disk.name, {key: done[key]})
-    if args.json:
-        _show(args, disk.name, done)
+    try:
+        for key, value in wanted.items():
+            done[key] = knobs.set(key, value)
+    finally:
+        if done:  # what was set before something failed stays set
+            _show(args, disk.name, done)
     return Exit.OK
+
+
+def _served(name: str, directory: Path) -> tuple[Path, DiskStatus]:
+    """Return the disk of that name as `control.served` does; what the kernel alone knows of one is said."""
+    try:
+        return control.served(name, directory)
+    except NoSuchDisk:
+        if configfs.device_called(name) is None:
+            raise
+        raise ControlError(f"nobody serves the kernel's device {name!r} that you may ask: is tcmu-runner running, "
+                           "and are you root?") from None  # fmt: skip
 
 
 def _show(args: argparse.Namespace, name: str, values: Mapping[str, Any]) -> None:
@@ -98,8 +110,14 @@ def _show(args: argparse.Namespace, name: str, values: Mapping[str, Any]) -> Non
         out.json(dict(values))
         return
     for key, value in values.items():
-        shown = ("off", "on")[value] if isinstance(value, bool) else value
-        out.line(f"{name}: {key}={shown:g}" if isinstance(shown, float) else f"{name}: {key}={shown}")
+        out.line(f"{name}: {key}={_text(value)}")
+
+
+def _text(value: Any) -> str:
+    """Return a value as it can be given again."""
+    if isinstance(value, bool):
+        return ("off", "on")[value]
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 class _Knobs:
@@ -154,7 +172,16 @@ class _Knobs:
             store.write("attrib/emulate_write_cache", int(on))
         except ConfigfsError as error:
             raise ControlError(f"{self.disk.name}: {error}; tcmu-runner's log says more") from error
+        if self._status().write_cache is not on:  # the kernel has it so already, and an initiator has chosen otherwise
+            return control.change(self.path, self.disk, Change(write_cache=on)).write_cache
         return on
+
+    def _status(self) -> DiskStatus:
+        status = control.ask(self.path, Ask())
+        for disk in status.disks if isinstance(status, Status) else ():
+            if disk.lun == self.disk.lun:
+                return disk
+        raise ControlError(f"{self.disk.name}: its process serves it no more")
 
     def _of_kernel(self) -> bool:
         status = control.ask(self.path, Ask())
@@ -196,8 +223,9 @@ def _level(text: str) -> Level:
     name = text.upper()
     if name in Level.__members__:
         return Level[name]
-    if text.isdigit() and int(text) in list(Level):
-        return Level(int(text))
+    for level in Level:
+        if text == str(level.value):
+            return level
     raise ConfigError(f"{text!r} is no level: {', '.join(f'{one.value} {one.name.lower()}' for one in Level)}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import logging
 import os
@@ -28,6 +29,10 @@ FIND_SECONDS = 3.0  # ... and to say what it serves
 
 class ControlError(TcmuError):
     """No such host answers, or it refused; the message says which and why."""
+
+
+class NoSuchDisk(ControlError):
+    """No process of this user serves a disk of that name."""
 
 
 class Asked(Protocol):
@@ -145,14 +150,16 @@ def served(name: str, directory: Path) -> tuple[Path, DiskStatus]:
     """Return the disk of this name, whichever host serves it and by whichever way in.
 
     Raises:
-        ControlError: there is none, or there are several.
+        NoSuchDisk: there is none; ControlError: there are several.
     """
     found = disks(directory)
     one = the_one(name, found)
     if one is None:
-        names = ", ".join(sorted({disk.name for _, disk in found}))
-        hint = f"served here: {names}" if names else f"no process of yours serves one (looked in {directory})"
-        raise ControlError(f"there is no disk {name!r}: {hint}")
+        names = sorted({disk.name for _, disk in found})
+        close = difflib.get_close_matches(name, names, 1)
+        meant = f"did you mean {close[0]!r}? " if close else ""
+        hint = f"served here: {', '.join(names)}" if names else f"no process of yours serves one (looked in {directory})"
+        raise NoSuchDisk(f"there is no disk {name!r}: {meant}{hint}")
     return one
 
 
@@ -162,7 +169,11 @@ def change(path: Path, disk: DiskStatus, wanted: Change) -> DiskStatus:
     Raises:
         ConfigError: the handler takes no such value; ControlError: the change failed.
     """
-    answer = ask(path, Reconfigure(wanted, disk.lun))
+    try:
+        answer = ask(path, Reconfigure(wanted, disk.lun))
+    except TimeoutError:
+        raise ControlError(f"{disk.name}: it is not done within {PATIENCE:g} s, and comes when what is in flight has ended; "
+                           "`tcmu status` and the log say more") from None  # fmt: skip
     if not isinstance(answer, Changed):
         raise ControlError(f"{disk.name}: the process that serves it is of another version")
     if answer.errno == errno.EINVAL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tcmu_core.cli import steer
-from tcmu_core.host.messages import Ask, Status
+from tcmu_core.codec import Message
+from tcmu_core.host.messages import Status
 from tcmu_core.kernel import configfs
 from tcmu_core.testing.client import Client
 from tests.cli.conftest import Call, Serving
@@ -48,6 +50,8 @@ def test_what_is_set_is_in_force_at_once(serve: Serve, call: Call, state: list[s
     [
         (["write_cache"], "'write_cache' sets nothing: write KEY=VALUE"),
         (["write_cache=maybe"], "'maybe' is neither on nor off"),
+        (["log_level=²"], "'²' is no level"),
+        (["log_level=6"], "'6' is no level"),
         (["log_level=lots"], "'lots' is no level: 0 crit, 1 error"),
         (["log_level=3", "log_level=4"], "log_level is given twice"),
         (["wite_cache=on"], "did you mean 'write_cache'?"),
@@ -81,11 +85,44 @@ def test_a_handler_that_takes_no_change_says_so(serve: Serve, call: Call, state:
     assert (said.status, "handler 'stiff' can't change a device that is open" in said.err) == (1, True), said.err
 
 
-def test_a_disk_or_a_daemon_that_there_is_not_is_said(call: Call, state: list[str]) -> None:
+def test_what_has_no_write_cache_can_not_be_given_one(serve: Serve, call: Call, state: list[str], tmp_path: Path) -> None:
+    (tmp_path / "handler_stable.py").write_text(
+        "from tcmu_core import hookimpl\n\n\nclass Stable:\n"
+        "    @hookimpl\n    def open(self, device): ...\n\n"
+        "    @hookimpl\n    def read(self, offset, buffers): ...\n\n"
+        "    @hookimpl\n    def write(self, offset, buffers): ...\n\n"
+        "    @hookimpl\n    def reconfigure(self, change): ...\n"
+    )
+    serve("stable", "--size", "1M", "--name", "d", "--handler-path", tmp_path)
+    said = call("set", "d", "write_cache=on", *state)
+    assert (said.status, "there is no write cache to be switched on" in said.err) == (4, True), said.err
+    assert call("set", "d", "write_cache=off", *state).out == "d: write_cache=off\n"
+
+
+def test_what_was_set_before_something_failed_stays_and_is_said(serve: Serve, call: Call, state: list[str]) -> None:
+    serve("ram", "--size", "1M", "--name", "d", "--filter", "rate")
+    said = call("set", "d", "rate.bytes=1048577", "rate.burst=0", *state)
+    assert (said.status, said.out) == (4, "d: rate.bytes=1048577\n")
+    assert "a burst is a number of seconds above 0" in said.err
+    said = call("set", "d", "rate.bytes=1M", "rate.iops=-1", *state, "--json")
+    assert (said.status, json.loads(said.out)) == (4, {"rate.bytes": 1 << 20})
+    assert "d: rate.bytes=1048576\n" in call("set", "d", *state).out
+
+
+def test_a_disk_or_a_daemon_that_there_is_not_is_said(
+    serve: Serve, call: Call, state: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "there is no disk 'd'" in call("set", "d", "write_cache=on", *state).err
     assert "tcmu-runner is not running" in call("set", "--runner", "log_level=debug", *state).err
     assert "no disk: " in call("set", *state).err
     assert "'write_cache' is nothing of tcmu-runner's" in call("set", "--runner", "write_cache=on", *state).err
+    (tmp_path / "core" / "user_3" / "d").mkdir(parents=True)
+    (tmp_path / "core" / "user_3" / "d" / "enable").touch()
+    monkeypatch.setattr(configfs, "CORE", tmp_path / "core")
+    said = call("set", "d", "write_cache=on", *state)
+    assert (said.status, "nobody serves the kernel's device 'd'" in said.err) == (1, True), said.err
+    serve("ram", "--size", "1M", "--name", "disk1")
+    assert "there is no disk 'disk2': did you mean 'disk1'?" in call("set", "disk2", *state).err
 
 
 @pytest.fixture
@@ -97,12 +134,12 @@ def core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (attributes / "emulate_write_cache").write_text("1")
     monkeypatch.setattr(configfs, "CORE", tmp_path / "core")
     ask = steer.control.ask
-    kernel = Status(1, addresses=("/dev/uio0",))
-    monkeypatch.setattr(
-        steer.control, "ask", lambda path, message, *more: (
-            kernel if isinstance(message, Ask) and not more else ask(path, message, *more)
-        )
-    )  # fmt: skip
+
+    def asked(path: Path, message: Message, *more: float) -> Message:
+        answer = ask(path, message, *more)
+        return dataclasses.replace(answer, addresses=("/dev/uio0",)) if isinstance(answer, Status) else answer
+
+    monkeypatch.setattr(steer.control, "ask", asked)
     return attributes / "emulate_write_cache"
 
 
@@ -112,6 +149,7 @@ def test_the_kernel_is_told_of_the_write_cache_of_its_device(
     serve("ram", "--size", "1M", "--name", "d")
     assert call("set", "d", "write_cache=off", *state).out == "d: write_cache=off\n"
     assert core.read_text() == "0"
+    assert call("set", "d", *state).out.startswith("d: write_cache=off\n")  # though no kernel has asked for it
     assert "delete the device and create it again" in call("set", "d", "read_only=yes", *state).err
 
     def refused(_path: Path, _value: str) -> None:
