@@ -158,8 +158,10 @@ def served(name: str, directory: Path) -> tuple[Path, DiskStatus]:
         names = sorted({disk.name for _, disk in found})
         close = difflib.get_close_matches(name, names, 1)
         meant = f"did you mean {close[0]!r}? " if close else ""
-        hint = f"served here: {', '.join(names)}" if names else f"no process of yours serves one (looked in {directory})"
-        raise NoSuchDisk(f"there is no disk {name!r}: {meant}{hint}")
+        there = (
+            f"served here: {', '.join(names)}" if names else f"no process of yours serves one (looked in {directory})"
+        )
+        raise NoSuchDisk(f"there is no disk {name!r}: {meant}{there}")
     return one
 
 
@@ -172,8 +174,8 @@ def change(path: Path, disk: DiskStatus, wanted: Change) -> DiskStatus:
     try:
         answer = ask(path, Reconfigure(wanted, disk.lun))
     except TimeoutError:
-        raise ControlError(f"{disk.name}: it is not done within {PATIENCE:g} s, and comes when what is in flight has ended; "
-                           "`tcmu status` and the log say more") from None  # fmt: skip
+        raise ControlError(f"{disk.name}: not done within {PATIENCE:g} s: what is in flight may have to end first, and "
+                           "it comes then; the log says more") from None  # fmt: skip
     if not isinstance(answer, Changed):
         raise ControlError(f"{disk.name}: the process that serves it is of another version")
     if answer.errno == errno.EINVAL:

@@ -85,7 +85,7 @@ def test_a_handler_that_takes_no_change_says_so(serve: Serve, call: Call, state:
     assert (said.status, "handler 'stiff' can't change a device that is open" in said.err) == (1, True), said.err
 
 
-def test_what_has_no_write_cache_can_not_be_given_one(serve: Serve, call: Call, state: list[str], tmp_path: Path) -> None:
+def test_what_has_no_write_cache_is_given_none(serve: Serve, call: Call, state: list[str], tmp_path: Path) -> None:
     (tmp_path / "handler_stable.py").write_text(
         "from tcmu_core import hookimpl\n\n\nclass Stable:\n"
         "    @hookimpl\n    def open(self, device): ...\n\n"
