@@ -72,8 +72,7 @@ def run(args: argparse.Namespace) -> int:
     words = [args.disk, *args.settings] if args.runner and args.disk else args.settings
     if args.runner:
         wanted = _wanted(words, ("log_level",))
-        done = {"log_level": set_level(_runner(args.state_dir), wanted.get("log_level"))}
-        _show(args, "tcmu-runner", done)
+        _show(args, "tcmu-runner", {"log_level": _runner_level(args.state_dir, wanted.get("log_level"))})
         return Exit.OK
     if not args.disk:
         raise ConfigError("no disk: `tcmu set DISK KEY=VALUE`, or --runner for tcmu-runner itself")
@@ -246,9 +245,10 @@ def set_level(path: Path, level: Level | None) -> str:
     return Level(answer.level).name.lower()
 
 
-def _runner(directory: Path) -> Path:
-    """Return where tcmu-runner can be asked; raises `ControlError`."""
+def _runner_level(directory: Path, level: Level | None) -> str:
+    """Do what `set_level` does, of tcmu-runner; raises `ControlError` where there is none."""
     path = Places.of(None if directory == default_directory() else directory).runner
-    if not path.exists():
-        raise ControlError(f"tcmu-runner is not running, or it is somebody else's ({path} is not there)")
-    return path
+    try:
+        return set_level(path, level)
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise ControlError(f"tcmu-runner is not running, or it is somebody else's (nobody listens at {path})") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tcmu_core.cli import steer
 from tcmu_core.codec import Message
 from tcmu_core.host.messages import Status
 from tcmu_core.kernel import configfs
+from tcmu_core.state import Places
 from tcmu_core.testing.client import Client
 from tests.cli.conftest import Call, Serving
 
@@ -114,6 +116,11 @@ def test_a_disk_or_a_daemon_that_there_is_not_is_said(
 ) -> None:
     assert "there is no disk 'd'" in call("set", "d", "write_cache=on", *state).err
     assert "tcmu-runner is not running" in call("set", "--runner", "log_level=debug", *state).err
+    places = Places.of(Path(state[1]))
+    places.runner.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as killed:
+        killed.bind(str(places.runner))
+    assert "tcmu-runner is not running" in call("set", "--runner", *state).err
     assert "no disk: " in call("set", *state).err
     assert "'write_cache' is nothing of tcmu-runner's" in call("set", "--runner", "write_cache=on", *state).err
     (tmp_path / "core" / "user_3" / "d").mkdir(parents=True)
