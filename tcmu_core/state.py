@@ -169,6 +169,11 @@ class Places:
     state: Path
     logs: Path
 
+    @property
+    def runner(self) -> Path:
+        """Return the socket at which the daemon itself can be asked."""
+        return self.lock.with_suffix(".sock")
+
     @classmethod
     def of(cls, directory: Path | None = None) -> Places:
         """Return the places of a person's own directory; without one, those of the system, or of an ordinary user."""

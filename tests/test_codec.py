@@ -44,7 +44,7 @@ MESSAGES: list[Message] = [
     m.Opened(JOB, m.Status(1, (DISK,), (m.Missing(1, "file/b", "gone"),), ("a",), 1, 2)),
     KernelDevice(1, 2, "d", park=True), Record(), RedirectorWay(("a", "b"), SETTINGS), Link("a"), Feed(),
     Visitor(bytes(range(256)), 48), SESSION, m.Sessions(), m.SessionList((SESSION,)), m.Logout("iqn.*", "x", 3),
-    m.LoggedOut(2),
+    m.LoggedOut(2), m.SetLevel(), m.SetLevel(5), m.LogLevel(3),
     Trace(1, ("READ(10)",), (0x28,), "iqn.*", errors=True, slower=0.5),
     Traced((Line(1.5, Followed("READ(10)", b"\x28", "x", None, 1, 512, "GOOD", True, "", 0.0, 0.5)),), 2, "over"),
 ]  # fmt: skip

@@ -82,22 +82,12 @@ def change(directory: Path, name: str, cfgstring: str) -> None:
         path, disk = found
         control.change(path, disk, Change(cfgstring=absolute(disk.handler, cfgstring)))
         return
-    store = _kernel_device(name)
+    store = configfs.device_called(name)
     if store is None:
         names = ", ".join(sorted({disk.name for _, disk in drives}))
         hint = f"served here: {names}" if names else f"no process of yours has a drive (looked in {directory})"
         raise ControlError(f"there is no drive {name!r}: {hint}")
     _change_kernel_device(store, cfgstring)
-
-
-def _kernel_device(name: str) -> Backstore | None:
-    """Return the kernel's device of that name, None when there is none."""
-    found = [path.parent for path in configfs.CORE.glob("user_*/*/enable") if path.parent.name == name]
-    if len(found) > 1:
-        raise ControlError(f"{len(found)} devices of the kernel are called {name!r}")
-    if not found:
-        return None
-    return Backstore(int(found[0].parent.name.removeprefix("user_")), name, configfs.CORE)
 
 
 def _change_kernel_device(store: Backstore, cfgstring: str) -> None:

@@ -18,13 +18,16 @@ import tcmu_core
 from tcmu_core import sdnotify, stdout
 from tcmu_core.bus import BusService
 from tcmu_core.cli.output import Exit, sentence
+from tcmu_core.codec import Message
 from tcmu_core.config.check import problems, unknown
 from tcmu_core.config.configuration import DEFAULT_PATH, Config
 from tcmu_core.config.file import load
 from tcmu_core.config.watcher import Watcher
 from tcmu_core.daemon.supervisor import Supervisor
-from tcmu_core.errors import ConfigError, TcmuError
+from tcmu_core.errors import ConfigError, TcmuError, text_of
 from tcmu_core.handlers.registry import Registry
+from tcmu_core.host.control import ControlSocket
+from tcmu_core.host.messages import LogLevel, SetLevel
 from tcmu_core.log import Level, Log
 from tcmu_core.loop import Loop
 from tcmu_core.state import Places
@@ -40,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         "tcmu-runner",
         description="Serve the kernel's TCM-user devices with handlers, and the [targets] of tcmu.conf by iSCSI.",
-        epilog="What tcmu.conf says outranks the options. SIGHUP reopens the logs, SIGTERM and SIGINT stop.",
+        epilog="What tcmu.conf says outranks the options. SIGHUP reopens the logs and looks for handlers; SIGTERM and "
+        "SIGINT stop.",
     )
     made.add_argument("-V", "--version", action="version", version=f"tcmu-runner {tcmu_core.__version__}")
     made.add_argument("-d", "--debug", action="store_true", help="log all, each SCSI command by name too")
@@ -102,6 +106,7 @@ class Daemon:
         self.bus: BusService | None = None
         self._stopping = False
         self._shown = ""
+        self._levels: tuple[Level, dict[str, Level]] | None = None  # of tcmu.conf, as they were taken last
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; returns the exit status."""
@@ -140,10 +145,13 @@ class Daemon:
         self.supervisor.serve_targets()
         self.supervisor.begin()
         self.watcher.start(self.loop)
+        control = self._listen()
         self.bus = BusService(good, change_medium=self.supervisor.change_medium, post=self.loop.post)
         self.supervisor.bus = self.bus
         threading.Thread(target=self._start_bus, args=(self.bus,), name="tcmu-start", daemon=True).start()
         self.loop.run()
+        if control is not None:
+            control.close()
         self.bus.stop()
         self.loop.close()
         log.info("tcmu-runner has stopped")
@@ -196,11 +204,74 @@ class Daemon:
         self.supervisor.stop(self.loop.stop)
 
     def _reload(self) -> None:
+        """Open the logs again, then look for handlers off the loop, whatever their code does, and read tcmu.conf."""
         sdnotify.reloading()
+        assert self.supervisor is not None
+        assert self.registry is not None
+        self.supervisor.reopen_logs()
+        registry = self.registry
+        done = once(self._reload_with)
+
+        def look() -> None:
+            found = registry
+            try:
+                found = registry.renewed()
+            except BaseException as error:  # a directory of --handler-path is gone, or what their code raises
+                log.error("the handlers stay as they were: %s", text_of(error))
+            self.loop.post(done, found)
+
+        def late() -> None:
+            if done(registry):
+                log.error("looking for handlers has not ended within %g s: they stay as they were", JUDGE_SECONDS)
+
+        threading.Thread(target=look, name="tcmu-look", daemon=True).start()
+        self.loop.call_later(JUDGE_SECONDS, late)
+
+    def _reload_with(self, registry: Registry) -> None:
+        """Offer these handlers from now on, then take what tcmu.conf says of them, and try again what was given up."""
+        if self._stopping or self.supervisor is None or self.registry is None:
+            return
+        before, self.registry = self.registry.handlers, registry
+        for name in sorted(registry.handlers.keys() | before.keys()):
+            old, new = before.get(name), registry.handlers.get(name)
+            if new is None:
+                log.info("handler %r is gone", name)
+            elif new.error and (old is None or old.error != new.error):
+                log.error("handler %r of %s is broken: %s", name, new.source, new.error)
+            elif not new.error and (old is None or old.error):
+                log.info("handler %r of %s is there now", name, new.source)
+            elif not new.error and old is not None and old.source != new.source:
+                log.warning("handler %r: %s is installed, the code of %s runs until tcmu-runner is started again",
+                            name, new.source, old.source)  # fmt: skip
+        self.supervisor.take_handlers(registry)
+        if self.bus is not None:
+            self.bus.update(handler for handler in registry if not handler.error)
         self.watcher.reload()
-        if self.supervisor is not None:
-            self.supervisor.reopen_logs()
+        self.supervisor.retry()
         sdnotify.ready(self._shown)
+
+    # -- what it is asked ---------------------------------------------------------------------------------------------
+
+    def _listen(self) -> ControlSocket | None:
+        """Listen to `tcmu set --runner`; what is served does not need that."""
+        try:
+            return ControlSocket(self.loop, self.places.runner, self)
+        except OSError as error:
+            log.warning("`tcmu set --runner` can't reach this process: %s", sentence(error))
+            return None
+
+    def answer(self, message: Message, _asker: object) -> Message | None:
+        """Answer `SetLevel`: its level, and that of all its processes."""
+        if not isinstance(message, SetLevel):
+            return None
+        if message.level is not None and self.supervisor is not None:
+            self.logs.set_level(Level(min(max(message.level, Level.CRIT), Level.DEBUG_SCSI_CMD)))
+            self.supervisor.tell_log()
+            log.info("logging at level %s now, until tcmu.conf says otherwise", self.logs.level.name)
+        return LogLevel(int(self.logs.level))
+
+    def gone(self, _asker: object) -> None:
+        """Nothing is kept for who has asked."""
 
     # -- settings ---------------------------------------------------------------------------------------------------
 
@@ -229,7 +300,10 @@ class Daemon:
         except OSError as error:
             log.error("no log file: %s", sentence(error))
         self.logs.set_syslog(config.syslog)
-        self.logs.set_level(self._level(config), config.log_levels)
+        levels = (self._level(config), dict(config.log_levels))
+        if levels != self._levels:  # else what `tcmu set --runner` said goes on
+            self._levels = levels
+            self.logs.set_level(*levels)
 
     def _level(self, config: Config) -> Level:
         if self.options.debug and "log_level" not in config.given:
@@ -240,6 +314,20 @@ class Daemon:
         if "log_dir" in config.given:
             return str(config.log_dir)
         return self.options.tcmu_log_dir or os.environ.get("TCMU_LOGDIR") or str(self.places.logs)
+
+
+def once(fn: Callable[[Registry], object]) -> Callable[[Registry], bool]:
+    """Return a function of which the first call alone calls `fn`; it says whether this one was."""
+    called = False
+
+    def call(registry: Registry) -> bool:
+        nonlocal called
+        first, called = not called, True
+        if first:
+            fn(registry)
+        return first
+
+    return call
 
 
 def release(options: argparse.Namespace) -> int:

@@ -55,7 +55,7 @@ class Server:
         self.host = Host(
             loop, lambda spec: handlers[spec.handler].disk(spec, loop), TargetWay(target, self._settings(), directory)
         )
-        self.host.set_traced(lambda _title: args.debug)
+        self.host.log_by(args.logs)
         self._directory = directory
         self._made = False  # whether the socket needed the directory to be made
 
@@ -105,7 +105,7 @@ class Server:
     def _listen_to_commands(self) -> None:
         self._made = not self._directory.exists()
         try:
-            self.control = ControlSocket(self.loop, self._directory, self.host)
+            self.control = ControlSocket(self.loop, self._directory / f"serve-{os.getpid()}.sock", self.host)
         except OSError as error:
             self.engine.device.log.warning("other `tcmu` commands can't reach this process: %s", error)
 

@@ -12,7 +12,20 @@ from dataclasses import dataclass
 
 import tcmu_core
 from tcmu_core import stdout
-from tcmu_core.cli import completion, doctor, drive, filters, handlers, new, replays, serve, sessions, status, trace
+from tcmu_core.cli import (
+    completion,
+    doctor,
+    drive,
+    filters,
+    handlers,
+    new,
+    replays,
+    serve,
+    sessions,
+    status,
+    steer,
+    trace,
+)
 from tcmu_core.cli.arguments import Parser
 from tcmu_core.cli.output import Exit, error
 from tcmu_core.errors import TcmuError
@@ -61,6 +74,7 @@ SUBCOMMANDS = (
         handlers.check_arguments,
         handlers.check_run,
     ),
+    Subcommand("set", "change a disk while it is in use", steer.DESCRIPTION, steer.arguments, steer.run),
     Subcommand("status", "show what is served, and what is not", status.DESCRIPTION, status.arguments, status.run),
     Subcommand("trace", "show each command of a disk as it ends", trace.DESCRIPTION, trace.arguments, trace.run),
     Subcommand(
@@ -179,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = getattr(args, "debug", False)
     level = Level.DEBUG_SCSI_CMD if debug else Level(min(Level.DEBUG, Level.WARN + getattr(args, "verbose", 0)))
     try:
-        with stdout.taken(restore=argv is not None), Log(level):
+        with stdout.taken(restore=argv is not None), Log(level) as args.logs:
             return int(args.func(args))
     except (TcmuError, OSError) as problem:
         if isinstance(problem, BrokenPipeError):  # the reader of our output (head, less) has gone

@@ -177,10 +177,17 @@ class Supervisor:
         for source in self.sources:
             source.configure(config)
 
+    def take_handlers(self, handlers: Iterable[Handler]) -> None:
+        """Serve devices of these handlers from now on; a host that needs a new one looks for it by itself."""
+        self.handlers = {handler.name: handler for handler in handlers}
+
     def reopen_logs(self) -> None:
-        """Open log files again, here and in every host, and try again what was given up."""
+        """Open log files again, here and in every host."""
         self.logs.reopen()
         self.tell_log()
+
+    def retry(self) -> None:
+        """Try again what was given up, and disks that are missing."""
         for process in self._processes():
             process.retry()
 

@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Protocol
 import pluggy
 
 from tcmu_core.disk.device import Change, Device
-from tcmu_core.disk.layers import Operations, chain_change, plugin_manager, resolve, stack
+from tcmu_core.disk.layers import Operations, chain_change, changes_nothing, plugin_manager, resolve, stack
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.disk.threads import wrong_result
 from tcmu_core.errors import ConfigError, HandlerError, TcmuError, text_of
 from tcmu_core.identity import fresh_serial, serial_of
-from tcmu_core.options import declared
+from tcmu_core.options import Options, declared
 from tcmu_core.scsi.opcodes import Opcode
 
 LARGEST_BLOCK = 65536
@@ -44,6 +44,8 @@ class Layer(Protocol):
     name: str
     given: Mapping[str, Any]  # its options, as they were given for this disk
     live: ClassVar[bool]
+    settable: ClassVar[frozenset[str]]
+    options: ClassVar[Options]
 
     def open(self, device: Device, below: Operations, options: Mapping[str, Any]) -> None:
         """Get ready, upon what is open."""
@@ -320,7 +322,7 @@ class Disk:
 
         Raises:
             NotImplementedError: the handler has no `reconfigure` hook.
-            ConfigError: the size is not whole blocks; or what the handler raises.
+            ConfigError: the size is not whole blocks, nothing can be flushed; or what the handler raises.
             HandlerError: it broke, or has left the device as no disk can be.
         """
         device = self.device
@@ -328,6 +330,8 @@ class Disk:
             raise ConfigError(f"{change.size} bytes are not whole blocks of {device.block_size}")
         if change.size is not None:
             self._check_size(change.size)
+        if change.write_cache and self.operations.flush is None:
+            raise ConfigError("there is no write cache to be switched on: nothing here can be flushed")
         if change.cfgstring is not None and self._declared is not None:
             self._declared.parse(change.cfgstring, device.options)
         try:
@@ -348,6 +352,8 @@ class Disk:
 
     def _change_handler(self, change: Change) -> None:
         if not self.has("reconfigure"):
+            if change.write_cache is not None and changes_nothing(self.device, change):
+                return  # an initiator has chosen another mode, which needs no handler
             raise NotImplementedError(f"handler {self.device.handler!r} can't change a device that is open")
         self._finish("reconfigure", self._manager.hook.reconfigure(device=self.device, change=change))
 

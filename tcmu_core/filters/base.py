@@ -41,6 +41,10 @@ class Filter:
     live: ClassVar[bool] = True
     """Whether it may be put on, and taken off, a disk that is in use: not if that changes what is read."""
 
+    settable: ClassVar[frozenset[str]] = frozenset()
+    """Which of its options may be set while the disk is in use: `control` takes them as `{name: text}`, and answers
+    with what is in force, by name."""
+
     def __init__(self) -> None:
         self.name = type(self).__name__.lower()  # both are set before `open`: what it was found by, and its options
         self.given: Mapping[str, Any] = {}

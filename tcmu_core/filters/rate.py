@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,6 +37,8 @@ class Rate(Filter):
         Option("burst", float, "how many seconds' worth may come at once after a pause", default=1.0),
     )
 
+    settable = frozenset(options.options)
+
     def __init__(self, clock: Clock = CLOCK) -> None:
         super().__init__()
         self._clock = clock
@@ -56,7 +59,7 @@ class Rate(Filter):
     def _set(self, options: Mapping[str, float]) -> None:
         limits = {name: float(options[name]) for name in LIMITS if options.get(name)}
         burst = float(options.get("burst", self._burst))
-        if any(limit < 0 for limit in limits.values()) or burst <= 0:
+        if not all(0 < number < math.inf for number in (*limits.values(), burst)):
             raise ConfigError("a rate is a number above 0, and 0 for none; a burst is a number of seconds above 0")
         self._limits, self._burst = limits, burst
         self._disk = self._buckets("iops", "bytes")

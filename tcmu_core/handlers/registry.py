@@ -19,7 +19,7 @@ from tcmu_core.disk.layers import plugin_manager
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.entrypoints import announced, reason
 from tcmu_core.errors import ConfigError, HandlerError, text_of
-from tcmu_core.filters.registry import make
+from tcmu_core.filters.registry import installed, make
 from tcmu_core.handlers.api import check_api
 from tcmu_core.hookspecs import HOOKS
 from tcmu_core.options import Options, declared
@@ -93,9 +93,25 @@ class Registry:
 
     def __init__(self, handler_paths: Iterable[str | Path] = ()) -> None:
         self.handlers: dict[str, Handler] = {}
-        for path in handler_paths:
+        self._paths = tuple(handler_paths)
+        for path in self._paths:
             self._add_path(Path(path))
         self._add_distributions(None)
+
+    def renewed(self) -> Registry:
+        """Look again in the same places: what was installed meanwhile is there, and what was removed is not.
+
+        A handler that is as it was stays the very same one. The code of a distribution that was upgraded is not loaded
+        again into this process. Raises `ConfigError` as at first.
+        """
+        importlib.invalidate_caches()
+        installed.cache_clear()
+        fresh = Registry(self._paths)
+        for name, handler in fresh.handlers.items():
+            known = self.handlers.get(name)
+            if known is not None and dataclasses.replace(handler, factory=known.factory) == known and not known.error:
+                fresh.handlers[name] = known
+        return fresh
 
     def __iter__(self) -> Iterator[Handler]:
         return iter(sorted(self.handlers.values(), key=lambda handler: handler.name))

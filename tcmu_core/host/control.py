@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from tcmu_core import channel
 from tcmu_core.channel import Channel, Rendezvous
 from tcmu_core.codec import CodecError, Message
 from tcmu_core.disk.device import Change
 from tcmu_core.errors import ConfigError, TcmuError
-from tcmu_core.host.host import Host
 from tcmu_core.host.messages import Ask, Changed, DiskStatus, Reconfigure, Status
 from tcmu_core.loop import Loop
 from tcmu_core.state import Places, default_directory
@@ -30,19 +31,33 @@ class ControlError(TcmuError):
     """No such host answers, or it refused; the message says which and why."""
 
 
+class NoSuchDisk(ControlError):
+    """No process of this user serves a disk of that name."""
+
+
+class Asked(Protocol):
+    """Who answers at a socket: a host in the foreground, or the daemon."""
+
+    def answer(self, message: Message, asker: Channel) -> Message | None:
+        """Answer a message; None where there is nothing to say, or `asker` hears it by and by."""
+
+    def gone(self, asker: Channel) -> None:
+        """Somebody who has asked something is gone."""
+
+
 class ControlSocket:
-    """The socket of a host in the foreground, in `directory`; only the user that runs it, and root, are answered.
+    """The socket of a host in the foreground, or of the daemon; only the user that runs it, and root, are answered.
 
     Raises:
         OSError: it can't be made.
     """
 
-    def __init__(self, loop: Loop, directory: Path, host: Host) -> None:
+    def __init__(self, loop: Loop, path: Path, asked: Asked) -> None:
         self._loop = loop
-        self._host = host
+        self._asked = asked
         self._channels: set[Channel] = set()
-        self._directory = None if directory.exists() else directory  # that we make, and leave to nobody
-        self._rendezvous = Rendezvous(loop, directory / f"serve-{os.getpid()}.sock", self._accept)
+        self._directory = None if path.parent.exists() else path.parent  # that we make, and leave to nobody
+        self._rendezvous = Rendezvous(loop, path, self._accept)
 
     def _accept(self, sock: socket.socket) -> None:
         channel: Channel
@@ -50,7 +65,7 @@ class ControlSocket:
         def answer(message: Message, fds: list[int]) -> None:
             for fd in fds:
                 os.close(fd)
-            said = self._host.answer(message, channel)
+            said = self._asked.answer(message, channel)
             if said is not None:
                 channel.send(said)
 
@@ -59,7 +74,7 @@ class ControlSocket:
 
     def _gone(self, channel: Channel) -> None:
         self._channels.discard(channel)
-        self._host.gone(channel)
+        self._asked.gone(channel)
 
     def close(self) -> None:
         """Close the socket and take it out of the directory."""
@@ -135,14 +150,18 @@ def served(name: str, directory: Path) -> tuple[Path, DiskStatus]:
     """Return the disk of this name, whichever host serves it and by whichever way in.
 
     Raises:
-        ControlError: there is none, or there are several.
+        NoSuchDisk: there is none; ControlError: there are several.
     """
     found = disks(directory)
     one = the_one(name, found)
     if one is None:
-        names = ", ".join(sorted({disk.name for _, disk in found}))
-        hint = f"served here: {names}" if names else f"no process of yours serves one (looked in {directory})"
-        raise ControlError(f"there is no disk {name!r}: {hint}")
+        names = sorted({disk.name for _, disk in found})
+        close = difflib.get_close_matches(name, names, 1)
+        meant = f"did you mean {close[0]!r}? " if close else ""
+        there = (
+            f"served here: {', '.join(names)}" if names else f"no process of yours serves one (looked in {directory})"
+        )
+        raise NoSuchDisk(f"there is no disk {name!r}: {meant}{there}")
     return one
 
 
@@ -152,7 +171,11 @@ def change(path: Path, disk: DiskStatus, wanted: Change) -> DiskStatus:
     Raises:
         ConfigError: the handler takes no such value; ControlError: the change failed.
     """
-    answer = ask(path, Reconfigure(wanted, disk.lun))
+    try:
+        answer = ask(path, Reconfigure(wanted, disk.lun))
+    except TimeoutError:
+        raise ControlError(f"{disk.name}: not done within {PATIENCE:g} s: what is in flight may have to end first, and "
+                           "it comes then; the log says more") from None  # fmt: skip
     if not isinstance(answer, Changed):
         raise ControlError(f"{disk.name}: the process that serves it is of another version")
     if answer.errno == errno.EINVAL:

@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 
 from tcmu_core.codec import Message
 from tcmu_core.disk.device import Change
@@ -35,6 +36,7 @@ from tcmu_core.host.messages import (
     FilterAnswer,
     FilterCommand,
     LoggedOut,
+    LogLevel,
     Logout,
     Missing,
     Ping,
@@ -43,11 +45,13 @@ from tcmu_core.host.messages import (
     Retry,
     SessionList,
     Sessions,
+    SetLevel,
     Status,
     WayIn,
 )
 from tcmu_core.host.opening import Opening
 from tcmu_core.host.traces import Reader, Trace, Traces
+from tcmu_core.log import Level, Log
 from tcmu_core.loop import Loop, Timer
 from tcmu_core.scsi.engine import Engine
 
@@ -68,7 +72,7 @@ class Host:
         self.specs: dict[int, DiskSpec] = {}  # as they were asked for, changes included
         self.missing: dict[int, Missing] = {}
         self.transport = transports.make(way, self)
-        self.traced: Callable[[str], bool] = lambda _title: False
+        self.logs: Log | None = None
         self.altered: Callable[[], object] = _nothing  # called when a disk came or went later than it was asked to
         self.traces = Traces(loop, self.engines)
         self.ended = False
@@ -136,7 +140,7 @@ class Host:
             return None
         self.missing.pop(lun, None)
         self.engines[lun] = engine
-        engine.trace = self.traced(disk.title)
+        engine.trace = self._is_traced(disk.title)
         if disk.spec.patience:
             self._look_for_slow(engine, disk.spec.patience)
         return engine
@@ -314,11 +318,14 @@ class Host:
         if len(self.missing) < before:
             self.altered()
 
-    def set_traced(self, traced: Callable[[str], bool]) -> None:
-        """Log every command of the disks for whose title `traced(title)` is true."""
-        self.traced = traced
+    def log_by(self, logs: Log) -> None:
+        """Take the log whose levels say of which disks every command is logged; again after they have changed."""
+        self.logs = logs
         for engine in self.engines.values():
-            engine.trace = traced(engine.disk.title)
+            engine.trace = self._is_traced(engine.disk.title)
+
+    def _is_traced(self, title: str) -> bool:
+        return self.logs is not None and self.logs.level_of(title) is Level.DEBUG_SCSI_CMD
 
     def drain(self, logout: float, patience: float, then: Callable[[bool], object]) -> None:
         """Take nothing new, have initiators leave within `logout` seconds and what is in flight end in `patience` more.
@@ -376,7 +383,9 @@ class Host:
             case Logout():
                 return LoggedOut(self.transport.log_out(message))
             case Reconfigure():
-                return self._reconfigure(message)
+                return self._reconfigure(message, asker)
+            case SetLevel():
+                return self._set_level(message)
             case Retry():
                 self.retry()
             case FilterCommand():
@@ -411,23 +420,46 @@ class Host:
             size=device.size or 0,
             block_size=device.block_size,
             read_only=engine.disk.read_only,
-            write_cache=device.write_cache,
+            write_cache=engine.unit.write_cache,
             removable=device.removable,
             filters=engine.disk.spec.filters,
             initiators=tuple(nexus.initiator.name for nexus in engine.unit.nexuses),
             in_flight=len(engine.unit.tasks.active),
         )
 
-    def _reconfigure(self, message: Reconfigure) -> Changed:
-        code, reason = 0, ""
+    def _reconfigure(self, message: Reconfigure, asker: Reader | None) -> Changed | None:
+        pending, problem = None, None
         try:
-            self.change(message.lun, message.change)
+            pending = self.change(message.lun, message.change)
         except Exception as error:
-            code, reason = errno_of(error), reason_of(error)
-            if not isinstance(error, TcmuError | OSError | NotImplementedError):
-                log.exception("changing LUN %d failed", message.lun)
+            problem = error
+        if pending is None or asker is None:
+            return self._changed(message, problem)
+
+        def ended() -> None:
+            asker.send(self._changed(message, pending.exception()))
+
+        pending.add_done_callback(lambda _: self.loop.post(ended))
+        return None
+
+    def _changed(self, message: Reconfigure, problem: BaseException | None) -> Changed:
+        code, reason = 0, ""
+        if problem is not None:
+            code, reason = errno_of(problem), reason_of(problem)
+            if not isinstance(problem, TcmuError | OSError | NotImplementedError):
+                log.error("changing LUN %d failed", message.lun, exc_info=problem)
         disk = self._disk(message.lun) if message.lun in self.engines else None
         return Changed(message.id, code, reason, disk)
+
+    def _set_level(self, message: SetLevel) -> LogLevel | None:
+        if self.logs is None:
+            return None
+        if message.level is not None:
+            level = Level(min(max(message.level, Level.CRIT), Level.DEBUG_SCSI_CMD))
+            self.logs.set_level(level)
+            self.log_by(self.logs)
+            log.info("logging at level %s now, until the process ends or tcmu.conf says otherwise", level.name)
+        return LogLevel(int(self.logs.level))
 
     def _filter(self, message: FilterCommand) -> FilterAnswer:
         try:
@@ -448,14 +480,15 @@ class Host:
             raise OSError(errno.ENODEV, f"LUN {lun} is missing: {missing.reason}" if missing else f"no LUN {lun} here")
         return engine
 
-    def change(self, lun: int, change: Change) -> None:
-        """Have the disk of a LUN take a change, of which a cfgstring is whole.
+    def change(self, lun: int, change: Change) -> Future[None] | None:
+        """Have the disk of a LUN take a change, of which a cfgstring is whole; return what has to end yet, if anything.
 
         Raises:
             ConfigError, OSError, NotImplementedError, CommandError: what the handler says.
         """
         engine = self._engine(lun)
         device = engine.device
+        pending = None
         if change.size is not None and change.size != device.size:
             engine.change(change)
         elif change.cfgstring is not None:
@@ -464,9 +497,10 @@ class Host:
             if cfgstring != device.cfgstring or (device.removable and not device.size):
                 engine.change(Change(cfgstring=cfgstring))
                 self.specs[lun] = dataclasses.replace(self.specs[lun], cfgstring=change.cfgstring)
-        elif change.write_cache is not None and change.write_cache != device.write_cache:
-            engine.change(change)
+        elif change.write_cache is not None:  # whatever the device has: an initiator may have chosen another mode
+            pending = engine.change(change)
         self.transport.changed(lun)
+        return pending
 
     def _look_for_slow(self, engine: Engine, patience: int) -> None:
         """Report commands that are in flight for longer than the cfgstring allows."""

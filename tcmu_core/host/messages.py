@@ -101,6 +101,13 @@ class FilterCommand(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class SetLevel(Message):
+    """Log at this level (0 to 5) from now on, whatever single devices had; None asks. The answer is `LogLevel`."""
+
+    level: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Sessions(Message):
     """Answer with `SessionList`."""
 
@@ -246,6 +253,13 @@ class FilterAnswer(Message):
     answer: str = ""
     error: str = ""
     mistaken: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LogLevel(Message):
+    """The level at which a process logs."""
+
+    level: int
 
 
 # -- to and from the zygote -------------------------------------------------------------------------------------------

@@ -13,10 +13,10 @@ from tcmu_core.channel import Channel, Rendezvous, send
 from tcmu_core.codec import Message
 from tcmu_core.disk.disk import Disk
 from tcmu_core.disk.spec import DiskSpec
-from tcmu_core.errors import TcmuError
+from tcmu_core.errors import HandlerError, TcmuError
 from tcmu_core.handlers.registry import Registry
 from tcmu_core.host.host import Host, errno_of, reason_of
-from tcmu_core.host.messages import Adopt, Close, Drain, Failed, Job, LogSettings, Opened, Reassign
+from tcmu_core.host.messages import Adopt, Close, Drain, Failed, Job, LogSettings, Opened, Reassign, Retry
 from tcmu_core.log import Level, Log
 from tcmu_core.loop import Loop, spin_time
 
@@ -40,6 +40,8 @@ class HostProcess:
         self._guests: set[Channel] = set()
         self._rendezvous: Rendezvous | None = None
         self._draining = False
+        self._look_again = True  # for handlers, should one be missing; once for each time that somebody asks
+        self._levels: tuple[int, dict[str, int]] | None = None  # as the supervisor told them last
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit status."""
@@ -50,7 +52,7 @@ class HostProcess:
         self.loop = Loop(spin_time())
         try:
             self.host = Host(self.loop, self._disk, job.way)
-            self.host.set_traced(self._is_traced)
+            self.host.log_by(self.log)
             self.host.altered = self._tell
             self.host.open(job.disks, takes_over=job.takes_over, delay=job.delay)
         except Exception as error:
@@ -72,7 +74,15 @@ class HostProcess:
         return 0
 
     def _disk(self, spec: DiskSpec) -> Disk:
-        return self.registry.get(spec.handler).disk(spec, self.loop)
+        try:
+            handler = self.registry.get(spec.handler)
+        except HandlerError:
+            if not self._look_again:
+                raise
+            self._look_again = False
+            self.registry = self.registry.renewed()  # it may have been installed since the zygote looked
+            handler = self.registry.get(spec.handler)
+        return handler.disk(spec, self.loop)
 
     def _opened(self) -> Opened:
         return Opened(dataclasses.replace(self.job, disks=dict(self.host.specs)), self.host.status())
@@ -106,6 +116,8 @@ class HostProcess:
                 log.warning("the supervisor has gone: %s serves on until the next one comes", self.job.key)
 
     def _message(self, channel: Channel, message: Message, fds: list[int]) -> None:
+        if isinstance(message, Reassign | Retry):
+            self._look_again = True
         match message:
             case Adopt():
                 if self._supervisor is not None:
@@ -149,13 +161,13 @@ class HostProcess:
         except OSError as error:  # the disks are served all the same
             log.error("no log file: %s", reason_of(error))
         self.log.set_syslog(told.syslog)
-        self.log.set_level(Level(told.level), {name: Level(level) for name, level in told.devices.items()})
+        levels = (told.level, dict(told.devices))
+        if levels != self._levels:  # else the file is opened anew, say, and what `tcmu set` said goes on
+            self._levels = levels
+            self.log.set_level(Level(told.level), {name: Level(level) for name, level in told.devices.items()})
         self.log.reopen()
         if hasattr(self, "host"):
-            self.host.set_traced(self._is_traced)
-
-    def _is_traced(self, title: str) -> bool:
-        return self.log.level_of(title) is Level.DEBUG_SCSI_CMD
+            self.host.log_by(self.log)
 
     # -- its end ------------------------------------------------------------------------------------------------------
 

@@ -122,6 +122,14 @@ class Backstore:
         self.write("action/reset_ring", RESET_BUSY)
 
 
+def device_called(name: str) -> Backstore | None:
+    """Return the device of that name, None when there is none; raises `TcmuError` where there are several."""
+    found = [path.parent for path in CORE.glob("user_*/*/enable") if path.parent.name == name]
+    if len(found) > 1:
+        raise TcmuError(f"{len(found)} devices of the kernel are called {name!r}")
+    return Backstore(int(found[0].parent.name.removeprefix("user_")), name, CORE) if found else None
+
+
 def write(path: Path, value: str) -> None:
     """Write one value in one system call."""
     try:

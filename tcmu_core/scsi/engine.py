@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -23,20 +24,29 @@ from tcmu_core.log import DEBUG_SCSI_CMD
 from tcmu_core.scsi import hot
 from tcmu_core.scsi.admission import admit, permit, spans_of, turn_of
 from tcmu_core.scsi.alua import Arrangement
-from tcmu_core.scsi.attention import ACCESS_STATE_CHANGED, CAPACITY_CHANGED, INQUIRY_CHANGED, MEDIUM_CHANGED
-from tcmu_core.scsi.command import Command, Nexus, TaskAttribute
+from tcmu_core.scsi.attention import (
+    ACCESS_STATE_CHANGED,
+    CAPACITY_CHANGED,
+    INQUIRY_CHANGED,
+    MEDIUM_CHANGED,
+    MODE_PARAMETERS_CHANGED,
+)
+from tcmu_core.scsi.command import Command, Initiator, Nexus, TaskAttribute
+from tcmu_core.scsi.commands.data import flushed
 from tcmu_core.scsi.failures import Failures
 from tcmu_core.scsi.following import Followed, Follower
 from tcmu_core.scsi.management import Post, TaskManager
-from tcmu_core.scsi.opcodes import Direction, Opcode, Table, describe, find
+from tcmu_core.scsi.opcodes import Direction, Op, Opcode, Table, describe, find
 from tcmu_core.scsi.reservations import StateStore
 from tcmu_core.scsi.steps import PAUSE, Abort, Ask, OnItsOwn, Shielded, Steps, checked, not_a_result, status_of
 from tcmu_core.scsi.table import every_row, table_for
-from tcmu_core.scsi.taskset import countdown
+from tcmu_core.scsi.taskset import MEDIUM, countdown
 from tcmu_core.scsi.transition import Transition
 from tcmu_core.scsi.unit import Unit
 
 _ORDERED = int(TaskAttribute.ORDERED)  # looking a member up costs a tenth of a microsecond, for each command
+_MODE_SELECT = bytes([Op.MODE_SELECT_6, 0x10, 0, 0, 0, 0])  # what stands for a change that a person makes
+_NOBODY = Initiator("", b"")
 
 
 class Engine(TaskManager):
@@ -421,13 +431,50 @@ class Engine(TaskManager):
             self.device.log.error("reservations that another process has changed can't be read: %s", text_of(error))
         self.gate()
 
-    def change(self, change: Change) -> None:
-        """Have the disk take a change (bytes), and the unit and its nexuses learn of it; raises as `Disk.change`."""
+    def change(self, change: Change) -> Future[None] | None:
+        """Have the disk take a change (bytes), and the unit and its nexuses learn of it; raises as `Disk.change`.
+
+        Returns None when it is done. One of the write cache takes its turn, as MODE SELECT does, and what was volatile
+        has to become stable: a Future of that, which fails with what the disk or its flush raise.
+        """
+        if change.write_cache is None:
+            self._take(change)
+            return None
+        changed: Future[None] = Future()
+        command = Command(_MODE_SELECT, [], 0, Nexus(_NOBODY))
+        self._decode(command)
+        turn = self.unit.tasks.admit(command, (MEDIUM,), alone=True)
+        if self._step(command, self._switching(change, turn, changed), None):
+            self._end(command)
+        if not changed.done():
+            return changed
+        changed.result()
+        return None
+
+    def _switching(self, change: Change, turn: Future[None] | None, changed: Future[None]) -> Steps:
+        """Switch the write cache while nothing else is in flight: a write knows at its end whether there is one."""
+        try:
+            if turn is not None:
+                yield turn
+            self._take(change)
+            if not self.unit.write_cache and not self.unit.read_only:
+                yield Shielded(flushed(self.unit))  # also if it was off: the flush of then may have failed
+        except GeneratorExit:
+            changed.set_exception(InterruptedError(errno.EINTR, "a reset of an initiator came first: set it again"))
+            raise
+        except BaseException as error:
+            changed.set_exception(error)
+        else:
+            changed.set_result(None)
+
+    def _take(self, change: Change) -> None:
         device, unit = self.device, self.unit
-        size = device.size
+        size, cached = device.size, unit.modes.write_cache
         self.disk.change(change)
         if change.write_cache is not None:
             unit.modes.write_cache = device.write_cache
+            if cached != device.write_cache:
+                unit.attention(*MODE_PARAMETERS_CHANGED)
         if device.size != size and not device.removable:  # of another medium its handler has told already
             unit.resized()
         self.refresh()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 import tcmu_core
 from tcmu_core.cli import runner
+from tcmu_core.testing.client import Client
 from tests.waiting import wait_for
 
 
@@ -98,6 +100,11 @@ class Running:
         self.log = directory / "stderr"
 
     def start(self) -> None:
+        self.start_quietly()
+        self.wait(lambda: "is ready" in self.said())
+
+    def start_quietly(self) -> None:
+        """Start it, and don't wait for what it says: its level may be one at which it says nothing."""
         with self.log.open("a") as log, (self.directory / "stdout").open("w") as said:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", AS_USER, "--config", str(self.config), *self.options],
@@ -105,7 +112,6 @@ class Running:
                 env={**os.environ, "XDG_RUNTIME_DIR": str(self.directory / "run"), "HOME": str(self.directory),
                      "XDG_STATE_HOME": str(self.directory / "state"), "DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nowhere"},
             )  # fmt: skip
-        self.wait(lambda: "is ready" in self.said())
 
     def said(self) -> str:
         return self.log.read_text()
@@ -117,6 +123,15 @@ class Running:
 
         wait_for(over, why=self.said)
 
+    def hang_up(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGHUP)
+
+    def uri(self, lun: int) -> str:
+        """Return where a LUN of the target is."""
+        address = re.findall(r"the portal listens at (\S+)", self.said())[-1]
+        return f"iscsi://{address}/{IQN}/{lun}"
+
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         assert self.process is not None
         self.process.send_signal(number)
@@ -126,8 +141,7 @@ class Running:
 
     def reads(self) -> bool:
         """Return whether the disk can be read."""
-        address = re.findall(r"the portal listens at (\S+)", self.said())[-1]
-        command = ["iscsi-readcapacity16", "-s", f"iscsi://{address}/{IQN}/0"]
+        command = ["iscsi-readcapacity16", "-s", self.uri(0)]
         return run(command, capture_output=True, text=True, check=False).stdout.strip() == str(1 << 20)
 
 
@@ -149,7 +163,7 @@ def test_an_ordinary_user_serves_targets_without_the_kernels_side(running: Runni
     assert "kernel devices are not served" in running.said()
     assert running.reads()
     places = {path.name for path in (running.directory / "run/tcmu").iterdir()}
-    assert places == {"tcmu.lock", "hosts"}
+    assert places == {"tcmu.lock", "tcmu.sock", "hosts"}
     second = run(
         [sys.executable, "-c", AS_USER, "--config", str(running.config)], capture_output=True, text=True, check=False,
         env={**os.environ, "XDG_RUNTIME_DIR": str(running.directory / "run")},
@@ -169,6 +183,27 @@ def test_a_disk_of_a_target_is_changed_by_its_name(running: Running) -> None:
     assert (said.returncode, said.stdout) == (0, "grows: 2 MiB\n"), said.stderr
     assert not running.reads()  # as a disk of 1M
     assert (running.directory / "disk").stat().st_size == 2 << 20
+
+
+def test_the_level_at_which_it_logs_is_set_until_its_configuration_says_otherwise(running: Running) -> None:
+    running.options = ("--state-dir", str(running.directory / "own"))
+    running.config.write_text("log_level = warn\n" + running.config.read_text() + "name = d\n")
+    running.start_quietly()
+
+    def said(*words: str) -> str:
+        command = [sys.executable, "-m", "tcmu_core.cli.tcmu", "set", *words, "--state-dir", running.options[1]]
+        return run(command, capture_output=True, text=True, check=False).stdout
+
+    running.wait(lambda: said("d") == "d: write_cache=on\nd: log_level=warn\n")
+    assert said("d", "log_level=error") == "d: log_level=error\n"
+    running.hang_up()  # as logrotate does
+    assert said("--runner") == "tcmu-runner: log_level=warn\n"
+    assert said("d") == "d: write_cache=on\nd: log_level=error\n"
+    assert said("--runner", "log_level=debug") == "tcmu-runner: log_level=debug\n"
+    running.wait(lambda: said("d").endswith("log_level=debug\n"))
+    running.config.write_text(running.config.read_text().replace("= warn", "= info"))
+    running.wait(lambda: said("--runner") == "tcmu-runner: log_level=info\n")
+    running.wait(lambda: said("d").endswith("log_level=info\n"))
 
 
 def test_nothing_of_the_kernels_side_is_imported_for_targets() -> None:
@@ -211,6 +246,129 @@ def test_an_emptied_configuration_changes_nothing_and_a_new_one_does(running: Ru
     assert running.reads()
     running.config.write_text(text.replace("1M", "2M"))
     running.wait(lambda: running.said().count(f"{IQN} is served, LUN 0") == 2)
+
+
+OTHER = "iqn.2026-01.org.example:other"  # an initiator: one of the first's name would end its session
+LATE = """\
+from tcmu_core import hookimpl
+
+
+class Late:
+    @hookimpl
+    def open(self, device):
+        device.size = 1 << 20
+
+    @hookimpl
+    def read(self, offset, buffers): ...
+"""
+
+
+def install(directory: Path, name: str, *, version: str = "1.0", code: str = LATE) -> None:
+    """Put there what pip would for a distribution with a handler, in place of another version of it."""
+    (directory / f"tcmu_{name}.py").write_text(code)
+    uninstall(directory, name)
+    told = directory / f"tcmu_{name}-{version}.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tcmu-{name}\nVersion: {version}\n")
+    (told / "entry_points.txt").write_text(f"[tcmu.handlers]\n{name} = tcmu_{name}:Late\n")
+
+
+def uninstall(directory: Path, name: str) -> None:
+    """Take away what Python finds a distribution by; what of it is loaded goes on."""
+    for told in directory.glob(f"tcmu_{name}-*.dist-info"):
+        shutil.rmtree(told)
+
+
+def goes_on(session: Client) -> bool:
+    """Return whether a session is the one that it was: a client does not log in again."""
+    while session.command(bytes(6)).status:
+        pass  # it hears what there is to hear
+    return session.capacity() == ((1 << 20) // 512, 512)
+
+
+@pytest.mark.parametrize("by", ["pip", "pip --target", "a file"])
+def test_handlers_come_and_go_at_a_hangup_and_disturb_no_session(
+    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, drop_ins = tmp_path / "site", tmp_path / "drop-ins"
+    for directory in (site, drop_ins):
+        directory.mkdir()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*sys.path, str(site)]))
+    running = Running(tmp_path, "--handler-path", str(drop_ins))
+    running.start()
+    try:
+        running.wait(lambda: f"{IQN} is served, LUN 0" in running.said())
+        text = running.config.read_text()
+        with Client(running.uri(0)) as session:
+            if by == "a file":
+                (drop_ins / "handler_late.py").write_text(LATE)
+            else:
+                install(site if by == "pip" else drop_ins, "late")
+            running.config.write_text(f"{text}[[[lun 1]]]\nhandler = late\n")  # a LUN more of a process that has begun
+            running.wait(lambda: "no handler 'late'" in running.said())
+            running.hang_up()
+            running.wait(lambda: "handler 'late' of " in running.said())
+            running.wait(lambda: "LUN 1 is there" in running.said())
+            with Client(running.uri(1), name=OTHER) as other:
+                (drop_ins / "handler_late.py").unlink(missing_ok=True)
+                for directory in (site, drop_ins):
+                    uninstall(directory, "late")
+                running.hang_up()
+                running.wait(lambda: "handler 'late' is gone" in running.said())
+                running.config.write_text(f"{text}\n[[[lun 2]]]\nhandler = late\n")
+                line = len(text.splitlines()) + 2
+                running.wait(lambda: re.search(rf"tcmu.conf:{line}\b.*no handler 'late'", running.said()))
+                assert goes_on(other)  # what is refused changes nothing
+            assert goes_on(session)
+    finally:
+        running.end()
+
+
+def test_a_handler_that_breaks_while_it_runs_or_is_upgraded_is_said_and_disturbs_no_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    install(site, "late")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*sys.path, str(site)]))
+    running = Running(tmp_path)
+    running.config.write_text(running.config.read_text() + "[[[lun 1]]]\nhandler = late\n")
+    running.start()
+    try:
+        running.wait(lambda: f"{IQN} is served, LUN 0, 1" in running.said())
+        with Client(running.uri(0)) as session, Client(running.uri(1), name=OTHER) as other:
+            install(site, "broken", code="raise SystemExit('not today')\n")
+            install(site, "late", version="2.0", code="raise RuntimeError('of the future')\n")
+            running.hang_up()
+            running.wait(lambda: "handler 'broken' of tcmu-broken 1.0 is broken: " in running.said())
+            assert "not today" in running.said()
+            upgraded = "handler 'late': tcmu-late 2.0 is installed, the code of tcmu-late 1.0 runs until"
+            running.wait(lambda: upgraded in running.said())
+            install(site, "broken", version="1.1")
+            running.hang_up()
+            running.wait(lambda: "handler 'broken' of tcmu-broken 1.1 is there now" in running.said())
+            assert running.said().count(upgraded) == 1
+            assert goes_on(session)
+            assert goes_on(other)
+        assert "Traceback" not in running.said()
+    finally:
+        running.end()
+
+
+def test_a_directory_of_handlers_that_is_gone_leaves_them_as_they_were(tmp_path: Path) -> None:
+    drop_ins = tmp_path / "drop-ins"
+    drop_ins.mkdir()
+    running = Running(tmp_path, "--handler-path", str(drop_ins))
+    running.start()
+    try:
+        running.wait(lambda: f"{IQN} is served, LUN 0" in running.said())
+        with Client(running.uri(0)) as session:
+            drop_ins.rmdir()
+            running.hang_up()
+            running.wait(lambda: "the handlers stay as they were: handler path " in running.said())
+            assert goes_on(session)
+    finally:
+        running.end()
 
 
 NOISY = """\

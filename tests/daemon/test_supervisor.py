@@ -144,6 +144,7 @@ def test_a_new_configuration_reaches_the_targets_and_leaves_devices_alone(case: 
 def test_a_hangup_has_everything_tried_again(case: Case) -> None:
     case.serve()
     case.made.reopen_logs()
+    case.made.retry()
     for key in ("uio0", f"target {IQN}", "redirector"):
         assert case.host(key).told[-1] == Retry()
 

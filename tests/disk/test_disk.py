@@ -288,6 +288,29 @@ def test_a_handler_that_takes_no_change_says_so():
         opened(Minimal()).change(Change(size=4096))
 
 
+def test_such_a_handler_need_not_take_the_write_cache_that_there_is():
+    class Flushes(Minimal):
+        @hookimpl
+        def flush(self): ...
+
+    disk = opened(Flushes())
+    disk.change(Change(write_cache=True))
+    with pytest.raises(NotImplementedError):
+        disk.change(Change(write_cache=False))
+
+
+def test_what_can_not_be_flushed_has_no_write_cache_to_be_switched_on():
+    class Changing(Minimal):
+        @hookimpl
+        def reconfigure(self, change): ...
+
+    disk = opened(Changing())
+    with pytest.raises(ConfigError, match="no write cache"):
+        disk.change(Change(write_cache=True))
+    disk.change(Change(write_cache=False))
+    assert not disk.device.write_cache
+
+
 @pytest.mark.parametrize("size", [0, -512, 513, 1000])
 def test_a_size_that_is_not_whole_blocks_never_reaches_the_handler(size):
     with pytest.raises(ConfigError, match=f"{size} bytes are not whole blocks of 512"):

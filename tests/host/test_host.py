@@ -94,7 +94,8 @@ def test_a_command_that_takes_longer_than_the_cfgstring_allows_is_reported_once(
         (Change(size=1000), errno.EINVAL, "not whole blocks"),
         (Change(cfgstring="y"), 0, ""),
         (Change(cfgstring=";tcmur_cmd_time_out=soon;y"), errno.EINVAL, "soon"),
-        (Change(write_cache=True), 0, ""),
+        (Change(write_cache=False), 0, ""),
+        (Change(write_cache=True), errno.EINVAL, "nothing here can be flushed"),
     ],
 )
 def test_a_change_is_answered_with_what_came_of_it(served: Open, change: Change, code: int, says: str) -> None:

@@ -80,3 +80,37 @@ def test_without_a_runner_create_says_so(host: Host) -> None:
     assert host.stop().returncode == 0
     said = tcmu(host, "create", "x", "8M", "ram")
     assert (said.returncode, "tcmu-runner is not running" in said.stderr) == (1, True)
+
+
+def test_the_write_cache_of_a_device_is_set_and_its_initiator_hears_of_it(host: Host) -> None:
+    assert tcmu(host, "create", "cached", "16M", "file", "/var/tmp/t/cached.img").returncode == 0
+    disk = host.plug("cached")
+    kept = f"{CORE}/user_*/cached/attrib/emulate_write_cache"
+    page = f"sg_modes --page=8 --raw {disk} | od -An -tx1"
+    assert host.sh(f"cat {kept}").strip() == "1"
+    before = host.sh(page)
+    said = tcmu(host, "set", "cached", "write_cache=off")
+    assert (said.returncode, said.stdout) == (0, "cached: write_cache=off\n"), said.stderr
+    assert host.sh(f"cat {kept}").strip() == "0"
+    heard = host.run(f"sg_turs -v {disk}")
+    assert "Mode parameters changed" in heard.stdout + heard.stderr
+    assert host.run(f"sg_turs {disk}").returncode == 0
+    assert host.sh(page) != before
+    host.sh(f"echo Hello World | dd of={disk} oflag=direct conv=sync 2> /dev/null")
+    assert tcmu(host, "set", "cached", "write_cache=on").returncode == 0
+    host.run(f"sg_turs {disk}")
+    assert (host.sh(f"cat {kept}").strip(), host.sh(page)) == ("1", before)
+
+    # Its initiator chooses another mode, which is no change for the kernel.
+    cache = f"/sys/block/{disk.removeprefix('/dev/')}/device/scsi_disk/*/cache_type"
+    host.sh(f"for f in {cache}; do echo 'write back' > $f; echo 'write through' > $f; done")
+    assert host.sh(page) != before
+    said = tcmu(host, "set", "cached", "write_cache=on")
+    assert (said.returncode, said.stdout) == (0, "cached: write_cache=on\n"), said.stderr
+    host.run(f"sg_turs {disk}")
+    assert host.sh(page) == before
+
+    assert host.stop().returncode == 0
+    said = tcmu(host, "set", "cached", "write_cache=off")
+    assert (said.returncode, "is tcmu-runner running" in said.stderr) == (1, True), said.stderr
+    host.start()

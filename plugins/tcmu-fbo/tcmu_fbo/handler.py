@@ -6,6 +6,7 @@ from concurrent.futures import Future
 
 from tcmu_core import Change, Command, Device, Status, hookimpl
 from tcmu_fbo import config, table
+from tcmu_fbo.control import MODE_PARAMETERS_CHANGED
 from tcmu_fbo.data import writable
 from tcmu_fbo.drive import Drive
 from tcmu_fbo.modes import CACHING
@@ -80,6 +81,8 @@ class Optical:
         if change.cfgstring is not None:
             self.drive.insert(config.parse(change.cfgstring, device.options))
         elif change.write_cache is not None:
-            self.drive.modes.current[CACHING]["wce"] = int(change.write_cache)
+            cached, self.drive.modes.current[CACHING]["wce"] = self.drive.modes.write_cache, int(change.write_cache)
+            if cached != change.write_cache:
+                device.notify(*MODE_PARAMETERS_CHANGED)
         elif change.size != device.size:
             raise NotImplementedError("a disc keeps its size: insert another one")

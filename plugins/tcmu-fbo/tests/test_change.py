@@ -340,6 +340,7 @@ def test_commands_that_need_no_disc_are_good_without_one(bench: Callable[..., An
 def test_the_write_cache_can_be_switched_from_outside(bench: Callable[..., Any], image: Callable[..., Path]) -> None:
     drive = bench(str(image()))
     drive.disk.change(Change(write_cache=False))
+    assert [ready(drive), ready(drive)] == [(0x06, 0x2A, 0x01), GOOD]  # MODE PARAMETERS CHANGED (SPC-4 annex F)
     assert not drive.good("5a 00 08 00000000 00ff 00")[10] & 0x04
 
 

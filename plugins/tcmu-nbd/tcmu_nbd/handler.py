@@ -108,7 +108,9 @@ class NbdHandler:
         if change.size not in (None, device.size):
             raise ConfigError("an NBD disk has its server's size: resize it there, and create the device again")
         if change.write_cache is not None:
-            device.write_cache = change.write_cache and self._can_flush
+            if change.write_cache and not self._can_flush:
+                raise ConfigError("the server takes no flush: there is no write cache to be switched on")
+            device.write_cache = change.write_cache
 
     # -- data -------------------------------------------------------------------------------------------------------
 
