@@ -12,9 +12,10 @@ UNITS   := scsi config test_codec.py test_errors.py test_log.py test_loop.py tes
 BIN    := $(VENV)/bin
 
 DISTRIBUTIONS := . $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+EXAMPLES      := $(patsubst %/pyproject.toml,%,$(wildcard examples/*/pyproject.toml))
 PROJECTS      := $(DISTRIBUTIONS:%=%/pyproject.toml)
 EDITABLE      := $(DISTRIBUTIONS:%=-e %)
-PACKAGES      := tcmu_core $(patsubst plugins/%/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+PACKAGES      := tcmu_core $(notdir $(filter plugins/%,$(DISTRIBUTIONS)) $(EXAMPLES))
 RELEASED      := $(DISTRIBUTIONS) packages/tcmu-runner
 BENCHMARKS    := $(patsubst benchmarks/%.py,%,$(shell grep -l __main__ benchmarks/*.py))
 PIP           := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -41,7 +42,7 @@ soak: $(VENV)/.test $(VENV)/.dist
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=$(subst $(space),:,$(filter plugins/%,$(DISTRIBUTIONS))) \
+	MYPYPATH=$(subst $(space),:,$(filter plugins/%,$(DISTRIBUTIONS)) $(EXAMPLES)) \
 	    $(BIN)/mypy --strict $(addprefix -p ,$(subst -,_,$(PACKAGES))) -p tools
 
 bench: $(VENV)/.bench
@@ -72,16 +73,16 @@ $(VENV)/.run: $(BIN)/python $(PROJECTS)
 	$(PIP) $(EDITABLE)
 	touch $@
 
-$(VENV)/.lint: $(VENV)/.run
-	$(PIP) -e '.[lint]'
+$(VENV)/.lint: $(VENV)/.run $(EXAMPLES:%=%/pyproject.toml)
+	$(PIP) -e '.[lint]' $(EXAMPLES:%=-e %)
 	touch $@
 
 $(VENV)/.unit: $(VENV)/.run
 	$(PIP) -e '.[test]'
 	touch $@
 
-$(VENV)/.test: $(VENV)/.run | tools
-	$(PIP) -e '.[test,kernel,dbus]'
+$(VENV)/.test: $(VENV)/.run $(EXAMPLES:%=%/pyproject.toml) | tools
+	$(PIP) -e '.[test,kernel,dbus]' $(EXAMPLES:%=-e %)
 	touch $@
 
 $(VENV)/.dist: $(VENV)/.run

@@ -17,7 +17,7 @@ from tcmu_core.hookspecs import HOOKS, HandlerHooks
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-READMES = sorted(ROOT.glob("plugins/*/README.md"))
+READMES = sorted([*ROOT.glob("plugins/*/README.md"), *ROOT.glob("examples/*/README.md")])
 EXAMPLE = ROOT / "docs" / "examples" / "handler_mine.py"
 
 DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

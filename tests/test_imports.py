@@ -11,7 +11,12 @@ from tcmu_core import posix, testing
 
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "tcmu_core"
-PLUGINS = sorted(path for path in ROOT.glob("plugins/tcmu-*/tcmu_*") if path.is_dir() and path.suffix != ".egg-info")
+PLUGINS = sorted(
+    path
+    for pattern in ("plugins/tcmu-*/tcmu_*", "examples/tcmu-*/tcmu_*")
+    for path in ROOT.glob(pattern)
+    if path.is_dir() and path.suffix != ".egg-info"
+)
 
 # Each part may import those in the lines above it, and itself; '' is the package itself, `import tcmu_core`. The words
 # of SCSI that handlers speak too stand below the disk, the engine above it.
@@ -156,7 +161,7 @@ def test_a_plugin_imports_tcmu_core_alone(plugin):
 
 
 def test_each_plugin_that_is_here_is_looked_at():
-    assert {"tcmu_file", "tcmu_ram"} <= {path.name for path in PLUGINS}
+    assert {"tcmu_file", "tcmu_ram", "tcmu_http"} <= {path.name for path in PLUGINS}
 
 
 @pytest.mark.parametrize("package", [tcmu_core, posix], ids=lambda package: package.__name__)

@@ -1,0 +1,1 @@
+../../../tcmu_core/_version.py
