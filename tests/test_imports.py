@@ -22,6 +22,7 @@ LAYERS = (
     {"codec"},
     {"channel"},
     {"options"},
+    {"scsi.tally"},
     {"scsi.command", "scsi.opcodes"},
     {"disk.threads"},
     {"disk.device"},

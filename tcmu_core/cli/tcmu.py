@@ -12,7 +12,21 @@ from dataclasses import dataclass
 
 import tcmu_core
 from tcmu_core import stdout
-from tcmu_core.cli import completion, doctor, drive, filters, handlers, new, replays, serve, sessions, status, trace
+from tcmu_core.cli import (
+    completion,
+    doctor,
+    drive,
+    filters,
+    handlers,
+    metrics,
+    new,
+    replays,
+    serve,
+    sessions,
+    status,
+    top,
+    trace,
+)
 from tcmu_core.cli.arguments import Parser
 from tcmu_core.cli.output import Exit, error
 from tcmu_core.errors import TcmuError
@@ -80,6 +94,8 @@ SUBCOMMANDS = (
     Subcommand(
         "doctor", "look for what is wrong here, and say what cures it", doctor.DESCRIPTION, doctor.arguments, doctor.run
     ),
+    Subcommand("top", "show live who has which disk do what", top.DESCRIPTION, top.arguments, top.run),
+    Subcommand("metrics", "serve the counters to Prometheus", metrics.DESCRIPTION, metrics.arguments, metrics.run),
     Subcommand(
         "eject",
         "take the disc out of a drive that is served",
