@@ -36,7 +36,9 @@ JOB = m.Job(
 )  # fmt: skip
 
 COUNTERS = m.InitiatorCounters(
-    "i", (m.OperationCounters(0x28, "read_10", 9, 1 << 70, 2, (m.ErrorCount("busy", 1),), m.TimesTaken((0, 3), 5)),), 1.5
+    "i",
+    (m.OperationCounters(0x28, "read_10", 9, 1 << 70, 2, (m.ErrorCount("busy", 1),), m.TimesTaken((0, 3), 5)),),
+    1.5,
 )
 
 MESSAGES: list[Message] = [

@@ -224,7 +224,7 @@ class OperationCounters:
 
 @dataclass(frozen=True, slots=True)
 class InitiatorCounters:
-    """What one initiator has had a disk do `since` so many seconds after 1970; `other` are all beyond those told apart."""
+    """What one initiator has had a disk do, `since` in seconds since 1970; `other` are all beyond those told apart."""
 
     initiator: str
     operations: tuple[OperationCounters, ...]

@@ -21,9 +21,9 @@ from typing import Any, Protocol
 from tcmu_core.errors import TcmuError
 from tcmu_core.kernel import abi
 from tcmu_core.kernel.abi import Capability, EntryOp, TmrType, UserFlag
-from tcmu_core.kernel.watch import Over, Watch
+from tcmu_core.kernel.watch import Watch
 from tcmu_core.scsi.command import Command, Nexus, Status
-from tcmu_core.scsi.hot import PASS, Fast
+from tcmu_core.scsi.hot import PASS, Fast, Over
 from tcmu_core.scsi.tally import Tally, Uncounted
 
 log = logging.getLogger("tcmu.ring")

@@ -265,7 +265,7 @@ class KernelTransport:
         return 0
 
     def watched(self, _lun: int) -> None:
-        """Count what passes the ring for `WATCHED_SECONDS` from now on: it has no time to spare for what nobody reads."""
+        """Count what passes the ring for `WATCHED_SECONDS` from now on; without that nothing is."""
         if self.ring is None:
             return
         loop, before = self.served.loop, self._watched_until

@@ -15,8 +15,6 @@ from tcmu_core.scsi.hot import Fast
 from tcmu_core.scsi.sampling import Sampler
 from tcmu_core.scsi.tally import Tally
 
-Over = Callable[[dict[int, Fast]], dict[int, Fast]]
-
 
 class Watch:
     """Counts in `tally`. Of a batch that is timed (sampling.py) it times the commands up to the first quick one.

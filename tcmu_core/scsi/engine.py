@@ -56,7 +56,7 @@ class Engine(TaskManager):
         self.fast: dict[int, hot.Fast] = {}  # by operation code; empty while each command must be looked at
         self._no_fast: dict[int, hot.Fast] = {}
         self._all_fast: dict[int, hot.Fast] = {}
-        self._over: Callable[[dict[int, hot.Fast]], dict[int, hot.Fast]] = _as_they_are
+        self._over: hot.Over | None = None
         self._version = -1  # of the unit, when table and fast paths were made
         self._carried: dict[Command, Future[Any] | None] = {}  # what goes on on nobody's behalf, and its last hook's
         self._paused: deque[tuple[Command, Steps]] = deque()
@@ -80,7 +80,7 @@ class Engine(TaskManager):
             self._version = unit.version
             self.table = unit.table = table_for(unit)
             self._laws = every_row(unit)
-            self._all_fast = self._over(hot.fast_paths(unit))
+            self._all_fast = self._fast_paths()
         clear = (
             unit.started
             and unit.loaded
@@ -94,14 +94,15 @@ class Engine(TaskManager):
         )
         self.fast = self._all_fast if clear else self._no_fast
 
-    def count(self, over: Callable[[dict[int, hot.Fast]], dict[int, hot.Fast]] | None) -> None:
-        """Have what `over` makes of the fast paths stand in for them, for a transport that calls them itself; None: no more.
-
-        `execute` counts what it ends on them.
-        """
-        self._over = over or _as_they_are
-        self._all_fast = self._over(hot.fast_paths(self.unit))
+    def count(self, over: hot.Over | None) -> None:
+        """Have what `over` makes of the fast paths stand in for them, so that a transport that calls them counts."""
+        self._over = over
+        self._all_fast = self._fast_paths()
         self.gate()
+
+    def _fast_paths(self) -> dict[int, hot.Fast]:
+        paths = hot.fast_paths(self.unit)
+        return paths if self._over is None else self._over(paths)
 
     @property
     def trace(self) -> bool:
@@ -515,10 +516,6 @@ class Engine(TaskManager):
 def _waiting(result: Any) -> Steps:
     """Wait for what a hook returned."""
     yield result
-
-
-def _as_they_are(paths: dict[int, hot.Fast]) -> dict[int, hot.Fast]:
-    return paths
 
 
 def _nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ def scrape(url: str) -> list[Sample]:
 
 
 def test_what_is_scraped_is_what_was_sent(serve: Serve, command: Start, tmp_path: Path) -> None:
+    begun = time.time()
     disk = serve("ram", "--size", "1M", "--name", "one")
     process = command("metrics", "--listen", "127.0.0.1:0", "--json", "--state-dir", tmp_path / "state")
     assert process.stdout is not None
@@ -54,6 +56,9 @@ def test_what_is_scraped_is_what_was_sent(serve: Serve, command: Start, tmp_path
     assert value("tcmu_disk_size_bytes", **where) == 1 << 20
     assert value("tcmu_commands_total", **own, operation="read_10") == 9
     assert value("tcmu_transferred_bytes_total", **own, operation="read_10") == 9 * 4096
+    created = value("tcmu_commands_created", **own, operation="read_10")
+    assert created is not None
+    assert begun <= created <= time.time()
     assert value("tcmu_command_errors_total", **own, operation="other", error="illegal_request") == 1
     assert value("tcmu_commands_in_flight", **own) == 0
     count = value("tcmu_command_sampled_seconds_count", **own, stage="storage")

@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from tcmu_core import hookimpl
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.kernel.ring import Ring, RingError
-from tcmu_core.kernel.watch import Over
 from tcmu_core.scsi import sampling
 from tcmu_core.scsi.command import Command, Initiator, Nexus
 from tcmu_core.scsi.engine import Engine
-from tcmu_core.scsi.hot import PASS, Fast
+from tcmu_core.scsi.hot import PASS, Fast, Over
 from tcmu_core.scsi.tally import Tally
 from tcmu_core.testing import fake_kernel as fake
 from tcmu_core.testing.harness import make_disk
