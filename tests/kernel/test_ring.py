@@ -17,6 +17,7 @@ from tcmu_core import hookimpl
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.kernel.ring import Ring, RingError
 from tcmu_core.scsi import sampling
+from tcmu_core.scsi import tally as tallying
 from tcmu_core.scsi.command import Command, Initiator, Nexus
 from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.hot import PASS, Fast, Over
@@ -622,12 +623,38 @@ def test_what_is_under_way_when_somebody_begins_to_look_or_ends_to_is_answered_a
     patient.answer()
     rig.end()
     assert (tally.commands[0x28], tally.moved[0x28]) == (4, 4 * 512)  # those that have ended since
+    taken = tally.times_of(0x28)  # of the one that began meanwhile
+    assert sum(taken.queue.counts) == sum(taken.storage.counts) == sum(taken.send.counts) == 1
     rig.read()
     rig.ring.watch(None)
     patient.answer()
     rig.end()
     assert sum(tally.commands) == 4
     assert {answer.status for answer in rig.kernel.answers} == {GOOD}
+
+
+def test_of_quick_commands_the_first_one_of_a_batch_is_timed() -> None:
+    rig = RingRig(0)
+    tally = rig.watch()
+    for _ in range(3):
+        rig.send(b"\x28" + bytes(7) + b"\1\0", room=512)
+    rig.finish()
+    assert (tally.commands[0x28], sum(tally.times_of(0x28).storage.counts)) == (3, 1)
+
+
+def test_what_is_aborted_while_it_waits_for_its_turn_is_counted_too() -> None:
+    patient = Patient()
+    rig = RingRig(0, patient)
+    tally = rig.watch()
+    rig.read()
+    rig.send(b"\x89" + bytes(12) + b"\1\0\0", data=bytes(1024))  # COMPARE AND WRITE of the block that is being read
+    rig.ring.process()
+    (waiting,) = [command for command in rig.ring.in_flight.values() if command.cdb[0] == 0x89]
+    rig.engine.abort(waiting, lambda: None)
+    patient.answer()
+    rig.end()
+    assert (tally.commands[0x28], tally.commands[0x89]) == (1, 1)
+    assert tally.errors == {(0x89, tallying.ABORTED, 0): 1}
 
 
 def test_a_disk_that_changes_while_somebody_looks_is_counted_on() -> None:
