@@ -35,6 +35,12 @@ JOB = m.Job(
     LOG, "1.0", takes_over=True, delay=2.0,
 )  # fmt: skip
 
+COUNTERS = m.InitiatorCounters(
+    "i",
+    (m.OperationCounters(0x28, "read_10", 9, 1 << 70, 2, (m.ErrorCount("busy", 1),), m.TimesTaken((0, 3), 5)),),
+    1.5,
+)
+
 MESSAGES: list[Message] = [
     JOB, LOG, m.Adopt(), m.Reassign(JOB),
     m.Ping(), m.Ask(), m.Retry(), m.Drain(), m.Close(), m.Ready(), m.Stop(), m.Pong(1, 2),
@@ -43,7 +49,8 @@ MESSAGES: list[Message] = [
     m.Changed(1, 22, "no", DISK), m.Changed(1, 0, ""), m.Failed(28, "full"),
     m.Opened(JOB, m.Status(1, (DISK,), (m.Missing(1, "file/b", "gone"),), ("a",), 1, 2)),
     KernelDevice(1, 2, "d", park=True), Record(), RedirectorWay(("a", "b"), SETTINGS), Link("a"), Feed(),
-    Visitor(bytes(range(256)), 48), SESSION, m.Sessions(), m.SessionList((SESSION,)), m.Logout("iqn.*", "x", 3),
+    Visitor(bytes(range(256)), 48), m.AskCounters(3, 1), m.Counters(), m.Counters(COUNTERS),
+    SESSION, m.Sessions(), m.SessionList((SESSION,)), m.Logout("iqn.*", "x", 3),
     m.LoggedOut(2), m.SetLevel(), m.SetLevel(5), m.LogLevel(3),
     Trace(1, ("READ(10)",), (0x28,), "iqn.*", errors=True, slower=0.5),
     Traced((Line(1.5, Followed("READ(10)", b"\x28", "x", None, 1, 512, "GOOD", True, "", 0.0, 0.5)),), 2, "over"),

@@ -27,6 +27,7 @@ LAYERS = (
     {"codec"},
     {"channel"},
     {"options"},
+    {"scsi.tally"},
     {"scsi.command", "scsi.opcodes"},
     {"disk.threads"},
     {"disk.device"},

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from tcmu_core.cli.output import Exit, Output, human
 from tcmu_core.host import control
 from tcmu_core.host.control import ControlError
-from tcmu_core.host.messages import DiskStatus, Missing, Status
+from tcmu_core.host.messages import DiskStatus, InitiatorCounters, Missing, Status
 from tcmu_core.state import default_directory
 
 DESCRIPTION = """\
@@ -18,7 +21,8 @@ Show the disks that are served on this host by processes of yours: those of
 tcmu-runner is shown to root.
 
   tcmu status             all of them
-  tcmu status disk1       one of them; exit status 1 when it is not served
+  tcmu status disk1       one of them, and what each initiator has had it do;
+                          exit status 1 when it is not served
 
 A disk that could not be opened is shown with the reason, and makes the exit
 status 1.
@@ -42,18 +46,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `tcmu status`."""
-    hosts = [_only(status, args.disk) for _, status in control.hosts(args.state_dir)]
+    found = list(control.hosts(args.state_dir))
+    places = {status.pid: path for path, status in found}
+    hosts = [_only(status, args.disk) for _, status in found]
     hosts = [status for status in hosts if args.disk is None or status.disks or status.missing]
     if args.disk is not None and not hosts:
         raise ControlError(f"no process of yours serves a disk {args.disk!r} (looked in {args.state_dir})")
     out = Output()
     if args.json:
-        out.json([dataclasses.asdict(status) for status in hosts])
+        out.json([_as_json(status, places[status.pid]) for status in hosts])
     elif not hosts:
         out.line("No process of yours serves a disk.")
     else:
         for status in sorted(hosts, key=lambda status: status.title):
             _show(out, status)
+            if args.disk is not None:
+                for disk in status.disks:
+                    _show_counters(out, control.counted(places[status.pid], disk.lun))
     return Exit.FAILED if any(status.missing for status in hosts) else Exit.OK
 
 
@@ -75,6 +84,32 @@ def _show(out: Output, status: Status) -> None:
             out.line(f"         {out.style(initiator, 'dim')}")
     for one in status.missing:
         out.line(f"  LUN {one.lun}  {_reason(out, one)}")
+
+
+def _as_json(status: Status, path: Path) -> dict[str, Any]:
+    """Return a status with the counters of its disks."""
+    told = dataclasses.asdict(status)
+    for disk in told["disks"]:
+        disk["counters"] = [dataclasses.asdict(one) for one in control.counted(path, disk["lun"])]
+    return told
+
+
+def _show_counters(out: Output, counters: tuple[InitiatorCounters, ...]) -> None:
+    for one in counters:
+        commands = sum(operation.commands for operation in one.operations)
+        moved = sum(operation.bytes for operation in one.operations)
+        errors = Counter[str]()
+        for operation in one.operations:
+            errors.update({error.kind: error.count for error in operation.errors})
+        wrong = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in errors.most_common()) or "no errors"
+        out.line(f"  {one.initiator}: {commands} commands, {human(moved)}, {wrong}, since {_date(one.since)}")
+        for operation in one.operations:
+            amount = f", {human(operation.bytes)}" if operation.bytes else ""
+            out.line(f"    {operation.name:<24} {operation.commands}{amount}")
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _words(disk: DiskStatus) -> str:

@@ -18,12 +18,14 @@ from tcmu_core.cli import (
     drive,
     filters,
     handlers,
+    metrics,
     new,
     replays,
     serve,
     sessions,
     status,
     steer,
+    top,
     trace,
 )
 from tcmu_core.cli.arguments import Parser
@@ -94,6 +96,8 @@ SUBCOMMANDS = (
     Subcommand(
         "doctor", "look for what is wrong here, and say what cures it", doctor.DESCRIPTION, doctor.arguments, doctor.run
     ),
+    Subcommand("top", "show live who has which disk do what", top.DESCRIPTION, top.arguments, top.run),
+    Subcommand("metrics", "serve the counters to Prometheus", metrics.DESCRIPTION, metrics.arguments, metrics.run),
     Subcommand(
         "eject",
         "take the disc out of a drive that is served",

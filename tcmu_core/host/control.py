@@ -17,7 +17,16 @@ from tcmu_core.channel import Channel, Rendezvous
 from tcmu_core.codec import CodecError, Message
 from tcmu_core.disk.device import Change
 from tcmu_core.errors import ConfigError, TcmuError
-from tcmu_core.host.messages import Ask, Changed, DiskStatus, Reconfigure, Status
+from tcmu_core.host.messages import (
+    Ask,
+    AskCounters,
+    Changed,
+    Counters,
+    DiskStatus,
+    InitiatorCounters,
+    Reconfigure,
+    Status,
+)
 from tcmu_core.loop import Loop
 from tcmu_core.state import Places, default_directory
 
@@ -124,6 +133,24 @@ def hosts(directory: Path) -> Iterator[tuple[Path, Status]]:
         else:
             if isinstance(status, Status):
                 yield path, status
+
+
+def counted(path: Path, lun: int) -> tuple[InitiatorCounters, ...]:
+    """Return what each initiator has had a disk of the host at `path` do; nothing where that has gone meanwhile."""
+    found: list[InitiatorCounters] = []
+    try:
+        sock, _ = channel.connect(path)
+        with sock:
+            sock.settimeout(FIND_SECONDS)
+            while True:
+                channel.send(sock, AskCounters(lun, len(found)))
+                got = channel.receive(sock)
+                if got is None or not isinstance(got[0], Counters) or got[0].counters is None:
+                    break
+                found.append(got[0].counters)
+    except (OSError, CodecError) as error:
+        log.info("%s: %s", path, error)
+    return tuple(found)
 
 
 def disks(directory: Path, *, kernel: bool = True) -> list[tuple[Path, DiskStatus]]:

@@ -29,9 +29,12 @@ from tcmu_core.errors import (
 )
 from tcmu_core.filters.control import command as filter_command
 from tcmu_core.host import transports
+from tcmu_core.host.counting import counters
 from tcmu_core.host.messages import (
     Ask,
+    AskCounters,
     Changed,
+    Counters,
     DiskStatus,
     FilterAnswer,
     FilterCommand,
@@ -382,6 +385,10 @@ class Host:
                 return SessionList(self.transport.sessions())
             case Logout():
                 return LoggedOut(self.transport.log_out(message))
+            case AskCounters():
+                engine = self.engines.get(message.lun)
+                self.transport.watched(message.lun)
+                return Counters(counters(engine.unit, message.number) if engine is not None else None)
             case Reconfigure():
                 return self._reconfigure(message, asker)
             case SetLevel():

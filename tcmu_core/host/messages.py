@@ -79,6 +79,14 @@ class Ask(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class AskCounters(Message):
+    """Answer with `Counters` of the `number`th initiator of a LUN: a message has no room for those of all."""
+
+    lun: int
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Reconfigure(Message):
     """Have the disk of a LUN take a change, of which a cfgstring is whole; the answer is `Changed` of the same id."""
 
@@ -188,6 +196,53 @@ class LoggedOut(Message):
     """How many sessions were asked to end."""
 
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class TimesTaken:
+    """How long samples took: `counts[n]` of them 2**(n-1) nanoseconds or more, and less than 2**n; `total` in all."""
+
+    counts: tuple[int, ...] = ()
+    total: int = 0  # nanoseconds
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorCount:
+    """How many commands ended with one kind of error: a sense key, another status than GOOD, or `aborted`."""
+
+    kind: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class OperationCounters:
+    """What became of the commands of one operation code. Times are those of samples."""
+
+    opcode: int  # -1: all those that have no name
+    name: str
+    commands: int  # that have ended
+    bytes: int  # to the disk, or from it
+    in_flight: int
+    errors: tuple[ErrorCount, ...] = ()
+    queue: TimesTaken = field(default_factory=TimesTaken)  # from the arrival to the call of the hook
+    storage: TimesTaken = field(default_factory=TimesTaken)  # from there until the hook is done
+    send: TimesTaken = field(default_factory=TimesTaken)  # from there until the status is out
+
+
+@dataclass(frozen=True, slots=True)
+class InitiatorCounters:
+    """What one initiator has had a disk do, `since` in seconds since 1970; `other` are all beyond those told apart."""
+
+    initiator: str
+    operations: tuple[OperationCounters, ...]
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Counters(Message):
+    """The answer to `AskCounters`; None: there are no more."""
+
+    counters: InitiatorCounters | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,9 @@ class Transport(Protocol):
     def log_out(self, wanted: Logout) -> int:
         """Send initiators away; returns how many sessions that ends."""
 
+    def watched(self, lun: int) -> None:
+        """Somebody looks at the counters of a LUN: count for a while, where that is not done always."""
+
     def ping(self) -> None:
         """Look after what nobody else does, every few seconds."""
 

@@ -11,6 +11,7 @@ the connection's account: where that allows no more, the inbox has no room, and 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from tcmu_core.iscsi.budget import Account
 from tcmu_core.iscsi.constants import BHS
@@ -101,7 +102,19 @@ class Outbox:
     `limit` is how much may be queued before commands wait.
     """
 
-    __slots__ = ("_account", "_joins", "_most", "_size", "cursor", "limit", "memory", "queue", "queued", "run")
+    __slots__ = (
+        "_account",
+        "_joins",
+        "_most",
+        "_size",
+        "_watched",
+        "cursor",
+        "limit",
+        "memory",
+        "queue",
+        "queued",
+        "run",
+    )
 
     def __init__(self, account: Account, most: int, limit: int) -> None:
         self._account = account
@@ -114,10 +127,12 @@ class Outbox:
         self.run = 0
         self.cursor = 0
         self._joins = False  # whether the queue ends where the run begins
+        self._watched: list[tuple[int, Callable[[], object]]] = []  # bytes that go before, and what to call then
 
     def clear(self) -> None:
         """Forget all, for good."""
         self.queue.clear()
+        self._watched.clear()
         self.memory = Memory(self._account, 0)
         self.queued = self.run = self.cursor = 0
 
@@ -190,6 +205,8 @@ class Outbox:
     def sent(self, count: int) -> None:
         """Forget the first `count` bytes of the queue; begin at the front again once all is gone."""
         self.queued -= count
+        if self._watched:
+            self._look(count)
         queue = self.queue
         while count:
             part = queue[0]
@@ -203,6 +220,18 @@ class Outbox:
                 self._renew(self._size)
             self.run = self.cursor = 0
             self._joins = False
+
+    def when_sent(self, then: Callable[[], object]) -> None:
+        """Call `then()` when all that is queued by now was sent."""
+        self._watched.append((self.queued, then))
+
+    def _look(self, count: int) -> None:
+        """Tell those who watch that `count` bytes more were sent."""
+        watched = [(before - count, then) for before, then in self._watched]
+        self._watched = [(before, then) for before, then in watched if before > 0]
+        for before, then in watched:
+            if before <= 0:
+                then()
 
     def _renew(self, size: int) -> None:
         self.memory = Memory(self._account, size)

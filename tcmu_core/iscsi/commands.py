@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.constants import ATTRIBUTE, BHS, COMMAND_READ, COMMAND_WRITE, FINAL, RESERVED_TAG, RejectReason
 from tcmu_core.iscsi.errors import PduError
@@ -103,6 +105,7 @@ class Commands:
             session.economize()
             command = self._command(cdb, [], 0, pdu.lun, pdu.itt, pdu.flags)
             command.status = Status.BUSY
+            command.nexus.tally.count(command)
             finish(session, Task(command, pdu.itt, pdu.lun, pdu.expected_length, True, []))
             return
         segments, end = self._lay_out(outbox.cursor, length)
@@ -133,6 +136,7 @@ class Commands:
             command.status = transfer.failed.status
             if command.status == Status.CHECK_CONDITION:
                 command.sense = sense.encode(transfer.failed)
+            command.nexus.tally.count(command)
         elif not self._execute(command, transfer.lun):
             task.pins, transfer.pins = transfer.pins, []
             transfer.drop()
@@ -153,7 +157,9 @@ class Commands:
     def _execute(self, command: Command, lun: bytes) -> bool:
         attachment = self._session.attachment
         assert attachment is not None
-        return attachment.it.execute(parse_lun(lun), command)
+        execute = partial(attachment.it.execute, parse_lun(lun))
+        sampler = self._session.sampler
+        return sampler.run(execute, command) if sampler.on else execute(command)
 
     def _pend(self, task: Task) -> None:
         task.command.context = task
@@ -164,11 +170,14 @@ class Commands:
     def done(self, command: Command) -> None:
         """A command has ended that did not end at once."""
         session = self._session
+        if session.sampler.pending:
+            session.sampler.done(command)
         if session.state is State.PUMPING or session.state is State.LEAVING:
             session.finished.append(command.context)
             return
         self.complete(command.context)
         session.outbox.close_run()
+        session.stamp()
         session.notify()
 
     def complete(self, task: Task) -> None:

@@ -70,7 +70,9 @@ class Pump:
             p.LogoutRequest: requests.logout,
             p.NopOut: requests.nop_out,
         }
+        self._sampler = session.sampler
         self._luns: dict[bytes, tuple[Callable[[Command], bool], Nexus, bytes]] = {}
+        self._timed: dict[bytes, tuple[Callable[[Command], bool], Nexus, bytes]] = {}  # the same, with a clock
         if session.attachment is not None:
             for lun in session.attachment.it.luns:
                 self._know(lun)
@@ -82,7 +84,9 @@ class Pump:
         attachment = self._session.attachment
         assert attachment is not None
         execute, nexus = attachment.it.luns[lun]
-        self._luns[format_lun(lun)] = execute, nexus, directions(attachment.target.luns[lun].table)
+        ways = directions(attachment.target.luns[lun].table)
+        self._luns[format_lun(lun)] = execute, nexus, ways
+        self._timed[format_lun(lun)] = self._sampler.timed(execute), nexus, ways
         nexus.on_clear = partial(self._cleared, lun)
 
     def _look_for(self, raw: bytes) -> None:
@@ -100,6 +104,7 @@ class Pump:
         self._writes.drop(raw)
         if attachment is None or lun not in attachment.it.luns:
             self._luns.pop(raw, None)
+            self._timed.pop(raw, None)
 
     def _begin(self) -> bool:
         """Begin a batch, unless output or commands must go first."""
@@ -127,9 +132,13 @@ class Pump:
         if len(session.tasks) + len(session.transfers) > self._most:
             session.end("more commands than the window allows")
         session.outbox.close_run()
+        if self._sampler.ended:
+            session.stamp()
+        self._sampler.on = False
 
     def _plain(self) -> None:
         session = self._session
+        timed = self._sampler.begin(left_over=session.state is State.STALLED)
         inbox, outbox = session.inbox, session.outbox
         if outbox.queued or session.held or session.tasks:  # what `_begin` looks after
             if not self._begin():
@@ -140,7 +149,7 @@ class Pump:
                 return
             session.state = state
         unpack, pack_data, pack_response = p.SCSI_COMMAND.unpack_from, p.DATA_IN.pack_into, p.SCSI_RESPONSE.pack_into
-        luns, tasks, transfers = self._luns, session.tasks, session.transfers
+        luns, tasks, transfers = self._timed if timed else self._luns, session.tasks, session.transfers
         done = self._commands.done
         parameters = session.parameters
         single = min(parameters.max_segment, parameters.max_burst)
@@ -267,6 +276,7 @@ class Pump:
         self._rest(stalled)
 
     def _digests(self) -> None:
+        self._sampler.begin(left_over=self._session.state is State.STALLED)
         if not self._begin():
             return
         going_on = GO_ON

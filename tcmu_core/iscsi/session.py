@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import partial
 
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.buffers import Inbox, Outbox
@@ -19,6 +20,7 @@ from tcmu_core.iscsi.login import Outcome
 from tcmu_core.iscsi.pending import Task
 from tcmu_core.iscsi.settings import Limits, PortalSettings
 from tcmu_core.iscsi.transfer import Transfer
+from tcmu_core.scsi.sampling import Sampler
 from tcmu_core.scsi.target import ITNexus, Target
 
 Listing = Callable[[str], Iterable[tuple[str, Iterable[str]]]]  # targets and addresses that an initiator may see
@@ -119,6 +121,7 @@ class Session:
         self.tasks: dict[int, Task] = {}  # in the engine's hands, by initiator task tag
         self.transfers: dict[int, Transfer] = {}  # writes whose data has not all come
         self.finished: list[Task] = []  # ended while the pump was at work
+        self.sampler = Sampler()
         self.account = inbox.account
         self.held = Held(self.account, self.limits.memory // 8)
         self.blocked = False  # whether it waits for pending commands to end before it takes more
@@ -175,6 +178,11 @@ class Session:
             for _execute, nexus in self.attachment.it.luns.values():
                 nexus.on_clear = None
             self.attachment.target.disconnect(self.attachment.it)
+
+    def stamp(self) -> None:
+        """See when what has ended is out: it is in the outbox's queue."""
+        if self.sampler.ended:
+            self.outbox.when_sent(partial(self.sampler.sent, self.sampler.take()))
 
     # -- numbers ------------------------------------------------------------------------------------------------------
 

@@ -131,6 +131,9 @@ class TargetTransport:
         """Ask initiators to log out; what is left of their sessions is closed when the time is over."""
         return dismiss(self.portal, wanted.initiator, wanted.target, wanted.seconds)
 
+    def watched(self, _lun: int) -> None:
+        """Do nothing: what comes by sessions is counted always."""
+
     def ping(self) -> None:
         """Do nothing: sessions look after themselves."""
 
@@ -228,6 +231,9 @@ class RedirectorTransport:
     def log_out(self, _wanted: Logout) -> int:
         """Send nobody away: sessions are the targets'."""
         return 0
+
+    def watched(self, _lun: int) -> None:
+        """Do nothing: there are no disks."""
 
     def ping(self) -> None:
         """Do nothing."""

@@ -21,8 +21,10 @@ from typing import Any, Protocol
 from tcmu_core.errors import TcmuError
 from tcmu_core.kernel import abi
 from tcmu_core.kernel.abi import Capability, EntryOp, TmrType, UserFlag
+from tcmu_core.kernel.watch import Watch
 from tcmu_core.scsi.command import Command, Nexus, Status
-from tcmu_core.scsi.hot import PASS, Fast
+from tcmu_core.scsi.hot import PASS, Fast, Over
+from tcmu_core.scsi.tally import Tally, Uncounted
 
 log = logging.getLogger("tcmu.ring")
 
@@ -61,6 +63,9 @@ class Unit(Protocol):
     def reset(self, nexus: Nexus | None, then: Callable[[], object], /) -> None:
         """Reset the unit."""
 
+    def count(self, over: Over | None, /) -> None:
+        """Have what `over` makes of the fast paths stand in for them; None: no more."""
+
 
 class Ring:
     """One device's ring in `memory`, which holds the mailbox, the entries and the data area.
@@ -93,7 +98,11 @@ class Ring:
         self._unit = unit
         self._nexus = nexus
         self._post = post
-        self._doorbell = doorbell
+        # These three are others while somebody looks at the counters.
+        self._doorbell = self._bell = doorbell
+        self._proceed = unit.proceed
+        self._finished: Callable[[Command], None] = self._end
+        self._watch: Watch | None = None
         self._head_word = abi.CMD_HEAD // 4
         self._tail_word = abi.CMD_TAIL // 4
         self._at = self._tail = self._words[self._tail_word]  # the next entry to take; the oldest slot not given back
@@ -123,6 +132,9 @@ class Ring:
         tso, in_order = _TOTAL_STORE_ORDER, self._in_order
         len_mask, op_mask = abi.LEN_MASK, abi.OP_MASK
         taken = answered = silent = 0
+        watch = self._watch
+        if watch is not None:
+            watch.begin()
         while True:
             head = words[head_word]
             if self._at == head or taken >= TURN:
@@ -168,7 +180,7 @@ class Ring:
                         command.context = self._bidi(entry + abi.IOVEC + iov_cnt * 16, bidi_cnt)
                     if in_order:
                         self._slot_of[command] = entry
-                    if unit.proceed(command, result):
+                    if self._proceed(command, result):
                         self._answer(command)
                         silent += 1
                     else:
@@ -196,11 +208,29 @@ class Ring:
                     self._doorbell()
                     answered = silent = 0
         self.commands += taken
+        if watch is not None:
+            watch.end()
 
     def answer_now(self) -> None:
         """Ring the doorbell for what has been answered."""
         self._bell_is_posted = False
         self._doorbell()
+
+    def watch(self, tally: Tally | None) -> None:
+        """Count in `tally` what passes from now on, and time some of it; None: no more.
+
+        It is not to be called while commands are processed.
+        """
+        if tally is None:
+            self._watch = None
+            self._proceed, self._finished, self._doorbell = self._unit.proceed, self._end, self._bell
+            self._unit.count(None)
+            self._nexus.tally = Uncounted()
+            return
+        watch = self._watch = Watch(tally, self._unit.proceed, self._end, self._bell)
+        self._proceed, self._finished, self._doorbell = watch.proceed, watch.finished, watch.doorbell
+        self._unit.count(watch.over)
+        self._nexus.tally = tally
 
     # -- taking -----------------------------------------------------------------------------------------------------
 
@@ -255,7 +285,7 @@ class Ring:
 
     # -- answering --------------------------------------------------------------------------------------------------
 
-    def _finished(self, command: Command) -> None:
+    def _end(self, command: Command) -> None:
         """Answer a command that did not end inside execute; the doorbell follows when others had their chance."""
         self.in_flight.pop(command.tag, None)
         self._answer(command)

@@ -37,6 +37,7 @@ log = logging.getLogger("tcmu.kernel")
 LEAVE_SECONDS = 12.0  # for another host to let go of the uio device, before it is killed
 GONE_SECONDS = 8.0  # for a killed one to be gone
 POLL = 0.02
+WATCHED_SECONDS = 300.0  # for which the ring counts after somebody has looked: Prometheus asks more often
 SERIAL = "wwn/vpd_unit_serial"
 PR_SET_IO_FLUSHER = 57  # linux/prctl.h
 COMM = "tcmu:"  # what the names of hosts in `ps -o comm` begin with
@@ -77,6 +78,7 @@ class KernelTransport:
         self._taken_over = False
         self._settled = False  # whether initiators may have seen the identity
         self._pace = Pace(spin_time())
+        self._watched_until: float | None = None
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
@@ -156,6 +158,7 @@ class KernelTransport:
         nexus = engine.attach(INITIATOR)
         nexus.attentions.clear()  # the kernel reports power-on and reset to each of its nexuses itself
         self.ring = Ring(self.uio.memory, engine, nexus, post=loop.post, doorbell=self.uio.ring_doorbell)
+        self._unwatch()
         self._record_serial(engine)
         if not self._taken_over:
             self.record()
@@ -260,6 +263,33 @@ class KernelTransport:
     def log_out(self, _wanted: Logout) -> int:
         """Send nobody away: sessions are the kernel's."""
         return 0
+
+    def watched(self, _lun: int) -> None:
+        """Count what passes the ring for `WATCHED_SECONDS` from now on; without that nothing is."""
+        if self.ring is None:
+            return
+        loop, before = self.served.loop, self._watched_until
+        self._watched_until = loop.clock() + WATCHED_SECONDS
+        if before is None:
+            (engine,) = self.served.engines.values()
+            self.ring.watch(engine.unit.tallies.anew(INITIATOR.name))
+            loop.call_later(WATCHED_SECONDS, self._look_whether_watched)
+
+    def _look_whether_watched(self) -> None:
+        assert self._watched_until is not None
+        left = self._watched_until - self.served.loop.clock()
+        if left > 0:
+            self.served.loop.call_later(left, self._look_whether_watched)
+        else:
+            self._unwatch()
+
+    def _unwatch(self) -> None:
+        """Count no more, and forget what was counted: what would be missing from it is unknown."""
+        self._watched_until = None
+        assert self.ring is not None
+        self.ring.watch(None)
+        (engine,) = self.served.engines.values()
+        engine.unit.tallies.drop(INITIATOR.name)
 
     def ping(self) -> None:
         """Acknowledge the kernel's events, and take what is in the ring, should an event have been missed."""

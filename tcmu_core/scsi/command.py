@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
+from tcmu_core.scsi.tally import Tally
+
 
 class Status(IntEnum):
     """Status codes (SAM-5 5.3.1)."""
@@ -55,6 +57,7 @@ class Nexus:
     initiator: Initiator
     attentions: deque[tuple[int, int]] = field(default_factory=deque)  # (asc, ascq), oldest first
     on_clear: Callable[[], None] | None = None  # a transport drops the commands that it has not handed over yet
+    tally: Tally = field(default_factory=Tally)  # of the initiator at this disk, whatever nexus it has
 
 
 def _ignore(command: Command) -> None:
@@ -71,11 +74,13 @@ class Command:
 
     The engine decodes the CDB once: `row` is its line in the opcode table, None where there is none, `lba` and `count`
     the blocks that it names. `aborted`: it is to end as soon as its hook returns; `silent`: then nobody is told.
+    `begun`: when it had its turn (time.perf_counter_ns), if it had to wait for that.
     """
 
     __slots__ = (
         "aborted",
         "attribute",
+        "begun",
         "buffers",
         "cdb",
         "context",
@@ -102,7 +107,7 @@ class Command:
         tag: int = 0,
         attribute: int = 1,
     ) -> None:
-        # Not set here, for a command whose fast path ends it never has them: row, lba, count.
+        # Not set here, for a command whose fast path ends it never has them: row, lba, count, begun.
         self.cdb = cdb
         self.buffers = buffers
         self.length = length
@@ -120,6 +125,7 @@ class Command:
     row: Any
     lba: int
     count: int
+    begun: int
 
     @property
     def silent(self) -> bool:

@@ -20,6 +20,7 @@ from tcmu_core.scsi.unit import Unit
 # fast(memory, at, length, buffers): the CDB is in `memory` from `at` on, `buffers` hold `length` bytes. Returns what
 # the hook does (None: all of it is done), or PASS for a command that is not for the hot path.
 Fast = Callable[[Any, int, int, list[memoryview]], Any]
+Over = Callable[[dict[int, Fast]], dict[int, Fast]]  # makes what stands in for paths
 PASS = object()  # nothing that a handler could return
 
 _CDB_10 = struct.Struct(">xBIBHB")  # flags, LBA, group number, transfer length, control (SBC-4 5.11)

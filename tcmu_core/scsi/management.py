@@ -70,6 +70,7 @@ class TaskManager(ABC):
         self.gate()
 
     def _ended(self, command: Command, watchers: list[Callable[[], object]]) -> None:
+        command.nexus.tally.count(command)
         command.done(command)
         for call in watchers:
             call()

@@ -17,6 +17,7 @@ from tcmu_core.scsi.limits import MAX_TRANSFER, MAX_UNMAP_BLOCKS, MAX_WRITE_SAME
 from tcmu_core.scsi.modes import ModePages
 from tcmu_core.scsi.opcodes import Table
 from tcmu_core.scsi.reservations import Registrant, Reservations, StateStore
+from tcmu_core.scsi.tally import Tallies, Tally
 from tcmu_core.scsi.taskset import TaskSet
 
 
@@ -40,6 +41,7 @@ class Unit:
         self.operations = disk.operations
         self.nexuses: list[Nexus] = []
         self.tasks = TaskSet()
+        self.tallies = Tallies()
         self.identity = Identity.of(self.device.serial)
         self.modes = ModePages(self.device)
         self.reservations = Reservations(store, self.device.log)
@@ -107,11 +109,16 @@ class Unit:
 
     def attach(self, initiator: Initiator) -> Nexus:
         """Make a new I_T_L nexus; its first command gets POWER ON, RESET, OR BUS DEVICE RESET OCCURRED."""
-        nexus = Nexus(initiator)
+        nexus = Nexus(initiator, tally=self.tallies.of(initiator.name, self._in_use))
         nexus.attentions.append(POWER_ON)
         self.nexuses.append(nexus)
         self.access.look(self.nexuses)
         return nexus
+
+    def _in_use(self, tally: Tally) -> bool:
+        """Return whether an initiator is here, or has a command here that has not ended."""
+        nexuses = (*self.nexuses, *(command.nexus for command in self.tasks.active))
+        return any(nexus.tally is tally for nexus in nexuses)
 
     def forget(self, nexus: Nexus) -> None:
         """Drop a nexus that is lost, its RESERVE(6) and its PREVENT (SAM-5 6.3.4)."""

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import queue
 import random
 import struct
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tcmu_core import hookimpl
+from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.kernel.ring import Ring, RingError
+from tcmu_core.scsi import sampling
+from tcmu_core.scsi import tally as tallying
 from tcmu_core.scsi.command import Command, Initiator, Nexus
-from tcmu_core.scsi.hot import PASS, Fast
+from tcmu_core.scsi.engine import Engine
+from tcmu_core.scsi.hot import PASS, Fast, Over
+from tcmu_core.scsi.tally import Tally
 from tcmu_core.testing import fake_kernel as fake
+from tcmu_core.testing.harness import make_disk
+from tests.iscsi.served import MemoryDisk
 
 READ, WRITE = b"\x28", b"\x2a"
 GOOD, CHECK, ABORTED = 0x00, 0x02, 0x40
@@ -50,6 +60,9 @@ class Unit:
 
     def reset(self, nexus: Nexus | None, then: Callable[[], object]) -> None:
         self.resets += 1
+
+    def count(self, over: Over | None) -> None:
+        raise NotImplementedError
 
 
 def good(command: Command) -> bool:
@@ -323,8 +336,7 @@ def test_a_fast_path_answers_without_a_command() -> None:
 
 
 @pytest.mark.parametrize("result", [PASS, OSError(5, "no"), "a future"])
-def test_what_a_fast_path_does_not_end_becomes_a_command(result: Any) -> None:
-    bench = Bench()
+def test_what_a_fast_path_does_not_end_becomes_a_command(result: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     proceeded = []
 
     def fast(memory: Any, at: int, length: int, buffers: list[memoryview]) -> Any:
@@ -332,13 +344,14 @@ def test_what_a_fast_path_does_not_end_becomes_a_command(result: Any) -> None:
             raise result
         return result
 
-    def proceed(command: Command, what: Any) -> bool:
+    def proceed(_unit: Unit, command: Command, what: Any) -> bool:
         proceeded.append((command.cdb[:10], command.length, what))
         command.status, command.sense = CHECK, b"sense"
         return True
 
+    monkeypatch.setattr(Unit, "proceed", proceed)
+    bench = Bench()
     bench.unit.fast[READ[0]] = fast
-    bench.unit.proceed = proceed  # type: ignore[method-assign]
     cmd_id = bench.kernel.command(READ + bytes(9), room=512)
     bench.ring.process()
     assert proceeded == [(READ + bytes(9), 512, result)]
@@ -543,3 +556,170 @@ def test_the_ring_works_with_fences_too(monkeypatch: pytest.MonkeyPatch) -> None
         bench.finish(bench.unit.kept[-1])
     assert {answer.cmd_id for answer in bench.kernel.answers} == set(ids)
     assert bench.kernel.head == bench.kernel.tail
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_what_passes_the_ring_is_counted_to_the_command(threads: int) -> None:
+    """Those that end on the fast path, those that end later, and those that fail."""
+    rig = RingRig(threads)
+    rig.watch()
+    for lba in range(5):
+        rig.send(b"\x28\0" + lba.to_bytes(4, "big") + b"\0\0\2\0", room=1024)
+    for _ in range(3):
+        rig.send(b"\x2a" + bytes(7) + b"\1\0", data=bytes(512))
+    rig.send(b"\x28\xff" + bytes(6) + b"\1\0", room=512)
+    rig.finish()
+    tally = rig.nexus.tally
+    assert (tally.commands[0x28], tally.commands[0x2A], sum(tally.commands)) == (6, 3, 9)
+    assert (tally.moved[0x28], tally.moved[0x2A]) == (5 * 1024, 3 * 512)
+    assert tally.errors == {(0x28, CHECK, 5): 1}
+    # The first batch is timed, and nothing of it is forgotten on its way.
+    taken = tally.times_of(0x28)
+    assert sum(taken.queue.counts) == sum(taken.storage.counts) == sum(taken.send.counts) > 0
+
+
+def test_a_batch_that_is_not_timed_is_counted_just_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of one operation code, and of one command each, with one that takes the long way between them."""
+    monkeypatch.setattr(sampling, "INTERVAL", 1 << 62)
+    rig = RingRig(0)
+    rig.watch()
+    rig.read()
+    for blocks in (1, 2, 3):
+        size = bytes([blocks, 0])
+        rig.send(b"\x28" + bytes(7) + size, room=512 * blocks)
+        rig.send(b"\x28" + bytes(7) + size, room=512 * blocks)
+        rig.send(b"\x00" + bytes(5))
+        rig.send(b"\x2a" + bytes(7) + size, data=bytes(512 * blocks))
+    rig.finish()
+    tally = rig.nexus.tally
+    assert (tally.commands[0x00], tally.commands[0x28], tally.commands[0x2A]) == (3, 7, 3)
+    assert (tally.moved[0x28], tally.moved[0x2A]) == (13 * 512, 6 * 512)
+    assert sum(tally.commands) == rig.ring.commands == 13
+    assert sum(tally.times_of(0x28).storage.counts) == 1
+
+
+def test_while_nobody_looks_nothing_is_counted_and_the_engines_own_paths_are_called() -> None:
+    rig = RingRig(0)
+    own = dict(rig.engine.fast)
+    tally = rig.watch()
+    rig.read()
+    rig.ring.watch(None)
+    rig.read()
+    assert (tally.commands[0x28], sum(rig.nexus.tally.commands)) == (1, 0)
+    assert rig.engine.fast.keys() == own.keys()
+    assert [path.__code__ for path in rig.engine.fast.values()] == [path.__code__ for path in own.values()]  # type: ignore[attr-defined]
+    again = rig.watch()
+    rig.read()
+    assert (tally.commands[0x28], again.commands[0x28]) == (1, 1)
+
+
+def test_what_is_under_way_when_somebody_begins_to_look_or_ends_to_is_answered_all_the_same() -> None:
+    patient = Patient()
+    rig = RingRig(0, patient)
+    for _ in range(3):
+        rig.read()
+    tally = rig.watch()
+    rig.read()
+    patient.answer()
+    rig.end()
+    assert (tally.commands[0x28], tally.moved[0x28]) == (4, 4 * 512)  # those that have ended since
+    taken = tally.times_of(0x28)  # of the one that began meanwhile
+    assert sum(taken.queue.counts) == sum(taken.storage.counts) == sum(taken.send.counts) == 1
+    rig.read()
+    rig.ring.watch(None)
+    patient.answer()
+    rig.end()
+    assert sum(tally.commands) == 4
+    assert {answer.status for answer in rig.kernel.answers} == {GOOD}
+
+
+def test_of_quick_commands_the_first_one_of_a_batch_is_timed() -> None:
+    rig = RingRig(0)
+    tally = rig.watch()
+    for _ in range(3):
+        rig.send(b"\x28" + bytes(7) + b"\1\0", room=512)
+    rig.finish()
+    assert (tally.commands[0x28], sum(tally.times_of(0x28).storage.counts)) == (3, 1)
+
+
+def test_what_is_aborted_while_it_waits_for_its_turn_is_counted_too() -> None:
+    patient = Patient()
+    rig = RingRig(0, patient)
+    tally = rig.watch()
+    rig.read()
+    rig.send(b"\x89" + bytes(12) + b"\1\0\0", data=bytes(1024))  # COMPARE AND WRITE of the block that is being read
+    rig.ring.process()
+    (waiting,) = [command for command in rig.ring.in_flight.values() if command.cdb[0] == 0x89]
+    rig.engine.abort(waiting, lambda: None)
+    patient.answer()
+    rig.end()
+    assert (tally.commands[0x28], tally.commands[0x89]) == (1, 1)
+    assert tally.errors == {(0x89, tallying.ABORTED, 0): 1}
+
+
+def test_a_disk_that_changes_while_somebody_looks_is_counted_on() -> None:
+    rig = RingRig(0)
+    tally = rig.watch()
+    rig.read()
+    rig.engine.refresh()
+    rig.read()
+    assert tally.commands[0x28] == 2
+
+
+class Patient(MemoryDisk):
+    """Answers reads when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[Future[None]] = []
+
+    @hookimpl
+    def read(self, offset: int, buffers: list[memoryview]) -> Future[None]:  # type: ignore[override]
+        self.waits.append(Future())
+        return self.waits[-1]
+
+    def answer(self) -> None:
+        for wait in self.waits:
+            wait.set_result(None)
+        self.waits.clear()
+
+
+class RingRig:
+    """A ring with the engine and a disk in memory behind it."""
+
+    def __init__(self, threads: int, handler: object | None = None) -> None:
+        self.posted: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        disk = make_disk(handler or MemoryDisk(), DiskSpec("memory", name="disk"), threads=threads)
+        disk.open()
+        self.engine = Engine(disk, post=self._post)
+        self.nexus = self.engine.attach(Initiator("kernel", b""))
+        self.nexus.attentions.clear()
+        self.kernel = fake.FakeKernel()
+        self.ring = Ring(self.kernel.memory, self.engine, self.nexus, post=self._post, doorbell=self.kernel.bell)
+
+    def _post(self, fn: Callable[..., object], *args: Any) -> None:
+        self.posted.put(lambda: fn(*args))
+
+    def send(self, cdb: bytes, *, data: bytes | None = None, room: int = 0) -> None:
+        assert self.kernel.command(cdb, data=data, room=room) is not None
+
+    def read(self) -> None:
+        """Read a block."""
+        self.send(b"\x28" + bytes(7) + b"\1\0", room=512)
+        self.ring.process()
+
+    def watch(self) -> Tally:
+        """Look at the counters from now on."""
+        tally = Tally()
+        self.ring.watch(tally)
+        return tally
+
+    def end(self) -> None:
+        """Wait until all that was sent is answered."""
+        while self.kernel.sent:
+            self.posted.get(timeout=60)()
+
+    def finish(self) -> None:
+        self.ring.process()
+        self.end()
+        self.engine.close()

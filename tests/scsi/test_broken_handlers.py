@@ -13,6 +13,7 @@ from tcmu_core import Command, CommandError, NotReady, Opcode, Status, hookimpl
 from tcmu_core.disk.device import Change
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.errors import ConfigError, HandlerError
+from tcmu_core.scsi.command import Initiator
 from tcmu_core.scsi.engine import Engine
 from tcmu_core.testing.harness import make_disk
 from tests.scsi.harness import BLOCK, Memory, Plain, Rig, cdb10, make_rig
@@ -236,7 +237,7 @@ def test_read_only_holds_for_a_handler_that_answers_writes_itself(handler: Any, 
     disk.open()
     posted: Any = []
     rig = Rig([handler], [Engine(disk, post=lambda fn, *args: posted.append((fn, args)))], None, posted)  # type: ignore[arg-type]
-    nexus = rig.engine.attach(None)  # type: ignore[arg-type]
+    nexus = rig.engine.attach(Initiator("initiator", b""))
     nexus.attentions.clear()
     data = bytearray(BLOCK)
     command = Command(cdb, [memoryview(data)], BLOCK, nexus)

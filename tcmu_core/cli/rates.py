@@ -1,0 +1,168 @@
+"""Rates: what happened between two looks at the counters, by disk and initiator, and what holds it up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tcmu_core.host import control
+from tcmu_core.host.messages import InitiatorCounters, TimesTaken
+
+STAGES = ("queue", "storage", "send")
+_LITTLE = 0.5  # commands at a time: below, the disk has nothing to do for half of the time
+_PART = {
+    "queue": "commands wait for their turn in this process",
+    "storage": "the storage",
+    "send": "the network, or the initiator that takes the answers",
+}
+
+Key = tuple[int, int, str, str]  # process, LUN, disk, initiator
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The counters of all disks at one time, in seconds of a clock that only goes forward."""
+
+    at: float
+    counters: Mapping[Key, InitiatorCounters]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of the way of a command: half of the samples took no more than `p50` seconds, 99 % of them than `p99`."""
+
+    p50: float
+    p99: float
+    mean: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one initiator had a disk do. A stage is None where no sample was taken; `depth` are commands at a time."""
+
+    disk: str
+    initiator: str
+    iops: float
+    bytes: float  # a second
+    depth: float
+    in_flight: int
+    errors: float  # a second
+    queue: Stage | None
+    storage: Stage | None
+    send: Stage | None
+
+
+def look(directory: Path, disk: str | None) -> Look:
+    """Look at the counters of the hosts that are found in `directory`, of one disk or of all."""
+    found: dict[Key, InitiatorCounters] = {}
+    for path, status in control.hosts(directory):
+        for one in status.disks:
+            if disk in (None, one.name):
+                for counters in control.counted(path, one.lun):
+                    found[status.pid, one.lun, one.name, counters.initiator] = counters
+    return Look(time.monotonic(), found)
+
+
+def rows(before: Look, after: Look) -> list[Row]:
+    """Return what happened between two looks."""
+    seconds = max(after.at - before.at, 1e-9)
+    return [_row(key, before.counters.get(key), now, seconds) for key, now in after.counters.items()]
+
+
+def _row(key: Key, before: InitiatorCounters | None, now: InitiatorCounters, seconds: float) -> Row:
+    if before is None or before.since != now.since:
+        before = InitiatorCounters(now.initiator, (), now.since)  # it is counted anew
+    old, new = _sum(before), _sum(now)
+    stages = {name: _stage(old.times[name], new.times[name]) for name in STAGES}
+    iops = (new.commands - old.commands) / seconds
+    held = sum(stage.mean for stage in stages.values() if stage is not None)
+    _, _, disk, initiator = key
+    return Row(
+        disk=disk,
+        initiator=initiator,
+        iops=iops,
+        bytes=(new.bytes - old.bytes) / seconds,
+        depth=max(iops * held, float(new.in_flight)),  # Little's law; what hangs shows in the other
+        in_flight=new.in_flight,
+        errors=(new.errors - old.errors) / seconds,
+        **stages,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sum:
+    commands: int
+    bytes: int
+    in_flight: int
+    errors: int
+    times: Mapping[str, TimesTaken]
+
+
+def _sum(counters: InitiatorCounters) -> _Sum:
+    """Add up what is counted for each operation code."""
+    of = counters.operations
+    return _Sum(
+        sum(one.commands for one in of),
+        sum(one.bytes for one in of),
+        sum(one.in_flight for one in of),
+        sum(error.count for one in of for error in one.errors),
+        {name: total(getattr(one, name) for one in of) for name in STAGES},
+    )
+
+
+def total(histograms: Iterable[TimesTaken]) -> TimesTaken:
+    """Return histograms as one."""
+    histograms = list(histograms)
+    counts = [0] * max((len(one.counts) for one in histograms), default=0)
+    for one in histograms:
+        for bucket, count in enumerate(one.counts):
+            counts[bucket] += count
+    return TimesTaken(tuple(counts), sum(one.total for one in histograms))
+
+
+def _stage(before: TimesTaken, now: TimesTaken) -> Stage | None:
+    earlier = before.counts + (0,) * (len(now.counts) - len(before.counts))
+    counts = [new - old for old, new in zip(earlier, now.counts, strict=True)]
+    samples = sum(counts)
+    if not samples:
+        return None
+    mean = (now.total - before.total) / samples / 1e9
+    return Stage(percentile(counts, 0.50), percentile(counts, 0.99), mean, samples)
+
+
+def percentile(counts: list[int], part: float) -> float:
+    """Return in how many seconds that part of the samples was done, as well as powers of two tell it."""
+    want = part * sum(counts)
+    for bucket, count in enumerate(counts):
+        if count and want <= count:
+            return float(2 ** (bucket - 1 + want / count) / 1e9) if bucket else 0.0
+        want -= count
+    return 0.0
+
+
+def bottleneck(found: Iterable[Row]) -> str:
+    """Say in a line what holds up the row that has most under way."""
+    row = max(found, key=lambda row: row.depth, default=None)
+    if row is None or (not row.iops and not row.in_flight):
+        return "nothing to do: no command has come"
+    if not row.iops:
+        return f"{row.disk}: {row.in_flight} in flight, and none has ended: the storage does not answer"
+    stages = {name: stage for name in STAGES if (stage := getattr(row, name)) is not None}
+    if row.depth < _LITTLE:
+        return f"{row.disk}: nothing is: the initiator asks for little, {row.depth:.2f} commands at a time"
+    if not stages:
+        return f"{row.disk}: too few samples to tell"
+    name = max(stages, key=lambda name: stages[name].mean)
+    share = stages[name].mean / (sum(stage.mean for stage in stages.values()) or 1.0)
+    return f"{row.disk}: {_PART[name]}: {share:.0%} of a command's time ({name}, p99 {duration(stages[name].p99)})"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a person writes it."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"

@@ -1,0 +1,194 @@
+"""`tcmu top`: what each initiator has each disk do now, how long that takes, and what holds it up."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import importlib
+import os
+import select
+import sys
+import termios
+import time
+import tty
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tcmu_core import stdout
+from tcmu_core.cli import rates
+from tcmu_core.cli.output import Exit, Output
+from tcmu_core.cli.rates import Row, Stage, bottleneck, duration
+from tcmu_core.errors import TcmuError
+from tcmu_core.state import default_directory
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+DESCRIPTION = """\
+Show live what each initiator has each disk do: commands and bytes a second,
+how many at a time, and where a command spends its time: in the queue (from its
+arrival until it is carried out), in the storage (the handler, its filters
+included), and on the way out. `p50/p99`: half of the commands, or 99 % of
+them, took no longer. The last line says what holds the busiest one up.
+
+  tcmu top                     all disks that are served on this host, until q
+  tcmu top disk1 --sort storage
+  tcmu top --once --json       one look, for scripts
+
+Times are those of samples. It shows the processes that `tcmu status` shows.
+"""
+SLICE = 0.25  # seconds between two looks at the keyboard and at the size of the terminal
+WIDTH = 160  # where there is no terminal
+
+
+def _slowest(name: str) -> Callable[[Row], Any]:
+    def order(row: Row) -> float:
+        stage: Stage | None = getattr(row, name)
+        return -stage.p99 if stage is not None else 0.0
+
+    return order
+
+
+ORDERS: dict[str, Callable[[Row], Any]] = {
+    "iops": lambda row: -row.iops,
+    "bytes": lambda row: -row.bytes,
+    "depth": lambda row: -row.depth,
+    "errors": lambda row: -row.errors,
+    **{name: _slowest(name) for name in rates.STAGES},
+    "disk": lambda row: (row.disk, row.initiator),
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `tcmu top`."""
+    parser.add_argument("disk", metavar="DISK", nargs="?", help="one disk, by its name")
+    parser.add_argument("--interval", metavar="SECONDS", type=_seconds, default=2.0, help="between two looks (2)")
+    parser.add_argument("--once", action="store_true", help="one look, an interval long, then end")
+    parser.add_argument("--sort", choices=ORDERS, default="iops", help="what comes first (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON, a line for each look")
+    parser.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        type=Path,
+        default=default_directory(),
+        help="where `tcmu serve` keeps its state (%(default)s)",
+    )
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0.1 <= value <= 3600:
+        raise argparse.ArgumentTypeError("from 0.1 to 3600 seconds")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `tcmu top`."""
+    if args.json:
+        out = Output()
+        for found in _looks(args, time.sleep):
+            row_list = [dataclasses.asdict(row) for row in found]
+            out.json({"rows": row_list, "bottleneck": bottleneck(found)}, indent=None)
+        return Exit.OK
+    try:
+        console_module = importlib.import_module("rich.console")
+    except ImportError:
+        raise TcmuError("`tcmu top` needs rich: `pip install 'tcmu-core[monitor]'` brings it") from None
+    stream = stdout.stream()
+    console = console_module.Console(file=stream, width=None if stream.isatty() else WIDTH, highlight=False)
+    if args.once or not stream.isatty():
+        for found in _looks(args, time.sleep):
+            console.print(picture(found))
+    else:
+        _live(args, console)
+    return Exit.OK
+
+
+class _Quit(Exception):
+    """The person has seen enough."""
+
+
+def _looks(args: argparse.Namespace, pause: Callable[[float], object]) -> Iterator[list[Row]]:
+    before = rates.look(args.state_dir, args.disk)
+    while True:
+        pause(args.interval)
+        after = rates.look(args.state_dir, args.disk)
+        yield sorted(rates.rows(before, after), key=ORDERS[args.sort])
+        if args.once:
+            return
+        before = after
+
+
+def _live(args: argparse.Namespace, console: Console) -> None:
+    """Show it on a terminal until q or Ctrl-C."""
+    from rich.live import Live
+
+    shown: list[Row] = []
+    with _keys() as key, Live(console=console, screen=True, auto_refresh=False) as live:
+
+        def pause(seconds: float) -> None:
+            until = time.monotonic() + seconds
+            size = console.size
+            while (left := until - time.monotonic()) > 0:
+                if key(min(left, SLICE)) in ("q", "Q"):
+                    raise _Quit
+                if console.size != size:
+                    size = console.size
+                    live.update(picture(shown), refresh=True)
+
+        live.update("looking ...", refresh=True)
+        with contextlib.suppress(_Quit, KeyboardInterrupt):
+            for found in _looks(args, pause):
+                shown = found
+                live.update(picture(shown), refresh=True)
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[Callable[[float], str]]:
+    """Give a function that waits some seconds for a key; "" where none is pressed."""
+    if not sys.stdin.isatty():
+        yield _no_key
+        return
+    fd = sys.stdin.fileno()
+    before = termios.tcgetattr(fd)
+    tty.setcbreak(fd)
+    try:
+        yield (
+            lambda seconds: os.read(fd, 1).decode("ascii", "ignore") if select.select([fd], [], [], seconds)[0] else ""
+        )
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def _no_key(seconds: float) -> str:
+    time.sleep(seconds)
+    return ""
+
+
+def picture(found: list[Row]) -> RenderableType:
+    """Return the rows as a table, and the line below it."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, expand=True)
+    for title in ("disk", "initiator"):
+        table.add_column(title, overflow="ellipsis", no_wrap=True, ratio=1)
+    for title in ("IOPS", "MB/s", "depth", "errors/s", "queue p50/p99", "storage p50/p99", "send p50/p99"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in found:
+        numbers = [f"{row.iops:,.0f}", f"{row.bytes / 1e6:,.1f}", f"{row.depth:.1f}", f"{row.errors:.1f}"]
+        times = [_pair(getattr(row, name)) for name in rates.STAGES]
+        table.add_row(Text(_shown(row.disk)), Text(_shown(row.initiator)), *numbers, *times)
+    return Group(table, Text(f"\nbottleneck: {_shown(bottleneck(found))}"))
+
+
+def _shown(text: str) -> str:
+    """Return what others have chosen, without what a terminal would act upon."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _pair(stage: Stage | None) -> str:
+    return f"{duration(stage.p50)} / {duration(stage.p99)}" if stage is not None else "-"

@@ -1,0 +1,79 @@
+"""What a host says of its counters: the tallies of a unit as messages, an initiator at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tcmu_core.host.messages import ErrorCount, InitiatorCounters, OperationCounters, TimesTaken
+from tcmu_core.scsi.command import Status
+from tcmu_core.scsi.opcodes import Op
+from tcmu_core.scsi.sense import SenseKey
+from tcmu_core.scsi.tally import ABORTED, OTHERS, Histogram, Tally, Times
+from tcmu_core.scsi.unit import Unit
+
+_NAMED = frozenset(map(int, Op))
+UNNAMED = -1  # in place of an operation code: all that have no name
+
+
+def counters(unit: Unit, number: int) -> InitiatorCounters | None:
+    """Return what initiator `number` of a disk, from 0 on, has had it do; None where there are no more."""
+    tallies = {**unit.tallies.by_name, OTHERS: unit.tallies.others}
+    active = [command for command in unit.tasks.active if command.cdb]
+    busy = {id(command.nexus.tally) for command in active}
+    names = [name for name, tally in tallies.items() if name != OTHERS or any(tally.commands) or id(tally) in busy]
+    if not 0 <= number < len(names):
+        return None
+    tally = tallies[names[number]]
+    in_flight = Counter(_known(command.cdb[0]) for command in active if command.nexus.tally is tally)
+    return InitiatorCounters(names[number], _operations(tally, in_flight), tally.since)
+
+
+def _known(opcode: int) -> int:
+    return opcode if opcode in _NAMED else UNNAMED
+
+
+def _operations(tally: Tally, in_flight: Counter[int]) -> tuple[OperationCounters, ...]:
+    """Return the counts by operation code; those that have no name are one, so that nobody can make it long."""
+    commands: Counter[int] = Counter()
+    moved: Counter[int] = Counter()
+    errors: Counter[tuple[int, str]] = Counter()
+    times: dict[int, list[Times]] = {}
+    for opcode, count in enumerate(tally.commands):
+        if count:
+            commands[_known(opcode)] += count
+            moved[_known(opcode)] += tally.moved[opcode]
+    for (opcode, status, key), count in tally.errors.items():
+        errors[_known(opcode), error_name(status, key)] += count
+    for opcode, one in tally.times.items():
+        times.setdefault(_known(opcode), []).append(one)
+    return tuple(
+        OperationCounters(
+            opcode=opcode,
+            name=Op(opcode).name.lower() if opcode != UNNAMED else OTHERS,
+            commands=commands[opcode],
+            bytes=moved[opcode],
+            in_flight=in_flight[opcode],
+            errors=tuple(ErrorCount(kind, count) for (code, kind), count in sorted(errors.items()) if code == opcode),
+            queue=_sum([one.queue for one in times.get(opcode, ())]),
+            storage=_sum([one.storage for one in times.get(opcode, ())]),
+            send=_sum([one.send for one in times.get(opcode, ())]),
+        )
+        for opcode in sorted({*commands, *in_flight})
+    )
+
+
+def error_name(status: int, key: int) -> str:
+    """Return what an error is called: its sense key (SPC-4 4.5.6), or a status that is no CHECK CONDITION."""
+    if status == ABORTED:
+        return "aborted"
+    if status != Status.CHECK_CONDITION:
+        return Status(status).name.lower()
+    return SenseKey(key).name.lower() if key in SenseKey.__members__.values() else OTHERS
+
+
+def _sum(histograms: list[Histogram]) -> TimesTaken:
+    """Return histograms as one, up to the last count that is not 0."""
+    counts = [sum(column) for column in zip(*(one.counts for one in histograms), strict=True)]
+    while counts and not counts[-1]:
+        counts.pop()
+    return TimesTaken(tuple(counts), sum(one.total for one in histograms))
