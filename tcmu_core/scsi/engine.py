@@ -458,8 +458,8 @@ class Engine(TaskManager):
     def change(self, change: Change) -> Future[None] | None:
         """Have the disk take a change (bytes), and the unit and its nexuses learn of it; raises as `Disk.change`.
 
-        Returns None when it is done. One of the write cache takes its turn, as MODE SELECT does, and what was volatile
-        has to become stable: a Future of that, which fails with what the disk or its flush raise.
+        Returns None when it is done. One of the write cache takes its turn, as MODE SELECT does, and what is volatile
+        has to become stable first: a Future of that, which fails with what the disk or its flush raise.
         """
         if change.write_cache is None:
             self._take(change)
@@ -480,9 +480,9 @@ class Engine(TaskManager):
         try:
             if turn is not None:
                 yield turn
+            if not change.write_cache and not self.unit.read_only:
+                yield Shielded(flushed(self.unit))  # what is volatile; where that fails the write cache stays
             self._take(change)
-            if not self.unit.write_cache and not self.unit.read_only:
-                yield Shielded(flushed(self.unit))  # also if it was off: the flush of then may have failed
         except GeneratorExit:
             changed.set_exception(InterruptedError(errno.EINTR, "a reset of an initiator came first: set it again"))
             raise
