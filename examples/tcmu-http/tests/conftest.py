@@ -36,6 +36,7 @@ class Answer(BaseHTTPRequestHandler):
         web = self.web
         with web.lock:
             web.requests.append(dict(self.headers))
+            web.paths.append(self.path)
             fault = web.faults.popleft() if web.faults else None
         if fault is not None:
             fault(self)
@@ -86,6 +87,7 @@ class Web:
         self.etag, self.modified = '"one"', MODIFIED
         self.ranges = True
         self.requests: list[dict[str, str]] = []
+        self.paths: list[str] = []
         self.faults: deque[Fault] = deque()
         self.lock = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", port), type("Of", (Answer,), {"web": self}))

@@ -166,7 +166,7 @@ def test_it_goes_where_it_is_sent_and_stays_there(web, status):
     web.faults.append(lambda answer: answer.say(status, Location="/other?signature=1"))
     with opened(web) as disk:
         assert disk.read(0, BLOCK) == web.data[:BLOCK]
-    assert len(web.requests) == 3
+    assert web.paths == ["/disk.img", "/other?signature=1", "/other?signature=1"]
 
 
 def test_where_it_was_sent_is_asked_for_anew_when_that_has_run_out(web):
@@ -174,6 +174,7 @@ def test_where_it_was_sent_is_asked_for_anew_when_that_has_run_out(web):
     with opened(web) as disk:
         web.faults.append(lambda answer: answer.say(403))
         assert disk.read(0, BLOCK) == web.data[:BLOCK]
+    assert web.paths == ["/disk.img", "/other", "/other", "/disk.img"]
 
 
 def test_it_is_not_led_out_of_tls(encrypted, certificate):
