@@ -128,7 +128,8 @@ class Running:
         self.process.send_signal(signal.SIGHUP)
 
     def uri(self, lun: int) -> str:
-        """Return where a LUN of the target is."""
+        """Return where a LUN of the target is, when that is known."""
+        self.wait(lambda: "the portal listens at" in self.said())
         address = re.findall(r"the portal listens at (\S+)", self.said())[-1]
         return f"iscsi://{address}/{IQN}/{lun}"
 
