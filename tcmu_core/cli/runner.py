@@ -25,7 +25,7 @@ from tcmu_core.config.file import load
 from tcmu_core.config.watcher import Watcher
 from tcmu_core.daemon.supervisor import Supervisor
 from tcmu_core.errors import ConfigError, TcmuError, text_of
-from tcmu_core.handlers.registry import Registry
+from tcmu_core.handlers.registry import Registry, news
 from tcmu_core.host.control import ControlSocket
 from tcmu_core.host.messages import LogLevel, SetLevel
 from tcmu_core.log import Level, Log
@@ -231,18 +231,9 @@ class Daemon:
         """Offer these handlers from now on, then take what tcmu.conf says of them, and try again what was given up."""
         if self._stopping or self.supervisor is None or self.registry is None:
             return
-        before, self.registry = self.registry.handlers, registry
-        for name in sorted(registry.handlers.keys() | before.keys()):
-            old, new = before.get(name), registry.handlers.get(name)
-            if new is None:
-                log.info("handler %r is gone", name)
-            elif new.error and (old is None or old.error != new.error):
-                log.error("handler %r of %s is broken: %s", name, new.source, new.error)
-            elif not new.error and (old is None or old.error):
-                log.info("handler %r of %s is there now", name, new.source)
-            elif not new.error and old is not None and old.source != new.source:
-                log.warning("handler %r: %s is installed, the code of %s runs until tcmu-runner is started again",
-                            name, new.source, old.source)  # fmt: skip
+        for level, text in news(self.registry, registry):
+            log.log(level.number, "%s", text)
+        self.registry = registry
         self.supervisor.take_handlers(registry)
         if self.bus is not None:
             self.bus.update(handler for handler in registry if not handler.error)

@@ -22,6 +22,7 @@ from tcmu_core.errors import ConfigError, HandlerError, text_of
 from tcmu_core.filters.registry import installed, make
 from tcmu_core.handlers.api import check_api
 from tcmu_core.hookspecs import HOOKS
+from tcmu_core.log import Level
 from tcmu_core.options import Options, declared
 from tcmu_core.posix import Reactor
 
@@ -165,6 +166,22 @@ class Registry:
             where = f"{_place(known)} and {_place(handler)}"
             error = f"two handlers have this name: {where}; remove one of them"
             self.handlers[handler.name] = Handler(handler.name, both, directory=where, error=error)
+
+
+def news(before: Registry, after: Registry) -> Iterator[tuple[Level, str]]:
+    """Yield what somebody who looks again has to say of the handlers that came, went, broke or were upgraded."""
+    for name in sorted(before.handlers.keys() | after.handlers.keys()):
+        old, new = before.handlers.get(name), after.handlers.get(name)
+        if new is None:
+            yield Level.INFO, f"handler {name!r} is gone"
+        elif new.error:
+            if old is None or old.error != new.error:
+                yield Level.ERROR, f"handler {name!r} of {new.source} is broken: {new.error}"
+        elif old is None or old.error:
+            yield Level.INFO, f"handler {name!r} of {new.source} is there now"
+        elif old.source != new.source:
+            runs = f"the code of {old.source} runs until this process is started again"
+            yield Level.WARN, f"handler {name!r}: {new.source} is installed, {runs}"
 
 
 def _place(handler: Handler) -> str:

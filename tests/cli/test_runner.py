@@ -128,7 +128,8 @@ class Running:
         self.process.send_signal(signal.SIGHUP)
 
     def uri(self, lun: int) -> str:
-        """Return where a LUN of the target is."""
+        """Return where a LUN of the target is, when that is known."""
+        self.wait(lambda: "the portal listens at" in self.said())
         address = re.findall(r"the portal listens at (\S+)", self.said())[-1]
         return f"iscsi://{address}/{IQN}/{lun}"
 
@@ -216,6 +217,7 @@ def test_a_runner_that_is_killed_leaves_its_workers_to_the_next(running: Running
     running.options = ("--state-dir", str(running.directory / "own"))
     running.start()
     running.wait(lambda: f"{IQN} is served, LUN 0" in running.said())
+    running.wait(running.reads)  # the portal knows it, too
     running.end(signal.SIGKILL)
     assert running.reads()
     running.log.write_text("")
@@ -229,6 +231,7 @@ def test_a_runner_that_is_killed_leaves_its_workers_to_the_next(running: Running
 def test_a_target_that_nobody_asks_for_any_more_ends_with_the_next_runner(running: Running) -> None:
     running.start()
     running.wait(lambda: f"{IQN} is served, LUN 0" in running.said())
+    running.wait(running.reads)  # the portal knows it, too
     running.end(signal.SIGKILL)
     running.config.write_text(running.config.read_text().replace(":disk]", ":other]").replace("/disk", "/another"))
     running.start()
@@ -297,7 +300,7 @@ def test_handlers_come_and_go_at_a_hangup_and_disturb_no_session(
     running = Running(tmp_path, "--handler-path", str(drop_ins))
     running.start()
     try:
-        running.wait(lambda: f"{IQN} is served, LUN 0" in running.said())
+        running.wait(running.reads)
         text = running.config.read_text()
         with Client(running.uri(0)) as session:
             if by == "a file":
@@ -336,6 +339,7 @@ def test_a_handler_that_breaks_while_it_runs_or_is_upgraded_is_said_and_disturbs
     running.start()
     try:
         running.wait(lambda: f"{IQN} is served, LUN 0, 1" in running.said())
+        running.wait(running.reads)
         with Client(running.uri(0)) as session, Client(running.uri(1), name=OTHER) as other:
             install(site, "broken", code="raise SystemExit('not today')\n")
             install(site, "late", version="2.0", code="raise RuntimeError('of the future')\n")
@@ -361,7 +365,7 @@ def test_a_directory_of_handlers_that_is_gone_leaves_them_as_they_were(tmp_path:
     running = Running(tmp_path, "--handler-path", str(drop_ins))
     running.start()
     try:
-        running.wait(lambda: f"{IQN} is served, LUN 0" in running.said())
+        running.wait(running.reads)
         with Client(running.uri(0)) as session:
             drop_ins.rmdir()
             running.hang_up()
