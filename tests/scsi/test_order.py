@@ -121,11 +121,12 @@ KINDS = [(shape, attribute) for shape in SHAPES for attribute in (SIMPLE, ORDERE
 
 @pytest.mark.parametrize("middle", KINDS, ids=lambda kind: f"{kind[0]}-{kind[1]}")
 def test_no_three_commands_deadlock(middle: tuple[str, int]) -> None:
+    rig = make_rig(size=BLOCK)
+    nexuses = [rig.nexus(who).luns[0][1] for who in "abc"]
+    rig.memory.hold = True
     for first, last in itertools.product(KINDS, KINDS):
-        rig = make_rig(size=BLOCK)
-        for who in "abc":
-            rig.nexus(who)
-        rig.memory.hold = True
+        for nexus in nexuses:
+            nexus.attentions.clear()
         sent = [
             rig.start(*SHAPES[shape], room=BLOCK, who=who, attribute=attribute)[1]
             for who, (shape, attribute) in zip("abc", (first, middle, last), strict=True)
