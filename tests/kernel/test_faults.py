@@ -193,11 +193,14 @@ def test_a_close_that_fails_ends_in_bounded_time_and_harms_nobody(host: Host, mo
 
 
 def under_load(host: Host) -> tuple[list[str], list[Job]]:
-    """Make two devices; return them, and the fio that writes and verifies each until `end` ends it."""
+    """Make two devices; return them, and the fio that writes and verifies each until `end` ends it.
+
+    It leaves some of the emulated processors to those who are to start meanwhile.
+    """
     for number, name in ((1, "one"), (2, "two")):
         assert host.create(name, 32 * MIB, f"file//var/tmp/t/{name}.img", hba=number).returncode == 0
     disks = [host.plug("one", hba=1, number=1), host.plug("two", hba=2, number=2)]
-    trigger = " --trigger-file=/var/tmp/t/end-{number} --aux-path=/var/tmp/t"
+    trigger = " --rate_iops=200 --trigger-file=/var/tmp/t/end-{number} --aux-path=/var/tmp/t"
     jobs = [
         host.machine.spawn(FIO.format(disk=disk, seconds=600) + trigger.format(number=number))
         for number, disk in enumerate(disks)
