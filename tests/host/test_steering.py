@@ -18,8 +18,8 @@ from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.handlers import Registry
 from tcmu_core.host.host import Host
 from tcmu_core.host.messages import Changed, FilterAnswer, FilterCommand, LogLevel, Reconfigure, SetLevel
-from tcmu_core.iscsi.settings import PortalSettings
 from tcmu_core.iscsi.messages import TargetWay
+from tcmu_core.iscsi.settings import PortalSettings
 from tcmu_core.log import Level, Log
 from tcmu_core.loop import Loop
 from tcmu_core.scsi.command import Command
