@@ -23,7 +23,7 @@ PLUGINS = sorted(
 LAYERS = (
     {"outlet"},
     {"_version", "errors", "loop", "log", "sdnotify", "stdout"},
-    {"cfgstring", "entrypoints", "posix", "identity", "state"},
+    {"cfgstring", "entrypoints", "files", "posix", "identity", "state"},
     {"codec"},
     {"channel"},
     {"options"},

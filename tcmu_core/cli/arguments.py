@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
-import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from tcmu_core import cfgstring
+from tcmu_core import cfgstring, files
 from tcmu_core.errors import ConfigError
 from tcmu_core.iscsi.settings import parse_address
 
@@ -78,23 +76,11 @@ def credentials_file(path: Path) -> dict[str, str]:
     Raises:
         ConfigError: a line is something else, or the file is readable by others, or no text file.
     """
-    # A FIFO would keep whoever opens it waiting for somebody who writes.
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        mode = os.fstat(file.fileno()).st_mode
-        if not stat.S_ISREG(mode):
-            raise ConfigError(f"{path}: no regular file")
-        if stat.S_IMODE(mode) & 0o077:
-            raise ConfigError(f"{path}: others can read the passwords in it: chmod 600 {path}")
-        data = file.read(MAX_CREDENTIALS + 1)
-    if len(data) > MAX_CREDENTIALS:
-        raise ConfigError(f"{path}: larger than {MAX_CREDENTIALS >> 10} KiB: this is no file of passwords")
-    try:
-        lines = data.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        where = data[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}:{where}: not UTF-8 text: write USER:PASSWORD") from None
+    text, mode = files.text(path, MAX_CREDENTIALS, "file of passwords")
+    if mode & 0o077:
+        raise ConfigError(f"{path}: others can read the passwords in it: chmod 600 {path}")
     users: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         user, _sep, password = line.partition(":")

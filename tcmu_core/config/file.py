@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import errno
-import os
 import re
-import stat
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 from configobj import ConfigObj, ConfigObjError, flatten_errors, get_extra_values
 from configobj.validate import ValidateError, Validator, VdtTypeError
 
-from tcmu_core import cfgstring
+from tcmu_core import cfgstring, files
 from tcmu_core.config import groups
 from tcmu_core.config.configuration import Config, ForeignDevices, LunConfig, TargetConfig
 from tcmu_core.config.lines import Place, places, plain
@@ -55,24 +53,12 @@ def load(path: str | Path, *, must_exist: bool = False) -> Config:
     """
     path = Path(path)
     try:
-        # A FIFO would keep whoever opens it waiting for somebody who writes.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if not stat.S_ISREG(mode):
-                raise ConfigError(f"{path}: no regular file")
-            data = file.read(MAX_SIZE + 1)
+        text, mode = files.text(path, MAX_SIZE, "configuration file")
     except OSError as error:
         if error.errno == errno.ENOENT and not must_exist:
             return Config()
         raise ConfigError(f"{path}: {error.strerror}") from error
-    if len(data) > MAX_SIZE:
-        raise ConfigError(f"{path}: larger than {MAX_SIZE >> 20} MiB: this is no configuration file")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}:{line}: not UTF-8 text") from error
-    return parse(text, str(path), stat.S_IMODE(mode))
+    return parse(text, str(path), mode)
 
 
 def parse(text: str, name: str = "tcmu.conf", mode: int = 0o600) -> Config:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any, BinaryIO
 
 import crc32c
 
+from tcmu_core import files
 from tcmu_core.errors import ConfigError
 from tcmu_core.recording.layout import CHECKSUM, DIGEST, FORMAT, HEAD, MAGIC, RECORD, Flag, Form, Kind
 
@@ -146,7 +146,7 @@ class Recording:
         """Read the header; raises `OSError`, or `ConfigError` if the file is no recording."""
         self.path = path
         self.cut_short = 0  # bytes at the end, once that was reached, that are no whole record
-        with _opened(path) as file:
+        with files.opened(path) as file:
             head = file.read(HEAD.size)
             if len(head) < HEAD.size or head[: len(MAGIC)] != MAGIC:
                 raise ConfigError(f"{path}: byte 0: this is no recording: `tcmu record` and the filter record make one")
@@ -187,7 +187,7 @@ class Recording:
         return ConfigError(f"{self.path}: byte {at}: {what}: {_AGAIN}")
 
     def __iter__(self) -> Iterator[Record]:
-        with _opened(self.path) as file:
+        with files.opened(self.path) as file:
             size = os.fstat(file.fileno()).st_size
             at = file.seek(self._first)
             while (parts := _read(file, size - at)) is not None:
@@ -227,15 +227,6 @@ class Recording:
         if record.form is Form.DEFLATED and not _inflates(record.stored, record.length):
             return "whose deflated data is broken, or of another length"
         return ""
-
-
-def _opened(path: Path) -> BinaryIO:
-    """Open a regular file: a pipe could have us wait for ever, and a device never end; raises `ConfigError`."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise ConfigError(f"{path}: this is no regular file: copy the recording into one")
-    return os.fdopen(fd, "rb")
 
 
 def _read(file: BinaryIO, left: int) -> tuple[bytes, bytes] | None:

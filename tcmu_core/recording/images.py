@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tcmu_core import posix
+from tcmu_core import files, posix
 from tcmu_core.recording.crash import Epoch, Part, State, Write
 
 COPY = 1 << 20  # bytes
@@ -48,7 +48,9 @@ class Image:
         self._stamp = (0, 0)
         _empty(self._durable, size)
         if base is not None:
-            _copy(base, self._durable, [(0, min(size, base.stat().st_size))])
+            with files.opened(base, devices=True) as file:
+                length = file.seek(0, os.SEEK_END)
+            _copy(base, self._durable, [(0, min(size, length))])
         self._renew()
 
     def settle(self, epoch: Epoch) -> None:

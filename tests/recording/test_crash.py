@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections.abc import Callable
@@ -234,3 +235,9 @@ def test_cuts_are_tried_from_the_flush_that_is_named(tmp_path: Path, crash: Call
     flushes = [epoch.number for epoch in epochs(Recording(path)) if epoch.durable and epoch.durable[0].number >= 8]
     assert crash(path, "--limit", 6, "--all")[0] == 1
     assert crash(path, "--limit", 6, "--from", flushes[0] + 1)[0] == 0
+
+
+def test_what_was_on_the_disk_before_is_a_file_or_a_block_device(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ConfigError, match="fifo: no regular file, and no block device"):
+        Image(tmp_path / "image", BLOCK, BLOCK, tmp_path / "fifo")
