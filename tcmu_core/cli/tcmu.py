@@ -7,27 +7,12 @@ import importlib
 import importlib.util
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import tcmu_core
 from tcmu_core import stdout
-from tcmu_core.cli import (
-    completion,
-    doctor,
-    drive,
-    filters,
-    handlers,
-    metrics,
-    new,
-    replays,
-    serve,
-    sessions,
-    status,
-    steer,
-    top,
-    trace,
-)
 from tcmu_core.cli.arguments import Parser
 from tcmu_core.cli.output import Exit, error
 from tcmu_core.errors import TcmuError
@@ -51,107 +36,56 @@ exit status:
 
 @dataclass(frozen=True, slots=True)
 class Subcommand:
-    """One row of the table: what it is called, what help says, its arguments, and the function behind it."""
+    """One row of the table: what it is called, what help says, and the module with the rest.
+
+    That has `DESCRIPTION`, `arguments` and `run`, behind `prefix` and an underscore where it serves several. It is
+    imported when the command is meant: most of what one command needs no other does.
+    """
 
     name: str
     help: str
-    description: str
-    arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
+    module: str
+    prefix: str = ""
+
+    def add_to(self, subparsers: Any, *, whole: bool) -> None:
+        """Add a parser of its arguments; one that is not `whole` has none."""
+        if not whole:
+            subparsers.add_parser(self.name, help=self.help)
+            return
+        module = importlib.import_module(f"tcmu_core.cli.{self.module}")
+        prefix = f"{self.prefix}_" if self.prefix else ""
+        parser = subparsers.add_parser(
+            self.name,
+            help=self.help,
+            description=getattr(module, f"{prefix.upper()}DESCRIPTION"),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        getattr(module, f"{prefix}arguments")(parser)
+        parser.set_defaults(func=getattr(module, f"{prefix}run"))
 
 
 SUBCOMMANDS = (
-    Subcommand("serve", "serve a disk over iSCSI, by this process", serve.DESCRIPTION, serve.arguments, serve.run),
-    Subcommand(
-        "handlers",
-        "list the handlers, loaded and broken ones",
-        handlers.LIST_DESCRIPTION,
-        handlers.list_arguments,
-        handlers.list_run,
-    ),
-    Subcommand(
-        "check",
-        "say whether a cfgstring can be right",
-        handlers.CHECK_DESCRIPTION,
-        handlers.check_arguments,
-        handlers.check_run,
-    ),
-    Subcommand("set", "change a disk while it is in use", steer.DESCRIPTION, steer.arguments, steer.run),
-    Subcommand("status", "show what is served, and what is not", status.DESCRIPTION, status.arguments, status.run),
-    Subcommand("trace", "show each command of a disk as it ends", trace.DESCRIPTION, trace.arguments, trace.run),
-    Subcommand(
-        "sessions",
-        "show who is logged in",
-        sessions.SESSIONS_DESCRIPTION,
-        sessions.sessions_arguments,
-        sessions.sessions_run,
-    ),
-    Subcommand(
-        "logout",
-        "ask an initiator to log out",
-        sessions.LOGOUT_DESCRIPTION,
-        sessions.logout_arguments,
-        sessions.logout_run,
-    ),
-    Subcommand(
-        "doctor", "look for what is wrong here, and say what cures it", doctor.DESCRIPTION, doctor.arguments, doctor.run
-    ),
-    Subcommand("top", "show live who has which disk do what", top.DESCRIPTION, top.arguments, top.run),
-    Subcommand("metrics", "serve the counters to Prometheus", metrics.DESCRIPTION, metrics.arguments, metrics.run),
-    Subcommand(
-        "eject",
-        "take the disc out of a drive that is served",
-        drive.EJECT_DESCRIPTION,
-        drive.eject_arguments,
-        drive.eject_run,
-    ),
-    Subcommand(
-        "insert",
-        "put a disc into a drive that is served",
-        drive.INSERT_DESCRIPTION,
-        drive.insert_arguments,
-        drive.insert_run,
-    ),
-    Subcommand("filters", "list the filters", filters.LIST_DESCRIPTION, filters.list_arguments, filters.list_run),
-    Subcommand(
-        "filter",
-        "look at the filters of a disk, change them",
-        filters.FILTER_DESCRIPTION,
-        filters.filter_arguments,
-        filters.filter_run,
-    ),
-    Subcommand(
-        "fault", "let a disk fail by rules", filters.FAULT_DESCRIPTION, filters.fault_arguments, filters.fault_run
-    ),
-    Subcommand(
-        "record",
-        "record what reaches a disk",
-        filters.RECORD_DESCRIPTION,
-        filters.record_arguments,
-        filters.record_run,
-    ),
-    Subcommand(
-        "replay",
-        "do to another disk what was recorded",
-        replays.REPLAY_DESCRIPTION,
-        replays.replay_arguments,
-        replays.replay_run,
-    ),
-    Subcommand(
-        "crash",
-        "check what a power cut could have left",
-        replays.CRASH_DESCRIPTION,
-        replays.crash_arguments,
-        replays.crash_run,
-    ),
-    Subcommand("new", "write a tested handler distribution to start from", new.DESCRIPTION, new.arguments, new.run),
-    Subcommand(
-        "completion",
-        "print what has a shell complete all this",
-        completion.DESCRIPTION,
-        completion.arguments,
-        completion.run,
-    ),
+    Subcommand("serve", "serve a disk over iSCSI, by this process", "serve"),
+    Subcommand("handlers", "list the handlers, loaded and broken ones", "handlers", "list"),
+    Subcommand("check", "say whether a cfgstring can be right", "handlers", "check"),
+    Subcommand("set", "change a disk while it is in use", "steer"),
+    Subcommand("status", "show what is served, and what is not", "status"),
+    Subcommand("trace", "show each command of a disk as it ends", "trace"),
+    Subcommand("sessions", "show who is logged in", "sessions", "sessions"),
+    Subcommand("logout", "ask an initiator to log out", "sessions", "logout"),
+    Subcommand("doctor", "look for what is wrong here, and say what cures it", "doctor"),
+    Subcommand("top", "show live who has which disk do what", "top"),
+    Subcommand("metrics", "serve the counters to Prometheus", "metrics"),
+    Subcommand("eject", "take the disc out of a drive that is served", "drive", "eject"),
+    Subcommand("insert", "put a disc into a drive that is served", "drive", "insert"),
+    Subcommand("filters", "list the filters", "filters", "list"),
+    Subcommand("filter", "look at the filters of a disk, change them", "filters", "filter"),
+    Subcommand("fault", "let a disk fail by rules", "filters", "fault"),
+    Subcommand("record", "record what reaches a disk", "filters", "record"),
+    Subcommand("replay", "do to another disk what was recorded", "replays", "replay"),
+    Subcommand("crash", "check what a power cut could have left", "replays", "crash"),
+    Subcommand("new", "write a tested handler distribution to start from", "new"),
+    Subcommand("completion", "print what has a shell complete all this", "completion"),
 )
 
 MORE = ("tcmu_core.cli.lio", "tcmu_core.cli.install")  # each adds its own commands: add_commands(subparsers)
@@ -166,34 +100,38 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line; each subcommand's function is its default `func`."""
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; each subcommand's function is its default `func`.
+
+    With the name of a `command` it is made for that one: no other has arguments.
+    """
     top = argparse.ArgumentParser(
         "tcmu", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     top.add_argument("-V", "--version", action="version", version=f"tcmu {tcmu_core.__version__}")
     subparsers = top.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    for command in SUBCOMMANDS:
-        sub = subparsers.add_parser(
-            command.name,
-            help=command.help,
-            description=command.description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.arguments(sub)
-        sub.set_defaults(func=command.run)
-    for module in (name for name in MORE if importlib.util.find_spec(name)):
-        importlib.import_module(module).add_commands(subparsers)
+    for row in SUBCOMMANDS:
+        row.add_to(subparsers, whole=command in (None, row.name))
+    if command is None:
+        for module in (name for name in MORE if importlib.util.find_spec(name)):
+            importlib.import_module(module).add_commands(subparsers)
     for sub in subparsers.choices.values():
         add_common(sub)
     subparsers.choices["completion"].set_defaults(whole=top)
     return top
 
 
+def meant(words: Sequence[str]) -> str | None:
+    """Return the command that a command line names if it is one that needs no other; None for all else."""
+    word = next((word for word in words if not word.startswith("-")), None)
+    names = {row.name for row in SUBCOMMANDS} - {"completion"}  # which looks at all of them
+    return word if word in names else None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     stdout.see_to_descriptors()
-    args = parser().parse_args(argv)
+    args = parser(meant(sys.argv[1:] if argv is None else argv)).parse_args(argv)
     debug = getattr(args, "debug", False)
     level = Level.DEBUG_SCSI_CMD if debug else Level(min(Level.DEBUG, Level.WARN + getattr(args, "verbose", 0)))
     try:
