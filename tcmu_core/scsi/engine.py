@@ -2,60 +2,39 @@
 
 from __future__ import annotations
 
-import errno
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, wait
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
-from tcmu_core.disk.device import Change
 from tcmu_core.disk.disk import Disk
-from tcmu_core.errors import (
-    HardwareError,
-    InvalidFieldInCdb,
-    InvalidOpcode,
-    NotHandled,
-    TcmuError,
-    UnitAttention,
-    text_of,
-)
+from tcmu_core.errors import InvalidFieldInCdb, InvalidOpcode, NotHandled, TcmuError, UnitAttention, text_of
 from tcmu_core.log import DEBUG_SCSI_CMD
 from tcmu_core.scsi import hot
-from tcmu_core.scsi.admission import admit, permit, spans_of, turn_of
-from tcmu_core.scsi.alua import Arrangement
-from tcmu_core.scsi.attention import (
-    ACCESS_STATE_CHANGED,
-    CAPACITY_CHANGED,
-    INQUIRY_CHANGED,
-    MEDIUM_CHANGED,
-    MODE_PARAMETERS_CHANGED,
-)
-from tcmu_core.scsi.command import Command, Initiator, Nexus, TaskAttribute
-from tcmu_core.scsi.commands.data import flushed
+from tcmu_core.scsi.admission import admit, permit, turn_of
+from tcmu_core.scsi.changes import Changes
+from tcmu_core.scsi.command import Command, TaskAttribute
 from tcmu_core.scsi.failures import Failures
 from tcmu_core.scsi.following import Followed, Follower
-from tcmu_core.scsi.management import Post, TaskManager
-from tcmu_core.scsi.opcodes import Direction, Op, Opcode, Table, describe, find
+from tcmu_core.scsi.management import Post
+from tcmu_core.scsi.opcodes import Direction, Opcode, Table, describe, find
 from tcmu_core.scsi.reservations import StateStore
-from tcmu_core.scsi.steps import PAUSE, Abort, Ask, OnItsOwn, Shielded, Steps, checked, not_a_result, status_of
+from tcmu_core.scsi.steps import Ask, Steps, status_of
 from tcmu_core.scsi.table import every_row, table_for
-from tcmu_core.scsi.taskset import MEDIUM, countdown
-from tcmu_core.scsi.transition import Transition
+from tcmu_core.scsi.taskset import countdown
 from tcmu_core.scsi.unit import Unit
 
 _ORDERED = int(TaskAttribute.ORDERED)  # looking a member up costs a tenth of a microsecond, for each command
-_MODE_SELECT = bytes([Op.MODE_SELECT_6, 0x10, 0, 0, 0, 0])  # what stands for a change that a person makes
-_NOBODY = Initiator("", b"")
 
 
-class Engine(TaskManager):
+class Engine(Changes):
     """Runs commands on the unit of an open disk.
 
     Everything but what a Future's completion triggers runs on the loop's thread; `post` brings that there too.
     """
 
     def __init__(self, disk: Disk, *, post: Post, store: StateStore | None = None) -> None:
+        super().__init__()
         self.disk = disk
         self.device = disk.device
         self.unit = Unit(disk, store=store)
@@ -68,9 +47,6 @@ class Engine(TaskManager):
         self._all_fast: dict[int, hot.Fast] = {}
         self._over: hot.Over | None = None
         self._version = -1  # of the unit, when table and fast paths were made
-        self._carried: dict[Command, Future[Any] | None] = {}  # what goes on on nobody's behalf, and its last hook's
-        self._paused: deque[tuple[Command, Steps]] = deque()
-        self._started: dict[Command, float] = {}  # monotonic seconds at which `slow` first saw them
         self._trace = False
         self._follower: Follower | None = None
         self._unwatch = store.watch(lambda: post(self._restored)) if store is not None else _nothing
@@ -285,240 +261,11 @@ class Engine(TaskManager):
             raise InvalidOpcode(f"{row.name}: the handler announces it and does not answer it")
         return row.run(self.unit, command)
 
-    # -- commands that take several steps -----------------------------------------------------------------------------
-
-    def _step(self, command: Command, steps: Steps, future: Future[Any] | None, *, asked: bool = False) -> bool:
-        """Run `steps` until it waits for something or ends; True when it has ended, with status and sense set.
-
-        `future` is what it waited for: a data hook's, which must end with None, or one that it has `asked` for.
-        """
-        tasks = self.unit.tasks
-        while True:
-            if command.aborted and not tasks.shielded(command):
-                self._break_off(command, steps)
-                return True
-            try:
-                waiting = self._resumed(steps, future, asked)
-            except StopIteration as end:
-                if end.value is not None:
-                    command.status = end.value
-                return True
-            except BaseException as error:
-                self.fail(command, error)
-                return True
-            asked, future = False, None
-            tasks.shield(command, False)
-            if waiting is None:
-                continue
-            if waiting is PAUSE:
-                self._enter(command)
-                self._paused.append((command, steps))
-                if len(self._paused) == 1:
-                    self.post(self._next_paused)
-                return False
-            if isinstance(waiting, OnItsOwn):
-                self.post(self._carry, Command(command.cdb, [], 0, command.nexus), waiting.steps)
-                continue
-            if isinstance(waiting, Abort):
-                waiting = self._abort_for(command, waiting.commands)
-            elif isinstance(waiting, Shielded):
-                if waiting.future is None:
-                    continue
-                self._enter(command)
-                tasks.shield(command, True)
-                waiting = waiting.future
-            elif isinstance(waiting, Ask):
-                asked, waiting = True, waiting.future
-            waiting = checked(waiting)
-            if not waiting.done():
-                self._enter(command)
-                if command in self._carried:
-                    self._carried[command] = waiting
-                waiting.add_done_callback(
-                    lambda done, asked=asked: self.post(self._resume, command, steps, done, asked)  # type: ignore[misc]
-                )
-                return False
-            future = waiting
-
-    def _resumed(self, steps: Steps, future: Future[Any] | None, asked: bool) -> Any:
-        """Let `steps` go on with what became of `future`; return what it waits for next."""
-        if future is None:
-            return steps.send(None)
-        if future.cancelled():
-            return steps.throw(HardwareError("the handler has cancelled what the command waits for"))
-        error = future.exception()
-        if error is not None:
-            return steps.throw(error)
-        result = future.result()
-        if isinstance(result, Future):  # a hook that ran elsewhere has returned what it would have returned here
-            return Ask(result) if asked else result
-        if result is not None and not asked:
-            return steps.throw(not_a_result(result))
-        return steps.send(result)
-
-    def _break_off(self, command: Command, steps: Steps) -> None:
-        try:
-            steps.close()
-        except BaseException as error:
-            self.device.log.error("%s: breaking it off failed: %s", describe(command.cdb, self.table), text_of(error))
-
-    def _enter(self, command: Command) -> None:
-        """Take a command that does not end at once into the task set, if it is nobody's own."""
-        if command not in self._carried:
-            self.unit.tasks.enter(command, spans_of(command))
-        self.gate()
-
-    def _next_paused(self) -> None:
-        """Let one of the long commands go on: one chunk of one of them in each turn of the loop."""
-        command, steps = self._paused.popleft()
-        if self._paused:
-            self.post(self._next_paused)
-        self._resume(command, steps, None)
-
-    def _resume(self, command: Command, steps: Steps, future: Future[Any] | None, asked: bool = False) -> None:
-        if command in self._carried:
-            if self._step(command, steps, future, asked=asked):
-                del self._carried[command]
-            self.gate()
-        elif command not in self.unit.tasks.active:  # it was aborted while it waited
-            self._break_off(command, steps)
-        elif self._step(command, steps, future, asked=asked):
-            self._end(command)
-
-    def _carry(self, command: Command, steps: Steps) -> None:
-        """Run steps that belong to no initiator's command any more: no reset and no lost nexus ends them."""
-        self._carried[command] = None
-        if self._step(command, steps, None):
-            del self._carried[command]
-        self.gate()
-
-    def _end(self, command: Command) -> None:
-        """A command has ended that did not end at once: give its status, then tell those who waited for its end."""
-        command.nexus.tally.count(command)
-        watchers = self.unit.tasks.end(command)
-        self._started.pop(command, None)
-        self.gate()
-        command.done(command)
-        self._call(watchers)
-
-    def _call(self, callbacks: Iterable[Callable[[], object]]) -> None:
-        for callback in callbacks:
-            callback()
-
     def fail(self, command: Command, error: BaseException) -> None:
         """Give `command` the status and sense that `error` means."""
         self._failures.give(command, error)
         if self._trace:
             self.device.log.log(DEBUG_SCSI_CMD, "%s: %s", describe(command.cdb, self.table), text_of(error))
-
-    # -- changes of the device ----------------------------------------------------------------------------------------
-
-    def _notified(self, asc: int, ascq: int, but: Nexus | None) -> None:
-        self.post(self._tell, asc, ascq, but)
-
-    def _tell(self, asc: int, ascq: int, but: Nexus | None) -> None:
-        if (asc, ascq) in (CAPACITY_CHANGED, MEDIUM_CHANGED):  # the storage has another size, or may have
-            self.refresh()
-        self.unit.attention(asc, ascq, but=but)
-
-    def arrange(
-        self, arrangement: Arrangement, moving: Callable[[Transition], object] = lambda transition: None
-    ) -> None:
-        """Take other target port groups; `moving(transition)` is called where they have a long way to other states.
-
-        While groups are on their way already, that comes first.
-        """
-        unit, access = self.unit, self.unit.access
-        if access.transition is not None:
-            access.transition.add_done_callback(lambda _: self.post(self.arrange, arrangement, moving))
-            return
-        before = access.arrangement
-        if arrangement == before:
-            return
-        states = access.take(arrangement)
-        access.look(unit.nexuses)
-        if arrangement.tpgs != before.tpgs:
-            unit.version += 1
-            unit.attention(*INQUIRY_CHANGED)
-        if arrangement.groups != before.groups and not states:
-            unit.attention(*ACCESS_STATE_CHANGED)
-        transition = Transition(unit, states, settled=self.gate)
-        self.gate()
-        if not transition.ended.done():
-            moving(transition)
-
-    def _restored(self) -> None:
-        """Take the reservations that another process has put into the store."""
-        try:
-            self.unit.tell(self.unit.reservations.reload())
-        except OSError as error:
-            self.device.log.error("reservations that another process has changed can't be read: %s", text_of(error))
-        self.gate()
-
-    def change(self, change: Change) -> Future[None] | None:
-        """Have the disk take a change (bytes), and the unit and its nexuses learn of it; raises as `Disk.change`.
-
-        Returns None when it is done. One of the write cache takes its turn, as MODE SELECT does, and what is volatile
-        has to become stable first: a Future of that, which fails with what the disk or its flush raise.
-        """
-        if change.write_cache is None:
-            self._take(change)
-            return None
-        changed: Future[None] = Future()
-        command = Command(_MODE_SELECT, [], 0, Nexus(_NOBODY))
-        self._decode(command)
-        turn = self.unit.tasks.admit(command, (MEDIUM,), alone=True)
-        if self._step(command, self._switching(change, turn, changed), None):
-            self._end(command)
-        if not changed.done():
-            return changed
-        changed.result()
-        return None
-
-    def _switching(self, change: Change, turn: Future[None] | None, changed: Future[None]) -> Steps:
-        """Switch the write cache while nothing else is in flight: a write knows at its end whether there is one."""
-        try:
-            if turn is not None:
-                yield turn
-            if not change.write_cache and not self.unit.read_only:
-                yield Shielded(flushed(self.unit))  # what is volatile; where that fails the write cache stays
-            self._take(change)
-        except GeneratorExit:
-            changed.set_exception(InterruptedError(errno.EINTR, "a reset of an initiator came first: set it again"))
-            raise
-        except BaseException as error:
-            changed.set_exception(error)
-        else:
-            changed.set_result(None)
-
-    def _take(self, change: Change) -> None:
-        device, unit = self.device, self.unit
-        size, cached = device.size, unit.modes.write_cache
-        self.disk.change(change)
-        if change.write_cache is not None:
-            unit.modes.write_cache = device.write_cache
-            if cached != device.write_cache:
-                unit.attention(*MODE_PARAMETERS_CHANGED)
-        if device.size != size and not device.removable:  # of another medium its handler has told already
-            unit.resized()
-        self.refresh()
-
-    def resize(self, size: int) -> None:
-        """Take a new size in bytes that the handler has told of; every nexus hears of it."""
-        if size != self.device.size or self.unit.blocks != self.device.blocks:
-            self.device.size = size
-            self.unit.resized()
-            self.gate()
-
-    def slow(self, seconds: float, now: float | None = None) -> list[Command]:
-        """Return the commands that were in flight `seconds` ago already, each once; look every now and then."""
-        now = time.monotonic() if now is None else now
-        active = self.unit.tasks.active
-        self._started = {command: self._started.get(command, now) for command in active}
-        found = [command for command, since in self._started.items() if now - since >= seconds]
-        for command in found:
-            self._started[command] = float("inf")
-        return found
 
     def drain(self, then: Callable[[], object]) -> None:
         """Call `then()` when no command is in flight, a copy that another unit has begun included."""
@@ -539,10 +286,7 @@ class Engine(TaskManager):
         """
         done = True
         self._unwatch()
-        for command, pending in self._carried.items():
-            command.aborted = True
-            if pending is not None:
-                wait((pending,))
+        self._end_carried()
         flush = self.unit.operations.flush
         if flush is not None and not self.unit.read_only:
             try:
