@@ -87,14 +87,14 @@ class Conditions:
         """A hook is called. A flush moves nothing that somebody could miss: it may come at any time."""
         if hook.kind == "flush":
             return None
+        if not hook.writes and (op.aborted or op.dead is not None):
+            return None  # nobody gets what it reads
         if self.medium.value is False:
             return "medium", f"{hook} is called, and there is no medium, or it is stopped"
         if self._away(op):
             return "access", f"{hook} is called, and its port is not active"
         if op.issued > self.sized and hook.first + hook.count > self.size:
             return "beyond", f"{hook} is called, and the disk has {self.size} blocks by now"
-        if not hook.writes and (op.aborted or op.dead is not None):
-            return None  # nobody gets what it reads
         for other in running:
             if other.storage is hook.storage and other.op is not None and other.op.background and other.op is not op:
                 return "exclusive", f"{hook} is called while {other} runs, which has the medium to itself"
