@@ -64,8 +64,8 @@ def mode_select(unit: Unit, command: Command) -> Steps:
     if described:
         _check_descriptor(unit, data[head : head + described], bool(not short and data[4] & 1), head)
     wanted = unit.modes.wanted(data[head + described :])
-    if unit.write_cache and not unit.modes.keeps_write_cache(wanted):
-        yield flushed(unit)  # what is volatile; where that fails the write cache stays
+    if not unit.modes.keeps_write_cache(wanted) and not unit.read_only:
+        yield flushed(unit)  # what is volatile, if a process before has left it; where that fails the write cache stays
     if unit.modes.take(wanted):
         unit.attention(*MODE_PARAMETERS_CHANGED, but=command.nexus)
         unit.refresh()
