@@ -44,4 +44,4 @@ def text(path: Path, most: int, what: str) -> tuple[str, int]:
         return data.decode("utf-8-sig"), mode
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}:{line}: not UTF-8 text") from None
+        raise ConfigError(f"{path}:{line}: not UTF-8 text: this is no {what}") from None

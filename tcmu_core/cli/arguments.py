@@ -76,7 +76,7 @@ def credentials_file(path: Path) -> dict[str, str]:
     Raises:
         ConfigError: a line is something else, or the file is readable by others, or no text file.
     """
-    text, mode = files.text(path, MAX_CREDENTIALS, "file of passwords")
+    text, mode = files.text(path, MAX_CREDENTIALS, "file of passwords, a USER:PASSWORD a line")
     if mode & 0o077:
         raise ConfigError(f"{path}: others can read the passwords in it: chmod 600 {path}")
     users: dict[str, str] = {}
