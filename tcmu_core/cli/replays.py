@@ -63,7 +63,7 @@ def replay_run(args: argparse.Namespace) -> int:
     recording = Recording(args.file)
     out = Output()
     differences: list[Difference] = []
-    count = 0
+    count = whole = 0
     with (
         interrupting(patient=True) as check_stop,
         Teller("replay", programs=args.json) as teller,
@@ -71,6 +71,8 @@ def replay_run(args: argparse.Namespace) -> int:
     ):
 
         def far(done: int, total: int) -> None:
+            nonlocal whole
+            whole = total
             teller(progress(done, total, "replaying"))
             check_stop()
 
@@ -84,7 +86,8 @@ def replay_run(args: argparse.Namespace) -> int:
                         out.line(str(found))
         except Stopped:
             teller.above()
-            print(f"tcmu: stopped after {count} operations, which are on the disk now", file=sys.stderr, flush=True)
+            text = f"stopped: {count} of {whole} operations were done, and are on the disk" if count else "stopped"
+            print(f"tcmu: {text}", file=sys.stderr, flush=True)
             raise
     if args.json:
         out.json({"operations": count, "differences": [_as_json(each) for each in differences],
@@ -193,7 +196,7 @@ def crash_run(args: argparse.Namespace) -> int:
 
         def far(at: int, of: int) -> None:
             nonlocal done, total
-            done, total = at, of
+            done, total = at, of + 1  # what follows the last record is an epoch too
 
         image = Image(Path(directory) / "image", recording.size, block, args.base)
         for epoch in epochs(_read(recording, teller, check_stop), far):

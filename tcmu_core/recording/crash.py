@@ -142,6 +142,7 @@ def epochs(records: Iterable[Record], far: Callable[[int, int], object] = lambda
             yield epoch
             durable = [write for write in epoch.pending if write.number in covered]
             epoch = Epoch(epoch.number + 1, durable, list(_uncovered(epoch.pending, covered)))
+    far(len(found), len(found))
     yield epoch
 
 

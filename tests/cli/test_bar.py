@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pty
@@ -121,30 +122,50 @@ def test_it_is_for_a_person_at_a_terminal(screen: Screen, monkeypatch: pytest.Mo
 def test_a_signal_interrupts_what_is_begun_whatever_is_made_of_it(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     undone = []
-    with pytest.raises(Stopped) as caught, interrupting():
-        try:
-            signal.raise_signal(number)
-        except BaseException as error:
-            undone.append(type(error))
-            raise RuntimeError("the handler broke") from error
+
+    def begin() -> None:
+        with interrupting():
+            try:
+                signal.raise_signal(number)
+            except BaseException as error:
+                undone.append(type(error))
+                raise RuntimeError("the handler broke") from error
+
+    with pytest.raises(Stopped) as caught:
+        begin()
     assert undone == [KeyboardInterrupt]
     assert caught.value.number == number
     assert signal.getsignal(number) is before
 
 
+def test_what_swallows_the_interrupt_ends_all_the_same() -> None:
+    def begin() -> None:
+        with interrupting(), contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Stopped):
+        begin()
+
+
 def test_who_is_patient_is_asked_first_and_interrupted_then(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 100.0
     monkeypatch.setattr("tcmu_core.cli.signals.time.monotonic", lambda: clock)
-    went_on = []
-    with pytest.raises(Stopped), interrupting(patient=True) as check:
-        check()
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)  # timeout(1) and terminals send two
-        went_on.append(1)
-        check()
-    assert went_on
-    with pytest.raises(Stopped), interrupting(patient=True):
-        signal.raise_signal(signal.SIGINT)
-        clock += TOGETHER + 0.1
-        with pytest.raises(KeyboardInterrupt):
+    heard = []
+
+    def begin() -> None:
+        nonlocal clock
+        with interrupting(patient=True) as check:
+            check()
             signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # timeout(1) and terminals send two
+            heard.append("one")
+            with pytest.raises(Stopped):
+                check()
+            clock += TOGETHER + 0.1
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            heard.append("two")
+
+    with pytest.raises(Stopped):
+        begin()
+    assert heard == ["one", "two"]
