@@ -24,6 +24,7 @@ REQUEST_SENSE = bytes([0x03, 0, 0, 0, 18, 0])
 HANDLER = '''
 import itertools
 import pathlib
+import threading
 import time
 
 from tcmu_core import hookimpl
@@ -43,11 +44,21 @@ class Slow:
         except BaseException:
             self.file.unlink()
             raise
+        if self.file.name == "busy":
+            threading.Thread(target=self.be_busy, args=[device], daemon=True).start()
 
     def wait(self, name, turn=lambda: None):
         while not self.file.with_suffix(f".{name}").exists():
             time.sleep(0.01)
             turn()
+
+
+    def be_busy(self, device):
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            device.progress(50, 100, "rebuilding")
+            time.sleep(0.01)
+        self.file.with_suffix(".told").touch()
 
     @hookimpl
     def read(self, buffers):
@@ -115,6 +126,18 @@ def test_a_bar_is_drawn_while_a_disk_opens_and_is_gone_then(
     process.stdin.write(b"\x03")
     process.stdin.flush()
     assert process.wait() == 0
+
+
+@pytest.mark.parametrize("run", [True, False])
+def test_the_terminal_is_the_commands_while_it_runs(
+    terminal: Callable[..., subprocess.Popen[bytes]], slow: list[str], tmp_path: Path, run: bool
+) -> None:
+    slow[1] = str(tmp_path / "busy")
+    (tmp_path / "busy.go").touch()
+    waits = f"until test -e {tmp_path}/busy.told; do sleep 0.05; done; echo told"
+    process = terminal(*served(slow, tmp_path), *(["--run", waits] if run else []))
+    said = read_until(process, b"told" if run else b"rebuilding [")
+    assert (b"rebuilding" in said) != run
 
 
 def test_ctrl_c_while_a_disk_opens_undoes_it(
