@@ -341,6 +341,7 @@ class Disk:
             raise ConfigError("there is no write cache to be switched on: nothing here can be flushed")
         if change.cfgstring is not None and self._declared is not None:
             self._declared.parse(change.cfgstring, device.options)
+        busy = device.doing
         try:
             chain_change(self.filters[: self._open_filters], device, self._change_handler)(change)
         except (TcmuError, OSError, NotImplementedError):
@@ -348,7 +349,8 @@ class Disk:
         except BaseException as error:
             raise HandlerError(f"handler {device.handler!r} broke while it took a change: {text_of(error)}") from error
         finally:
-            self._nothing_more()
+            if busy is None:  # else it is no matter of this hook: a sanitize operation goes on
+                self._nothing_more()
         if change.size is not None:
             device.size = change.size
         elif change.cfgstring is not None:

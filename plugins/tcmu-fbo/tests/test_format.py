@@ -100,7 +100,6 @@ def test_a_format_with_immed_goes_on_while_the_drive_tells_its_progress(
         assert (got.error, got.progress) == ((0x02, 0x04, 0x04), 0x7FFF)
     sense = ram.good("03 00 00 00 12 00")
     assert sense.hex() == "70000200000000" + "0a" + "00000000" + "0404" + "00" + "80" + "7fff"
-    assert (ram.device.doing.what, ram.device.doing.percent) == ("formatting", 50)
     described = ram.good("03 01 00 00 ff 00")
     assert described.hex() == "72020404" + "000000" + "08" + "0206" + "0000" + "80" + "7fff" + "00"
     assert ram.good("4a 01 0000 40 0000 00ff 00")[5] == 1  # device busy
@@ -108,6 +107,7 @@ def test_a_format_with_immed_goes_on_while_the_drive_tells_its_progress(
     ram.good("46 00 0000 000000 00ff 00")
     with pytest.raises(Exception, match="being formatted"):
         ram.insert("")
+    assert (ram.device.doing.what, ram.device.doing.percent) == ("formatting", 50)
     slow.go.set()
     ram.device.shutdown()
     assert ram.send(TEST_UNIT_READY).error == (0, 0, 0)
