@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from tests.cli.conftest import Call, Serving, Start
 from tests.waiting import wait_for
 
 MIB = 1 << 20
+PORTAL = ("--portal", "127.0.0.1:0")
 OVERWRITE_AT_ONCE = bytes([0x48, 0x81, 0, 0, 0, 0, 0, 0, 5, 0])  # SANITIZE with IMMED (SBC-4 5.30)
 REQUEST_SENSE = bytes([0x03, 0, 0, 0, 18, 0])
 HANDLER = '''
@@ -54,11 +53,12 @@ class Slow:
 
 
     def be_busy(self, device):
-        until = time.monotonic() + 1
-        while time.monotonic() < until:
+        begun = time.monotonic()
+        while True:
             device.progress(50, 100, "rebuilding")
+            if time.monotonic() > begun + 1:  # a bar would be there by now
+                self.file.with_suffix(".told").touch()
             time.sleep(0.01)
-        self.file.with_suffix(".told").touch()
 
     @hookimpl
     def read(self, buffers):
@@ -77,29 +77,6 @@ def slow(tmp_path: Path) -> list[str]:
     return ["slow", str(tmp_path / "disk"), "--handler-path", str(tmp_path), "--size", "4M"]
 
 
-@pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Start `tcmu` on a pseudo-terminal, which script(1) makes."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(*argv: str) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", "tcmu_core.cli.tcmu", *argv]
-        process = subprocess.Popen(
-            ["script", "--quiet", "--return", "--command", f"exec {shlex.join(words)}", "/dev/null"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "TERM": "xterm", "NO_COLOR": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-            cwd=tmp_path,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        with process:
-            process.kill()
-
-
 def read_until(process: subprocess.Popen[bytes], what: bytes) -> bytes:
     assert process.stdout is not None
     text = b""
@@ -110,14 +87,10 @@ def read_until(process: subprocess.Popen[bytes], what: bytes) -> bytes:
     return text
 
 
-def served(slow: list[str], tmp_path: Path) -> list[str]:
-    return ["serve", *slow, "--portal", "127.0.0.1:0", "--state-dir", str(tmp_path / "state")]
-
-
 def test_a_bar_is_drawn_while_a_disk_opens_and_is_gone_then(
     terminal: Callable[..., subprocess.Popen[bytes]], slow: list[str], tmp_path: Path
 ) -> None:
-    process = terminal(*served(slow, tmp_path))
+    process = terminal(*slow, *PORTAL, NO_COLOR="1")
     read_until(process, b"\rslow/disk: making the storage [############------------] 50 %")
     (tmp_path / "disk.go").touch()
     said = read_until(process, b"Ctrl-C stops it.")
@@ -135,7 +108,7 @@ def test_the_terminal_is_the_commands_while_it_runs(
     slow[1] = str(tmp_path / "busy")
     (tmp_path / "busy.go").touch()
     waits = f"until test -e {tmp_path}/busy.told; do sleep 0.05; done; echo told"
-    process = terminal(*served(slow, tmp_path), *(["--run", waits] if run else []))
+    process = terminal(*slow, *PORTAL, *(["--run", waits] if run else []))
     said = read_until(process, b"told" if run else b"rebuilding [")
     assert (b"rebuilding" in said) != run
 
@@ -143,7 +116,7 @@ def test_the_terminal_is_the_commands_while_it_runs(
 def test_ctrl_c_while_a_disk_opens_undoes_it(
     terminal: Callable[..., subprocess.Popen[bytes]], slow: list[str], tmp_path: Path
 ) -> None:
-    process = terminal(*served(slow, tmp_path))
+    process = terminal(*slow, *PORTAL)
     read_until(process, b"making the storage [")
     assert process.stdin is not None
     process.stdin.write(b"\x03")
