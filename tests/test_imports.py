@@ -22,7 +22,7 @@ PLUGINS = sorted(
 # of SCSI that handlers speak too stand below the disk, the engine above it.
 LAYERS = (
     {"outlet"},
-    {"_version", "errors", "loop", "log", "sdnotify", "stdout"},
+    {"_version", "errors", "loop", "log", "progress", "sdnotify", "stdout"},
     {"cfgstring", "entrypoints", "files", "posix", "identity", "state"},
     {"codec"},
     {"channel"},

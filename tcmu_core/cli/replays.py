@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tcmu_core.cli import arguments
+from tcmu_core.cli.bar import Teller
 from tcmu_core.cli.handlers import absolute, path_arguments
 from tcmu_core.cli.output import Exit, Output
+from tcmu_core.cli.signals import Stopped, interrupting
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.errors import ConfigError
 from tcmu_core.handlers import Registry
+from tcmu_core.progress import progress
 from tcmu_core.recording.crash import epochs
-from tcmu_core.recording.file import Recording
+from tcmu_core.recording.file import Record, Recording
 from tcmu_core.recording.images import Failure, Image, shell_check, shrink
+from tcmu_core.recording.layout import CHECKSUM, RECORD
 from tcmu_core.recording.replay import Difference, Goal, replay
 from tcmu_core.testing.client import Client
 from tcmu_core.testing.goals import IscsiGoal, LocalGoal
@@ -58,14 +63,32 @@ def replay_run(args: argparse.Namespace) -> int:
     recording = Recording(args.file)
     out = Output()
     differences: list[Difference] = []
-    count = 0
-    with _goal(args, recording) as goal:
-        for found in replay(recording, goal):
-            count += 1
-            if found is not None:
-                differences.append(found)
-                if not args.json and len(differences) <= MOST_SHOWN:
-                    out.line(str(found))
+    count = whole = 0
+    with (
+        interrupting(patient=True) as check_stop,
+        Teller("replay", programs=args.json) as teller,
+        _goal(args, recording, teller) as goal,
+    ):
+
+        def far(done: int, total: int) -> None:
+            nonlocal whole
+            whole = total
+            teller(progress(done, total, "replaying"))
+            check_stop()
+
+        try:
+            for found in replay(_read(recording, teller, check_stop), goal, far):
+                count += 1
+                if found is not None:
+                    differences.append(found)
+                    if not args.json and len(differences) <= MOST_SHOWN:
+                        teller.above()
+                        out.line(str(found))
+        except Stopped:
+            teller.above()
+            text = f"stopped: {count} of {whole} operations were done, and are on the disk" if count else "stopped"
+            print(f"tcmu: {text}", file=sys.stderr, flush=True)
+            raise
     if args.json:
         out.json({"operations": count, "differences": [_as_json(each) for each in differences],
                   "cut_short": recording.cut_short})  # fmt: skip
@@ -88,8 +111,18 @@ def _as_json(found: Difference) -> dict[str, Any]:
     }
 
 
+def _read(recording: Recording, teller: Teller, check_stop: Callable[[], None]) -> Iterator[Record]:
+    """Yield the records, telling how much of the file is read."""
+    at, size = 0, recording.path.stat().st_size
+    for record in recording:
+        check_stop()
+        at += RECORD.size + len(record.stored) + CHECKSUM.size
+        teller(progress(at, size, "reading the recording"))
+        yield record
+
+
 @contextlib.contextmanager
-def _goal(args: argparse.Namespace, recording: Recording) -> Iterator[Goal]:
+def _goal(args: argparse.Namespace, recording: Recording, teller: Teller) -> Iterator[Goal]:
     if args.target.startswith("iscsi://"):
         with Client(args.target) as client:
             goal = IscsiGoal(client)
@@ -98,7 +131,10 @@ def _goal(args: argparse.Namespace, recording: Recording) -> Iterator[Goal]:
         return
     handler = Registry(args.handler_path).get(args.target)
     spec = DiskSpec(handler.name, size=recording.size, block_size=recording.block_size, name="replay")
-    disk = handler.open(spec.configured(absolute(handler.name, args.cfgstring)))
+    disk = handler.disk(spec.configured(absolute(handler.name, args.cfgstring)))
+    disk.device.reported = teller
+    with interrupting():
+        disk.open()
     try:
         _check_shape(recording, disk.device.size or 0, disk.device.block_size)
         yield LocalGoal(disk)
@@ -151,13 +187,24 @@ def crash_run(args: argparse.Namespace) -> int:
     count = 0
     check = shell_check(args.check, args.timeout)
     block = max(recording.block_size, args.atomic or 0)
-    with tempfile.TemporaryDirectory(prefix="tcmu-crash-", dir=args.directory) as directory:
+    with (
+        interrupting() as check_stop,
+        Teller("crash", programs=args.json) as teller,
+        tempfile.TemporaryDirectory(prefix="tcmu-crash-", dir=args.directory) as directory,
+    ):
+        done, total = 0, 1
+
+        def far(at: int, of: int) -> None:
+            nonlocal done, total
+            done, total = at, of + 1  # what follows the last record is an epoch too
+
         image = Image(Path(directory) / "image", recording.size, block, args.base)
-        for epoch in epochs(recording):
+        for epoch in epochs(_read(recording, teller, check_stop), far):
             image.settle(epoch)
             if epoch.number < args.first:
                 continue
-            for state in epoch.states(block, args.limit, args.seed):
+            for number, state in enumerate(epoch.states(block, args.limit, args.seed)):
+                teller(progress(done * args.limit + number, total * args.limit, "checking images"))
                 image.build(epoch, state)
                 count += 1
                 status, output = check(image.path)

@@ -8,14 +8,15 @@ import dataclasses
 import errno
 import ipaddress
 import os
-import signal
 from collections.abc import Mapping
 from typing import Any
 
+from tcmu_core.cli import bar
 from tcmu_core.cli.child import Child
 from tcmu_core.cli.clients import Reach
 from tcmu_core.cli.output import Exit, Output, human
-from tcmu_core.cli.signals import StopSignals
+from tcmu_core.cli.signals import StopSignals, interrupting, stop_signals
+from tcmu_core.disk.disk import Disk
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.errors import ConfigError
 from tcmu_core.handlers import Handler
@@ -27,7 +28,6 @@ from tcmu_core.loop import Loop
 from tcmu_core.scsi.engine import Engine
 from tcmu_core.state import default_directory
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Seconds. Together with the time for a last flush, a stop takes no longer than one, whatever clients do.
 LOGOUT_PATIENCE = 0.3  # for clients to log out
 ABORT_PATIENCE = 0.3  # for commands in flight to end once their connections are closed
@@ -51,13 +51,18 @@ class Server:
         self._specs = specs  # by LUN
         self._stopping = False
         self._stage = ""  # what a stop waits for
+        self._bar = bar.on_terminal(programs=args.json)
         directory = args.state_dir or default_directory()
-        self.host = Host(
-            loop, lambda spec: handlers[spec.handler].disk(spec, loop), TargetWay(target, self._settings(), directory)
-        )
+        self.host = Host(loop, self._disk, TargetWay(target, self._settings(), directory))
         self.host.log_by(args.logs)
         self._directory = directory
         self._made = False  # whether the socket needed the directory to be made
+
+    def _disk(self, spec: DiskSpec) -> Disk:
+        disk = self._handlers[spec.handler].disk(spec, self.loop)
+        if self._bar is not None:
+            disk.device.reported = self._bar.of(disk.title)
+        return disk
 
     def _settings(self) -> PortalSettings:
         access = Access(
@@ -80,9 +85,7 @@ class Server:
     def start(self) -> None:
         """Open the disks, listen, say what is served, and start the command."""
         self._open()
-        # nohup(1): it is to outlive the terminal
-        numbers = [one for one in STOP_SIGNALS if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN]
-        self.signals = StopSignals(numbers, lambda number: self.loop.post(self.stop, number), self._waits_for)
+        self.signals = StopSignals(stop_signals(), lambda number: self.loop.post(self.stop, number), self._waits_for)
         self._listen_to_commands()
         reach = self._reach()
         if self.args.json:
@@ -90,12 +93,15 @@ class Server:
         elif not self.args.shell_command:
             self._announce(reach)
         if self.args.shell_command:
+            if self._bar is not None:
+                self._bar.paused = True  # the terminal is the command's
             self.child = Child(self.args.shell_command, self._environment(reach), self.loop, self._child_ended)
 
     def _open(self) -> None:
         self.host.transport.needs_all = True  # a person waits for it: what can't be opened is said, not tried again
         try:
-            self.host.open(self._specs)
+            with interrupting():
+                self.host.open(self._specs)
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES) or "portal " not in str(error):
                 raise
@@ -158,6 +164,8 @@ class Server:
 
     def _waits_for(self) -> str:
         """Return what a stop waits for; called on another thread, for this one may hang."""
+        if self._bar is not None:
+            self._bar.hide()
         titles = ", ".join(spec.title for spec in self._specs.values())
         return f"{self._stage or 'the handler to return from a call'} ({titles})"
 
@@ -165,6 +173,8 @@ class Server:
         """Leave nothing behind: end the command, close the portal, flush and close the disk."""
         if self.child is not None:
             self.child.close()
+        if self._bar is not None:
+            self._bar.paused = False
         if self.control is not None:
             with contextlib.suppress(OSError):
                 self.control.close()
@@ -172,6 +182,8 @@ class Server:
                     self._directory.rmdir()  # unless something is kept in it
         if not self.host.close() and self.status == Exit.OK:
             self.status = Exit.FAILED
+        if self._bar is not None:
+            self._bar.close()
         self._stage = "a thread of the handler to end"
         if self.signals is not None:
             self.signals.close()

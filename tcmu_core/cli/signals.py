@@ -3,16 +3,70 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 PATIENCE = 1.0  # seconds from the first signal until the person is told what is waited for
 TOGETHER = 0.3  # seconds in which signals count as one: timeout(1) and terminals send two
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has ended what was begun; it has been undone."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that stop a program: SIGHUP does not, where nohup(1) has it outlive the terminal."""
+    return [one for one in STOP_SIGNALS if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN]
+
+
+@contextlib.contextmanager
+def interrupting(*, patient: bool = False) -> Iterator[Callable[[], None]]:
+    """Have each of them raise `KeyboardInterrupt` in what is begun here, so that it undoes what is half made.
+
+    With `patient` the first one is left to the function that this yields, which raises where nothing is half done.
+
+    Raises:
+        Stopped: one has come; whatever was made of that on the way, a handler's error perhaps.
+    """
+    heard: list[int] = []
+    first = 0.0
+
+    def interrupt(number: int, _frame: object) -> None:
+        nonlocal first
+        heard.append(number)
+        first = first or time.monotonic()
+        if not patient or time.monotonic() - first > TOGETHER:
+            raise KeyboardInterrupt
+
+    def check() -> None:
+        if heard:
+            raise Stopped(heard[0])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check  # signals are the business of the program that this is a part of
+        return
+    old = {number: signal.signal(number, interrupt) for number in stop_signals()}
+    try:
+        yield check
+    except BaseException:
+        if heard:
+            raise Stopped(heard[0]) from None
+        raise
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    check()
 
 
 class StopSignals:

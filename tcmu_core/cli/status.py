@@ -117,8 +117,10 @@ def _words(disk: DiskStatus) -> str:
     parts = [disk.name, size, f"{disk.handler}/{disk.cfgstring}", *disk.filters]
     parts += ["read-only"] if disk.read_only else []
     parts += [f"{disk.in_flight} commands in flight"] if disk.in_flight else []
+    parts += [str(disk.progress)] if disk.progress is not None else []
     return ", ".join(parts)
 
 
 def _reason(out: Output, missing: Missing) -> str:
-    return f"{missing.title.partition('/')[2]} {out.style('is missing', 'red')}: {missing.reason}"
+    far = f": {missing.progress}" if missing.progress is not None else ""
+    return f"{missing.title.partition('/')[2]} {out.style('is missing', 'red')}: {missing.reason}{far}"

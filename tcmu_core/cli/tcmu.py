@@ -141,8 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(problem, BrokenPipeError):  # the reader of our output (head, less) has gone
             return Exit.FAILED
         return error(problem, debug=debug)
-    except KeyboardInterrupt:
-        return Exit.SIGNAL + signal.SIGINT
+    except KeyboardInterrupt as interrupt:
+        return Exit.SIGNAL + getattr(interrupt, "number", signal.SIGINT)
 
 
 if __name__ == "__main__":

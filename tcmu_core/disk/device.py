@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from tcmu_core.disk.threads import Threads
 from tcmu_core.posix.engines import Reactor
+from tcmu_core.progress import Lines, Progress, Report, progress
 from tcmu_core.scsi.command import Nexus
 from tcmu_core.scsi.opcodes import Opcode
 
@@ -94,6 +95,9 @@ class Device:
         self.prevented: Callable[[], bool] = lambda: False
         # Set by who has the transports: see `drop_link`.
         self.dropped: Callable[[str], None] = lambda initiator: None
+        # Set by who has a terminal: see `progress`.
+        self.reported: Report = Lines(self.log)
+        self.doing: Progress | None = None
 
     @property
     def blocks(self) -> int:
@@ -128,6 +132,15 @@ class Device:
         """
         self.dropped(initiator)
 
+    def progress(self, done: int, total: int, what: str = "") -> None:
+        """Tell a person who waits how far it is: `done` of `total` bytes of `what`, such as "loading the image".
+
+        Cheap, and from any thread; for what may take seconds, and not for a command. It is over when all is done, and
+        when `open`, `close` or `reconfigure` has ended.
+        """
+        self.doing = progress(done, total, what)
+        self.reported(self.doing)
+
     def shutdown(self) -> None:
         """Wait for what `offload` started and end the threads."""
         self._threads.shutdown()
@@ -148,5 +161,6 @@ class Device:
 
 _FIXED = frozenset({"log", "_threads", "_protected"})
 _SETTABLE = frozenset(
-    {field.name for field in fields(Device)} | {"log", "_protected", "_threads", "changed", "prevented", "dropped"}
+    {field.name for field in fields(Device)}
+    | {"log", "_protected", "_threads", "changed", "prevented", "dropped", "reported", "doing"}
 )

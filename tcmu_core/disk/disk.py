@@ -142,9 +142,16 @@ class Disk:
         except BaseException:
             self.close_quietly()
             raise
+        finally:
+            self._nothing_more()
         self.own_serial = bool(device.serial) and device.serial != self.spec.serial
         device.serial = device.serial or self._identity()
         self.settle()
+
+    def _nothing_more(self) -> None:
+        """What a hook told the progress of is over with it."""
+        if self.device.doing is not None:
+            self.device.progress(0, 0)
 
     def _identity(self) -> str:
         """Return the serial number of a disk that has none of its own: the same each time for what is the same."""
@@ -334,12 +341,16 @@ class Disk:
             raise ConfigError("there is no write cache to be switched on: nothing here can be flushed")
         if change.cfgstring is not None and self._declared is not None:
             self._declared.parse(change.cfgstring, device.options)
+        busy = device.doing
         try:
             chain_change(self.filters[: self._open_filters], device, self._change_handler)(change)
         except (TcmuError, OSError, NotImplementedError):
             raise
         except BaseException as error:
             raise HandlerError(f"handler {device.handler!r} broke while it took a change: {text_of(error)}") from error
+        finally:
+            if busy is None:  # else it is no matter of this hook: a sanitize operation goes on
+                self._nothing_more()
         if change.size is not None:
             device.size = change.size
         elif change.cfgstring is not None:
@@ -384,6 +395,8 @@ class Disk:
             raise
         except BaseException as error:
             raise HandlerError(f"handler {self.spec.handler!r} broke while it closed: {text_of(error)}") from error
+        finally:
+            self._nothing_more()
         if problem is not None:
             raise problem
 

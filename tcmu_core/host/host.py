@@ -410,11 +410,16 @@ class Host:
             pid=os.getpid(),
             title=self.transport.title,
             disks=tuple(self._disk(lun) for lun in sorted(self.engines)),
-            missing=tuple(self.missing[lun] for lun in sorted(self.missing)),
+            missing=tuple(self._missing(lun) for lun in sorted(self.missing)),
             addresses=self.transport.addresses,
             commands=commands,
             in_flight=in_flight,
         )
+
+    def _missing(self, lun: int) -> Missing:
+        opening = self._opening.get(lun)
+        doing = opening.disk.device.doing if opening is not None else None
+        return dataclasses.replace(self.missing[lun], progress=doing)
 
     def _disk(self, lun: int) -> DiskStatus:
         engine = self.engines[lun]
@@ -432,6 +437,7 @@ class Host:
             filters=engine.disk.spec.filters,
             initiators=tuple(nexus.initiator.name for nexus in engine.unit.nexuses),
             in_flight=len(engine.unit.tasks.active),
+            progress=device.doing,
         )
 
     def _reconfigure(self, message: Reconfigure, asker: Reader | None) -> Changed | None:

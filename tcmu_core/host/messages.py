@@ -10,6 +10,7 @@ from typing import ClassVar
 from tcmu_core.codec import Message
 from tcmu_core.disk.device import Change
 from tcmu_core.disk.spec import DiskSpec
+from tcmu_core.progress import Progress
 
 
 def _nothing() -> Mapping[str, int]:
@@ -161,6 +162,7 @@ class DiskStatus(Message):
     filters: tuple[str, ...] = ()
     initiators: tuple[str, ...] = ()  # those that are logged in
     in_flight: int = 0  # commands that have not ended
+    progress: Progress | None = None  # of what takes long, in bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,11 +249,12 @@ class Counters(Message):
 
 @dataclass(frozen=True, slots=True)
 class Missing(Message):
-    """A disk that could not be opened, and why."""
+    """A disk that could not be opened, and why; or is being opened, and how far that is if its handler says so."""
 
     lun: int
     title: str
     reason: str
+    progress: Progress | None = None  # in bytes
 
 
 @dataclass(frozen=True, slots=True)

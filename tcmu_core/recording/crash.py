@@ -10,7 +10,7 @@ all but one, one alone, a prefix whose last write is torn, and then subsets by c
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -121,8 +121,8 @@ class Epoch:
         return [Part.FIRST, Part.LAST] if blocks < 4 else [Part.FIRST, Part.HALF, Part.LAST]
 
 
-def epochs(records: Iterable[Record]) -> Iterator[Epoch]:
-    """Yield the epochs of a recording.
+def epochs(records: Iterable[Record], far: Callable[[int, int], object] = lambda done, total: None) -> Iterator[Epoch]:
+    """Yield the epochs of a recording; `far(done, total)` is told before each record how many there are.
 
     Raises:
         ConfigError: the data of a write was not kept.
@@ -130,7 +130,8 @@ def epochs(records: Iterable[Record]) -> Iterator[Epoch]:
     found = [(number, record) for number, record in enumerate(records) if record.outcome == GOOD]
     epoch = Epoch(0)
     ends: dict[int, tuple[int, bool]] = {}  # by number: when a pending write ended, and whether it is one with FUA
-    for number, record in sorted(found, key=lambda each: each[1].end):
+    for done, (number, record) in enumerate(sorted(found, key=lambda each: each[1].end)):
+        far(done, len(found))
         if record.kind in CHANGES:
             epoch.pending.append(_write(number, record))
             ends[number] = record.end, bool(record.flags & Flag.FUA)
@@ -141,6 +142,7 @@ def epochs(records: Iterable[Record]) -> Iterator[Epoch]:
             yield epoch
             durable = [write for write in epoch.pending if write.number in covered]
             epoch = Epoch(epoch.number + 1, durable, list(_uncovered(epoch.pending, covered)))
+    far(len(found), len(found))
     yield epoch
 
 

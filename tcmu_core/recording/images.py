@@ -70,9 +70,13 @@ class Image:
         self._stamp = self._now()
 
     def keep(self, goal: Path) -> None:
-        """Copy the image of the state to a file, which is made or overwritten."""
-        _empty(goal, self._size)
-        _copy(self.path, goal, [(0, self._size)])
+        """Copy the image of the state to a file, which is made or overwritten; a half is not left behind."""
+        try:
+            _empty(goal, self._size)
+            _copy(self.path, goal, [(0, self._size)])
+        except BaseException:
+            goal.unlink(missing_ok=True)
+            raise
 
     def close(self) -> None:
         """Remove both files."""

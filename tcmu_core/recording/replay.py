@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,8 +55,12 @@ class _Ranges:
         return at < len(self._starts) and self._starts[at] < record.offset + record.length
 
 
-def replay(records: Iterable[Record], goal: Goal) -> Iterator[Difference | None]:
+def replay(
+    records: Iterable[Record], goal: Goal, far: Callable[[int, int], object] = lambda done, total: None
+) -> Iterator[Difference | None]:
     """Do each record in the order in which they began; yield a difference, or None, for each that was done.
+
+    `far(done, total)` is told before each one how many there are.
 
     A failed write of the recording may have changed the disk or not, and reads beside a write that was in flight may
     have seen it or not: what follows from that is not compared.
@@ -64,6 +68,7 @@ def replay(records: Iterable[Record], goal: Goal) -> Iterator[Difference | None]
     uncertain = _Ranges()
     ordered = sorted(enumerate(records), key=lambda each: each[1].start)
     for position, (number, record) in enumerate(ordered):
+        far(position, len(ordered))
         if record.flags & Flag.IMPLIED and _follows_fua(ordered, position):
             continue  # the write before it is sent with FUA again
         data = record.data() if record.kind is Kind.WRITE else None

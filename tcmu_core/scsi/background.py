@@ -14,9 +14,10 @@ class SanitizeFailed(CommandError):
 class Background:
     """An operation under way, or one that failed and keeps the unit not ready until it is left."""
 
-    def __init__(self, kind: type[NotReady], total: int) -> None:
+    def __init__(self, kind: type[NotReady], what: str, total: int) -> None:
         self._kind = kind
-        self._total = max(total, 1)
+        self.what = what  # for people
+        self.total = max(total, 1)  # blocks that are written, on all passes
         self.done = 0
         self.failed = False
 
@@ -24,4 +25,4 @@ class Background:
         """Return what every command that needs the medium is answered, with the progress in 65536ths."""
         if self.failed:
             return SanitizeFailed()
-        return self._kind(progress=min(self.done * 65536 // self._total, 65535))
+        return self._kind(progress=min(self.done * 65536 // self.total, 65535))

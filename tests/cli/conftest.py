@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -122,3 +123,27 @@ def serve(command: Start) -> Callable[..., Serving]:
         return Serving(process, json.loads(line))
 
     return start
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start `tcmu serve` on a pseudo-terminal, which script(1) makes; what is written to stdin is typed there."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*argv: str, **environment: str) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-m", "tcmu_core.cli.tcmu", "serve", *argv, "--state-dir", str(tmp_path / "state")]
+        # exec: script(1) runs a shell, and some shells stay behind their last command and answer Ctrl-C themselves.
+        process = subprocess.Popen(
+            ["script", "--quiet", "--return", "--command", f"exec {shlex.join(words)}", "/dev/null"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+            cwd=tmp_path,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with process:
+            process.kill()

@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from tcmu_core import Device
+from tcmu_core.progress import Progress
 
 
 def test_offload_gives_results_and_errors():
@@ -51,3 +52,23 @@ def test_one_that_the_handler_made_read_only_may_change():
     device.read_only = True
     device.read_only = False
     assert device.read_only is False
+
+
+def test_what_takes_long_is_told_and_kept_until_it_is_over():
+    device = Device("disk", "test")
+    told = []
+    device.reported = told.append
+    device.progress(3, 8, "loading")
+    assert device.doing == Progress("loading", 3, 8)
+    device.progress(8, 8, "loading")
+    assert device.doing is None
+    assert told == [Progress("loading", 3, 8), None]
+
+
+def test_what_takes_long_is_in_the_log_with_the_devices_name(caplog, monkeypatch):
+    monkeypatch.setattr("tcmu_core.progress.FIRST_SECONDS", 0.0)
+    device = Device("disk", "test")
+    with caplog.at_level(logging.INFO, "tcmu.handler.test"):
+        device.progress(1, 8, "loading")
+        device.progress(2, 8, "loading")
+    assert [(record.device, record.message) for record in caplog.records] == [("test/disk", "loading, 25 %")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import threading
@@ -11,6 +12,7 @@ import pytest
 
 from tcmu_core import Body, Change, ConfigError, HandlerError, Option, Options, WriteProtected, hookimpl
 from tcmu_core.disk.disk import check_config
+from tcmu_core.progress import Progress
 from tests.disk.conftest import SIZE, Minimal, Writable, opened
 
 
@@ -76,6 +78,29 @@ def test_an_error_of_open_is_the_callers_and_nothing_is_closed(late):
     with pytest.raises(FileNotFoundError, match="no such image"):
         opened(handler)
     assert handler.calls == ["check_config"]
+
+
+@pytest.mark.parametrize("hook", ["open", "reconfigure", "close"])
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("error", [None, OSError(5, "broken"), ZeroDivisionError("x")])
+def test_what_a_hook_tells_the_progress_of_is_over_with_it(hook, late, error):
+    told = []
+
+    def slow(self, device):
+        device.reported = told.append
+        device.progress(1, 4, hook)
+        if not late and error:
+            raise error
+        future = Future()
+        future.set_exception(error) if error else future.set_result(None)
+        return future if late else None
+
+    handler = type("Handler", (Writable,), {hook: hookimpl(slow)})()
+    with contextlib.suppress(OSError, HandlerError):
+        disk = opened(handler, size=SIZE)
+        disk.change(Change(size=SIZE))
+        disk.close()
+    assert told == [Progress(hook, 1, 4), None]
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), ZeroDivisionError("x")])

@@ -11,6 +11,7 @@ from threading import Timer
 import pytest
 
 from tcmu_core import hookimpl
+from tcmu_core.codec import decode, encode
 from tcmu_core.disk.device import Device
 from tcmu_core.disk.disk import Disk
 from tcmu_core.disk.spec import DiskSpec
@@ -19,6 +20,7 @@ from tcmu_core.host.host import Host
 from tcmu_core.iscsi.messages import TargetWay
 from tcmu_core.iscsi.settings import PortalSettings
 from tcmu_core.loop import Loop
+from tcmu_core.progress import Progress
 
 SIZE = 1 << 20
 
@@ -32,6 +34,7 @@ class Slow:
 
     @hookimpl
     def open(self, device: Device) -> Future[None] | None:
+        self.device = device
         device.size = SIZE
         return None if device.cfgstring == "at once" else self.opened
 
@@ -159,3 +162,22 @@ def test_the_end_of_a_host_closes_what_was_opened_meanwhile(bench: Bench) -> Non
     bench.handlers[0].opened.set_result(None)
     bench.host.close()
     assert bench.handlers[0].closed == 1
+
+
+def test_how_far_the_opening_is_is_told_until_it_is_over(bench: Bench) -> None:
+    bench.host.open(disks("later", "at once"))
+    bench.handlers[0].device.progress(1, 4, "loading")
+    (missing,) = bench.host.status().missing
+    assert missing.progress == Progress("loading", 1, 4)
+    assert [disk.progress for disk in bench.host.status().disks] == [None]
+    bench.handlers[0].opened.set_result(None)
+    bench.turn()
+    assert [disk.progress for disk in bench.host.status().disks] == [None, None]
+
+
+def test_what_an_open_disk_does_is_told(bench: Bench) -> None:
+    bench.host.open(disks("at once"))
+    bench.handlers[0].device.progress(1, 4, "rebuilding")
+    status = bench.host.status()
+    assert status.disks[0].progress == Progress("rebuilding", 1, 4)
+    assert decode(encode(status)) == status

@@ -7,6 +7,8 @@ import threading
 import pytest
 
 from tcmu_core import hookimpl
+from tcmu_core.progress import Progress
+from tcmu_core.scsi.limits import CHUNK
 from tests.scsi.harness import BLOCK, Memory, Rig, answer, cdb10, make_rig
 
 OVERWRITE, BLOCK_ERASE, EXIT = 1, 2, 31
@@ -60,6 +62,40 @@ def test_with_immed_the_unit_is_not_ready_with_progress_until_done(full: Rig) ->
     full.memory.release()
     full.turn()
     assert full.good(cdb10(0x28, 0, 1), room=BLOCK) == b"p" * BLOCK
+
+
+def test_initiators_and_people_are_told_how_far_it_is() -> None:
+    rig = make_rig(size=4 * CHUNK)
+    told: list[Progress | None] = []
+    rig.unit.device.reported = told.append
+    rig.memory.hold = True
+    rig.start(*sanitize(OVERWRITE, pattern(b"p"), IMMED))
+    rig.turn()
+    for step in range(4):
+        done = step * CHUNK
+        assert rig.unit.device.doing == Progress("sanitizing", done, 4 * CHUNK)
+        sense = rig.good("3 0 0 0 12 0", room=18)
+        assert (sense[15], int.from_bytes(sense[16:18], "big")) == (0x80, done * 65536 // (4 * CHUNK))
+        rig.memory.release()
+        rig.turn()
+    assert rig.unit.device.doing == Progress("sanitizing", 4 * CHUNK - 1, 4 * CHUNK)  # the flush comes yet
+    assert rig.good("3 0 0 0 12 0", room=18)[15:18] == b"\x80\xff\xff"
+    rig.memory.release()
+    rig.turn()
+    assert rig.unit.device.doing is None
+    assert told[-1] is None
+
+
+def test_a_format_is_told_as_such_and_a_failure_ends_it(full: Rig) -> None:
+    told: list[Progress | None] = []
+    full.unit.device.reported = told.append
+    full.good("4 0 0 0 0 0")
+    assert told[0] == Progress("formatting", 0, len(full.memory.data))
+    told.clear()
+    full.memory.error = OSError(5, "broken")
+    full.send(*sanitize(BLOCK_ERASE))
+    assert [one and one.what for one in told] == ["sanitizing", None]
+    assert full.unit.device.doing is None
 
 
 def test_commands_that_come_in_between_are_refused_and_no_reset_ends_it(full: Rig) -> None:

@@ -168,6 +168,7 @@ class Drive:
     def _format(self, medium: Medium, state: FormatInProgress) -> Status:
         def progress(done: int, whole: int) -> None:
             state.progress = done * FULL // whole
+            self.device.progress(done, whole, "formatting")
 
         try:
             with medium.used():
@@ -177,4 +178,5 @@ class Drive:
             raise
         finally:
             self.formatting = None
+            self.device.progress(0, 0)
         return Status.GOOD

@@ -107,10 +107,12 @@ def test_a_format_with_immed_goes_on_while_the_drive_tells_its_progress(
     ram.good("46 00 0000 000000 00ff 00")
     with pytest.raises(Exception, match="being formatted"):
         ram.insert("")
+    assert (ram.device.doing.what, ram.device.doing.percent) == ("formatting", 50)
     slow.go.set()
     ram.device.shutdown()
     assert ram.send(TEST_UNIT_READY).error == (0, 0, 0)
     assert ram.good("4a 01 0000 40 0000 00ff 00")[5] == 0
+    assert ram.device.doing is None
 
 
 def test_a_format_without_immed_ends_when_it_is_done(ram: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,6 +18,10 @@ from tcmu_qcow.opening import OpenOptions, open_image, resolve
 from tcmu_qcow.repair import rebuild_refcounts
 from tcmu_qcow.scope import HERE, Allowed
 from tcmu_qcow.write import WritableQcow2
+
+PIECE = 64 << 20  # bytes from one report of the progress to the next
+
+Tell = Callable[[int, int, str], object]  # how many bytes are done, of how many, and of what
 
 
 class Preallocation(StrEnum):
@@ -44,8 +49,8 @@ class CreateOptions:
     allowed: Allowed = HERE  # what the images below the new one may name
 
 
-def create_image(path: str, options: CreateOptions) -> None:
-    """Create `path`, which may not exist yet. On failure nothing is left behind."""
+def create_image(path: str, options: CreateOptions, tell: Tell = lambda done, total, what: None) -> None:
+    """Create `path`, which may not exist yet, telling how far the preallocation is. On failure nothing is left."""
     _check(options)
     size, kind = options.size, options.backing_format
     if options.backing is not None:
@@ -82,7 +87,7 @@ def create_image(path: str, options: CreateOptions) -> None:
         parse_header(file)
         file.close()
         if options.preallocation is not Preallocation.OFF:
-            _preallocate(path, options.preallocation)
+            _preallocate(path, options.preallocation, tell)
     except BaseException:
         file.close()
         os.unlink(path)
@@ -119,25 +124,28 @@ def _format_of(node: Node) -> Format:
     return Format.RAW if node.file is node.data_file and node.cluster_size == 1 else Format.QCOW
 
 
-def _preallocate(path: str, how: Preallocation) -> None:
+def _preallocate(path: str, how: Preallocation, tell: Tell) -> None:
     image = open_image(path, OpenOptions(Format.QCOW2))
     assert isinstance(image, WritableQcow2)
     start = image.file.size
     try:
-        image.preallocate()
+        image.preallocate(lambda done: tell(done, image.size, "allocating clusters"))
         image.flush()
         end = image.meta.refcounts.end_of_use() << image.header.cluster_bits
         image.file.truncate(end)
         if how is Preallocation.FALLOC:
-            image.file.reserve(start, end - start)
+            for at in range(start, end, PIECE):
+                tell(at - start, end - start, "reserving space")
+                image.file.reserve(at, min(PIECE, end - at))
         elif how is Preallocation.FULL:
-            _write_holes(image.file, start, end)
+            _write_holes(image.file, start, end, tell)
     finally:
         image.close()
 
 
-def _write_holes(file: HostFile, offset: int, end: int) -> None:
+def _write_holes(file: HostFile, offset: int, end: int, tell: Tell) -> None:
     """Write zeros where the file has nothing yet."""
     for start, length, mapped in posix.extents(file.fd, offset, end - offset):
-        if not mapped:
-            posix.write_zeroes(file.fd, start, length)
+        for at in () if mapped else range(start, start + length, PIECE):
+            tell(at - offset, end - offset, "writing zeros")
+            posix.write_zeroes(file.fd, at, min(PIECE, start + length - at))

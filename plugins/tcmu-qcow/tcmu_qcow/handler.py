@@ -201,7 +201,7 @@ def _open(config: Config, wanted: int | None, device: Device) -> Image:
     if config.creation is not None and not os.path.lexists(path):
         if read_only:
             raise ConfigError(f"{path} does not exist, and read-only nothing is created")
-        create_image(path, dataclasses.replace(config.creation, size=wanted))
+        create_image(path, dataclasses.replace(config.creation, size=wanted), device.progress)
     try:
         return open_image(path, options)
     except FileNotFoundError as error:

@@ -7,7 +7,7 @@ table in memory refers to it; metadata.py carries that order to the disk.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tcmu_core.posix import ZEROS, Buffer, Cursor
@@ -302,11 +302,15 @@ class WritableQcow2(Qcow2Image):
                     raise CorruptImage(f"{self.file.path}: an L2 entry was {entry:#x}")
                 self.meta.unlink(cluster, 1)
 
-    def preallocate(self) -> None:
-        """Give every cluster of the disk a place. Only for a new image without backing: nothing is written there."""
+    def preallocate(self, tell: Callable[[int], object] = lambda done: None) -> None:
+        """Give every cluster of the disk a place. Only for a new image without backing: nothing is written there.
+
+        `tell` learns how many bytes of the disk have theirs.
+        """
         clusters = -(-self.size // self.cluster_size)
         number = 0
         while number < clusters:
+            tell(number << self._bits)
             with self.changing():
                 offset = number << self._bits
                 table = self.meta.writable_table(offset >> self._l1_shift)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tcmu_core import ConfigError
+from tcmu_core import ConfigError, Device
 from tcmu_core.testing import open_device
-from tcmu_qcow import Handler
+from tcmu_qcow import Handler, create
 from tcmu_qcow.create import CreateOptions, Preallocation, create_image
 from tcmu_qcow.errors import ImageError
 from tcmu_qcow.formats import Format
@@ -150,3 +150,47 @@ def test_a_read_only_disk_makes_no_image(tmp_path: Path) -> None:
 def test_blocks_of_64_kib(tmp_path: Path) -> None:
     with open_device(Handler, f"{tmp_path / 'new'};create=1", size=1 << 20, block_size=65536) as opened:
         assert opened.device.physical_block_size == 65536
+
+
+# -- progress --------------------------------------------------------------------------------------------------------
+
+DOES = {
+    "metadata": ["allocating clusters"],
+    "falloc": ["allocating clusters", "reserving space"],
+    "full": ["allocating clusters", "writing zeros"],
+}
+
+
+@pytest.mark.parametrize("how", DOES)
+def test_preallocation_tells_how_far_it_is(sparse_dir: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(create, "PIECE", MIB)
+    monkeypatch.setattr(Device, "progress", lambda _, done, total, what="": told.append((what, done, total)))
+    config = f"{sparse_dir / 'new'};create=1;preallocation={how};cluster_size=4096"
+    with open_device(Handler, config, size=6 * MIB):
+        steps = [one for one in told if one[0]]
+    assert list(dict.fromkeys(what for what, _, _ in steps)) == DOES[how]
+    for what in DOES[how]:
+        done = [at for name, at, _ in steps if name == what]
+        (total,) = {of for name, _, of in steps if name == what}
+        assert len(done) >= 3  # of a table of 512 clusters each, or of a piece
+        assert done == sorted(set(done))
+        assert 0 <= done[0] <= done[-1] < total
+
+
+@pytest.mark.parametrize("how", DOES)
+def test_an_interrupted_preallocation_leaves_nothing(
+    sparse_dir: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(create, "PIECE", MIB)
+    config = f"{sparse_dir / 'new'};create=1;preallocation={how};cluster_size=4096"
+    for what in DOES[how]:
+
+        def interrupted(_: Device, done: int, total: int, doing: str = "", stop: str = what) -> None:
+            if doing == stop and done:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Device, "progress", interrupted)
+        with pytest.raises(Exception, match="KeyboardInterrupt"), open_device(Handler, config, size=6 * MIB):
+            pass
+        assert list(sparse_dir.iterdir()) == []

@@ -76,11 +76,13 @@ class RamHandler:
             raise ConfigError(f"there is no memory for {device.size} bytes: {error}") from error
         if stored is not None:
             try:
-                image.load(config.load, self._memory)
+                image.load(config.load, self._memory, lambda done, of: device.progress(done, of, "loading the image"))
                 if asked and config.save == config.load and not device.read_only:
                     image.extend(config.save, asked)
-            except OSError as error:
+            except BaseException as error:
                 self._memory.close()
+                if not isinstance(error, OSError):
+                    raise
                 raise ConfigError(f"{config.load} can't be loaded: {error.strerror}") from error
         self._save = config.save
         device.ephemeral = not config.save or device.read_only
@@ -95,7 +97,7 @@ class RamHandler:
         try:
             if self._save and not device.read_only:
                 try:
-                    image.save(self._save, self._memory)
+                    image.save(self._save, self._memory, lambda done, of: device.progress(done, of, "saving the image"))
                 except OSError as error:
                     device.log.error("%s", error.strerror)
                     raise

@@ -5,9 +5,9 @@ import stat
 
 import pytest
 
-from tcmu_core import ConfigError
+from tcmu_core import ConfigError, Device
 from tcmu_core.testing import check_handler, open_device
-from tcmu_ram import RamHandler
+from tcmu_ram import RamHandler, image
 from tcmu_ram.memory import CHUNK, Memory
 
 MIB = 1 << 20
@@ -235,3 +235,50 @@ def test_an_image_with_a_name_as_long_as_names_can_be_is_saved_in_its_place(tmp_
     with open_device(RamHandler, str(image), size=1 << 20):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [image.name]
+
+
+# -- progress -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What is told of the progress in pieces of 1 MiB; where `told.stop` is told, Ctrl-C is pressed."""
+
+    class Told(list):
+        stop = None
+
+    told = Told()
+
+    def progress(device, done, total, what=""):
+        told.append((what, done, total))
+        if told[-1] == told.stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(image, "PIECE", MIB)
+    monkeypatch.setattr(Device, "progress", progress)
+    return told
+
+
+def test_loading_and_saving_tell_how_far_they_are(told, tmp_path):
+    path = tmp_path / "image"
+    path.write_bytes(b"x" * 3 * MIB)
+    with opened(path, 8 * MIB) as disk:
+        assert told[:3] == [("loading the image", done * MIB, 3 * MIB) for done in range(3)]
+        assert disk.read(0, 3 * MIB) == b"x" * 3 * MIB
+        disk.write(6 * MIB, b"y" * (MIB + 512))
+        del told[:]
+    saved = (3 + 1) * MIB + CHUNK  # a chunk is saved whole
+    assert told[:5] == [("saving the image", done * MIB, saved) for done in range(5)]
+    assert path.read_bytes() == b"x" * 3 * MIB + bytes(3 * MIB) + b"y" * (MIB + 512) + bytes(MIB - 512)
+
+
+@pytest.mark.parametrize("done", [0, 2])
+@pytest.mark.parametrize("what", ["loading the image", "saving the image"])
+def test_an_interrupted_load_or_save_leaves_the_image_as_it_was(told, tmp_path, what, done):
+    path = tmp_path / "image"
+    path.write_bytes(b"x" * 3 * MIB)
+    told.stop = (what, done * MIB, 3 * MIB)
+    with pytest.raises(Exception, match="KeyboardInterrupt"), opened(path, 3 * MIB) as disk:
+        disk.write(0, b"new" * 512)
+    assert path.read_bytes() == b"x" * 3 * MIB
+    assert os.listdir(tmp_path) == ["image"]

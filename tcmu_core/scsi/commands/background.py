@@ -44,6 +44,7 @@ def _start(unit: Unit, command: Command, background: Background, work: Callable[
 
 
 def _guarded(unit: Unit, background: Background, steps: Steps, ended: Future[None]) -> Steps:
+    _advance(unit, background, 0)
     try:
         yield from steps
     except GeneratorExit:
@@ -54,8 +55,18 @@ def _guarded(unit: Unit, background: Background, steps: Steps, ended: Future[Non
         unit.device.log.error("the background operation failed: %s", text_of(error))
         ended.set_exception(error)
         return
+    finally:
+        unit.device.progress(0, 0)
     unit.background = None
     ended.set_result(None)
+
+
+def _advance(unit: Unit, background: Background, count: int) -> None:
+    """Note that so many more blocks are done. It is not over with the last one: the flush comes yet."""
+    background.done += count
+    size = unit.block_size
+    unit.device.progress(min(background.done * size, background.total * size - 1), background.total * size,
+                         background.what)  # fmt: skip
 
 
 def overwrite(unit: Unit, background: Background, pattern: bytes, passes: int, invert: bool) -> Steps:
@@ -71,7 +82,7 @@ def overwrite(unit: Unit, background: Background, pattern: bytes, passes: int, i
         for first in range(0, blocks, step):
             count = min(step, blocks - first)
             yield put_blocks(unit, first, [chunk[: count * size]])
-            background.done += count
+            _advance(unit, background, count)
             yield PAUSE
     yield flushed(unit)
 
@@ -86,7 +97,7 @@ def erase(unit: Unit, background: Background) -> Steps:
     for first in range(0, unit.blocks, step):
         count = min(step, unit.blocks - first)
         yield zero(first * unit.block_size, count * unit.block_size)
-        background.done += count
+        _advance(unit, background, count)
         yield PAUSE
     yield flushed(unit)
 
@@ -107,7 +118,7 @@ def sanitize(unit: Unit, command: Command) -> Steps:
     if action == BLOCK_ERASE:
         if length:
             raise InvalidFieldInCdb("PARAMETER LIST LENGTH must be zero", field=(7, 7))
-        background = Background(SanitizeInProgress, unit.blocks)
+        background = Background(SanitizeInProgress, "sanitizing", unit.blocks)
         yield from _start(unit, command, background, lambda: erase(unit, background), bool(cdb[1] & _IMMED))
         return
     if not 4 < length <= 4 + unit.block_size:
@@ -120,7 +131,7 @@ def sanitize(unit: Unit, command: Command) -> Steps:
         raise InvalidFieldInParameterList("INITIALIZATION PATTERN LENGTH is wrong", field=(2, 7), in_cdb=False)
     if data[0] & 0x60:
         raise InvalidFieldInParameterList("TEST must be zero", field=(0, 6), in_cdb=False)
-    background = Background(SanitizeInProgress, unit.blocks * passes)
+    background = Background(SanitizeInProgress, "sanitizing", unit.blocks * passes)
     pattern, invert = data[4 : 4 + told], bool(data[0] & 0x80)
     yield from _start(
         unit,
@@ -145,5 +156,5 @@ def format_unit(unit: Unit, command: Command) -> Steps:
         immediate = bool(data[1] & 0x02)
         if any(data[2:] if head == _NO_DEFECT_LIST else data[4:]):
             raise InvalidFieldInParameterList("a defect list", field=(2, 7), in_cdb=False)
-    background = Background(FormatInProgress, unit.blocks)
+    background = Background(FormatInProgress, "formatting", unit.blocks)
     yield from _start(unit, command, background, lambda: erase(unit, background), immediate)
