@@ -15,7 +15,7 @@ from typing import Any
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 # It looks for nothing but what it is told to.
 FLAGS += ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
-FLAGS += ["--disable-sync", "--hide-scrollbars"]
+FLAGS += ["--disable-sync", "--hide-scrollbars", "--disable-lcd-text"]
 TAB, ENTER, UP, DOWN = "\ue004", "\ue007", "\ue013", "\ue015"  # 17.4.2, keyboard actions
 PATIENCE = 120.0
 

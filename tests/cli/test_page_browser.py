@@ -50,7 +50,7 @@ def chromium(running: Browser) -> Browser:
     running.open("about:blank")
     running.complaints()
     running.prefer("light")
-    running.resize(1160, 880)
+    running.resize(1280, 860)
     return running
 
 
@@ -81,7 +81,7 @@ def test_names_of_strangers_are_text(serve: Serve, site: Start, chromium: Browse
     counts = chromium.run("return ['img', 'b', 'script'].map(tag => document.querySelectorAll(tag).length)")
     assert counts == [0, 0, 1]
     assert chromium.run("return document.title") == "tcmu: 1 disk"
-    for width in (1160, 800, 400):
+    for width in (1280, 800, 400):
         chromium.resize(width, 1000)
         assert chromium.run("return document.documentElement.scrollWidth") <= width
     assert chromium.complaints() == []
