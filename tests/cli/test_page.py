@@ -21,6 +21,7 @@ from tcmu_core.cli.snapshot import Snapshots
 from tcmu_core.cli.web import Server, names_loopback
 from tcmu_core.testing.client import Client
 from tests.cli.conftest import Call, Serving, Site
+from tests.cli.test_runner import IQN, Running
 from tests.iscsi.initiator import Initiator
 from tests.iscsi.served import Client as Session
 from tests.waiting import wait_for
@@ -173,3 +174,24 @@ def test_of_a_log_that_can_not_be_read_it_says_why(serve: Serve) -> None:
     found, (reason,) = tails([serve("ram", "--size", "1M", "--name", "one").process.pid])
     assert found == []
     assert reason.endswith("its log can't be read here: a pipe takes it")
+
+
+def test_a_target_of_tcmu_runner_is_shown_with_its_log_and_what_is_missing(tmp_path: Path) -> None:
+    running = Running(tmp_path, "--state-dir", str(tmp_path / "own"), "-l", str(tmp_path / "logs"))
+    missing = f"[[[lun 1]]]\nhandler = file\ncfgstring = {tmp_path}/nowhere/disk\n"
+    running.config.write_text(running.config.read_text() + missing)
+    running.start()
+    try:
+        log = tmp_path / "logs" / "tcmu-runner.log"
+        running.wait(lambda: f"{IQN} is served, LUN 0" in log.read_text())
+        told = json.loads(Snapshots(tmp_path / "own", log=True).latest())
+        (host,) = [host for host in told["hosts"] if host["title"] == IQN]
+        assert [disk["lun"] for disk in host["disks"]] == [0]
+        (gone,) = host["missing"]
+        assert (gone["lun"], "nowhere does not exist" in gone["reason"]) == (1, True)
+        (tail,) = told["log"]["tails"]
+        assert tail["path"] == str(log)
+        assert any(f"{IQN} is served, LUN 0" in line for line in tail["lines"]), tail["lines"]
+        assert told["log"]["reasons"] == []
+    finally:
+        assert running.end() == 0
