@@ -6,6 +6,7 @@ import base64
 import contextlib
 import http.client
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -76,7 +77,10 @@ class Browser:
 def browser(profile: Path) -> Iterator[Browser]:
     """Start a driver and a browser of its own, which are gone afterwards."""
     command = ["/usr/bin/chromedriver", "--port=0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as driver:
+    pipe, home = subprocess.PIPE, {name: str(profile) for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")}
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env={**os.environ, **home}
+    ) as driver:
         try:
             assert driver.stdout is not None
             port = next(
