@@ -1,4 +1,4 @@
-"""`tcmu metrics`: the counters of every disk of this host for Prometheus, as OpenMetrics over HTTP."""
+"""`tcmu metrics`: every disk of this host over HTTP: the counters for Prometheus, and a page for people."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from tcmu_core.errors import TcmuError
 from tcmu_core.state import default_directory
 
 DESCRIPTION = """\
-Serve the counters of the disks that `tcmu status` shows to Prometheus, until
-interrupted: commands, bytes and errors by disk, initiator and operation, and
-samples of where commands spend their time. docs/admin.md lists the metrics.
+Serve, until interrupted, what is known of the disks that `tcmu status` shows:
+at /metrics for Prometheus (commands, bytes and errors by disk, initiator and
+operation, and samples of where commands spend their time), at / as a page that
+shows them live. docs/admin.md lists the metrics and describes the page.
 
-  tcmu metrics                              at http://127.0.0.1:9287/metrics
+  tcmu metrics                              at http://127.0.0.1:9287/
   tcmu metrics --listen '[::1]:9100'
+  tcmu metrics --log                        the page shows the end of the log too
 
-Whoever reaches the address can read the names of disks and initiators.
+Nothing can be changed there. Whoever reaches the address can read the names of
+disks and initiators, and with --log the log.
 """
 LISTEN = "127.0.0.1:9287"
 
@@ -30,7 +33,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--listen", metavar="HOST:PORT", type=_address, default=_address(LISTEN), help=f"where ({LISTEN})"
     )
-    parser.add_argument("--json", action="store_true", help="print the URL as JSON")
+    parser.add_argument("--log", action="store_true", help="show the end of the log on the page")
+    parser.add_argument("--json", action="store_true", help="print the URLs as JSON")
     parser.add_argument(
         "--state-dir",
         metavar="DIR",
@@ -56,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
             "`tcmu metrics` needs prometheus-client: `pip install 'tcmu-core[monitor]'` brings it"
         ) from None
     from tcmu_core.cli.exporter import DiskCollector
+    from tcmu_core.cli.snapshot import Snapshots
+    from tcmu_core.cli.web import Server, Site
 
     registry = client.CollectorRegistry()
     registry.register(DiskCollector(args.state_dir))
@@ -63,15 +69,20 @@ def run(args: argparse.Namespace) -> int:
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
-    server, thread = client.start_http_server(port, host, registry)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{server.server_port}/metrics"
-    out = Output()
-    if args.json:
-        out.json({"url": url}, indent=None)
-    else:
-        out.line(f"{url}, until Ctrl-C")
-    over.wait()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with Server(host, port) as server:
+        snapshots = Snapshots(args.state_dir, log=args.log)
+        server.set_app(Site(client.make_wsgi_app(registry), snapshots, loopback=server.loopback))
+        thread = threading.Thread(target=server.serve_forever)
+        page = f"http://{f'[{host}]' if ':' in host else host}:{server.server_port}/"
+        thread.start()
+        try:
+            out = Output()
+            if args.json:
+                out.json({"url": f"{page}metrics", "page": page}, indent=None)
+            else:
+                out.line(f"{page}, and {page}metrics for Prometheus, until Ctrl-C")
+            over.wait()
+        finally:
+            server.shutdown()
+            thread.join()
     return Exit.OK

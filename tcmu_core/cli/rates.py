@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tcmu_core.host import control
-from tcmu_core.host.messages import InitiatorCounters, TimesTaken
+from tcmu_core.host.messages import DiskStatus, InitiatorCounters, Status, TimesTaken
 
 STAGES = ("queue", "storage", "send")
 _LITTLE = 0.5  # commands at a time: below, the disk has nothing to do for half of the time
@@ -31,12 +31,16 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A part of the way of a command: half of the samples took no more than `p50` seconds, 99 % of them than `p99`."""
+    """A part of the way of a command: half of the samples took no more than `p50` seconds, 99 % of them than `p99`.
+
+    `counts` are the samples by powers of two of a nanosecond, as in `TimesTaken`.
+    """
 
     p50: float
     p99: float
     mean: float
     samples: int
+    counts: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +65,13 @@ def look(directory: Path, disk: str | None) -> Look:
     for path, status in control.hosts(directory):
         for one in status.disks:
             if disk in (None, one.name):
-                for counters in control.counted(path, one.lun):
-                    found[status.pid, one.lun, one.name, counters.initiator] = counters
+                found |= keyed(status, one, control.counted(path, one.lun))
     return Look(time.monotonic(), found)
+
+
+def keyed(status: Status, disk: DiskStatus, counters: Iterable[InitiatorCounters]) -> dict[Key, InitiatorCounters]:
+    """Return the counters of a disk as a look has them."""
+    return {(status.pid, disk.lun, disk.name, one.initiator): one for one in counters}
 
 
 def rows(before: Look, after: Look) -> list[Row]:
@@ -130,7 +138,7 @@ def _stage(before: TimesTaken, now: TimesTaken) -> Stage | None:
     if not samples:
         return None
     mean = (now.total - before.total) / samples / 1e9
-    return Stage(percentile(counts, 0.50), percentile(counts, 0.99), mean, samples)
+    return Stage(percentile(counts, 0.50), percentile(counts, 0.99), mean, samples, tuple(counts))
 
 
 def percentile(counts: list[int], part: float) -> float:

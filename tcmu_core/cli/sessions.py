@@ -81,12 +81,16 @@ def _seconds(text: str) -> int:
 def found(directory: Path) -> Iterator[tuple[Path, Status, SessionStatus]]:
     """Yield the sessions with all targets that can be found, each with its host."""
     for path, status in control.hosts(directory):
-        try:
-            answer = control.ask(path, Sessions(), FIND_SECONDS)
-        except (OSError, CodecError):
-            continue  # it has gone meanwhile
-        if isinstance(answer, SessionList):
-            yield from ((path, status, one) for one in answer.sessions)
+        yield from ((path, status, one) for one in of(path))
+
+
+def of(path: Path) -> tuple[SessionStatus, ...]:
+    """Return the sessions with the host at `path`; none where that has gone meanwhile."""
+    try:
+        answer = control.ask(path, Sessions(), FIND_SECONDS)
+    except (OSError, CodecError):
+        return ()
+    return answer.sessions if isinstance(answer, SessionList) else ()
 
 
 def sessions_run(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         raise ControlError(f"no process of yours serves a disk {args.disk!r} (looked in {args.state_dir})")
     out = Output()
     if args.json:
-        out.json([_as_json(status, places[status.pid]) for status in hosts])
+        out.json([as_json(status, _counted(status, places[status.pid])) for status in hosts])
     elif not hosts:
         out.line("No process of yours serves a disk.")
     else:
@@ -86,11 +87,15 @@ def _show(out: Output, status: Status) -> None:
         out.line(f"  LUN {one.lun}  {_reason(out, one)}")
 
 
-def _as_json(status: Status, path: Path) -> dict[str, Any]:
-    """Return a status with the counters of its disks."""
+def _counted(status: Status, path: Path) -> dict[int, tuple[InitiatorCounters, ...]]:
+    return {disk.lun: control.counted(path, disk.lun) for disk in status.disks}
+
+
+def as_json(status: Status, counters: Mapping[int, tuple[InitiatorCounters, ...]]) -> dict[str, Any]:
+    """Return a status with the counters of its disks, by LUN."""
     told = dataclasses.asdict(status)
     for disk in told["disks"]:
-        disk["counters"] = [dataclasses.asdict(one) for one in control.counted(path, disk["lun"])]
+        disk["counters"] = [dataclasses.asdict(one) for one in counters[disk["lun"]]]
     return told
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import shlex
@@ -59,6 +61,45 @@ class Serving:
         self.process.send_signal(number)
         out, err = self.process.communicate()
         return Said(self.process.returncode, out, err)
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Site:
+    """A `tcmu metrics` that has said where it is."""
+
+    process: subprocess.Popen[str]
+    port: int
+
+    @classmethod
+    def of(cls, process: subprocess.Popen[str]) -> Site:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        return cls(process, int(json.loads(line)["page"].rstrip("/").rpartition(":")[2]))
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def ask(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        with contextlib.closing(connection):
+            connection.request(method, path, headers=headers)
+            answer = connection.getresponse()
+            return Answer(answer.status, answer.headers, answer.read())
+
+    def told(self) -> dict[str, Any]:
+        answer = self.ask("/status.json")
+        assert answer.status == 200
+        told: dict[str, Any] = json.loads(answer.body)
+        return told
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -147,3 +188,13 @@ def terminal(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]
     for process in started:
         with process:
             process.kill()
+
+
+@pytest.fixture
+def site(command: Start, tmp_path: Path) -> Callable[..., Site]:
+    """Start `tcmu metrics` on a free port."""
+
+    def start(*argv: str, listen: str = "127.0.0.1:0") -> Site:
+        return Site.of(command("metrics", "--listen", listen, "--json", *argv, "--state-dir", tmp_path / "state"))
+
+    return start
