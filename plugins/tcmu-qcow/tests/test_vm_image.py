@@ -21,7 +21,7 @@ MIB = 1 << 20
 LEAST = 200 * MIB  # of files
 SOURCES = ("/usr/bin", "/usr/sbin", "/usr/lib/python3", "/usr/share/doc", "/usr/share/perl", "/usr/share", "/usr/lib")
 TCMU = [sys.executable, "-m", "tcmu_core.cli.tcmu"]
-PATIENCE = 240
+PATIENCE = 600
 
 
 @dataclass(frozen=True)
