@@ -10,6 +10,7 @@ from typing import TypeVar
 from tcmu_core import cfgstring, files
 from tcmu_core.errors import ConfigError
 from tcmu_core.iscsi.settings import parse_address
+from tcmu_core.state import default_directory
 
 MAX_CREDENTIALS = 256 << 10  # bytes of a file of passwords
 
@@ -68,6 +69,17 @@ def credentials(text: str) -> tuple[str, str]:
     if not (user and sep and password):
         raise ConfigError("write USER:PASSWORD")
     return user, password
+
+
+def state_dir(parser: argparse.ArgumentParser, whose: str = "`tcmu serve`") -> None:
+    """Add `--state-dir`: the directory in which running processes are found."""
+    parser.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        type=Path,
+        default=default_directory(),
+        help=f"where {whose} keeps its state (%(default)s)",
+    )
 
 
 def credentials_file(path: Path) -> dict[str, str]:

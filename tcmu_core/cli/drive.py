@@ -6,6 +6,7 @@ import argparse
 import errno
 from pathlib import Path
 
+from tcmu_core.cli.arguments import state_dir
 from tcmu_core.cli.handlers import absolute, kernel_config
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.disk.device import Change
@@ -14,7 +15,6 @@ from tcmu_core.host import control
 from tcmu_core.host.control import ControlError
 from tcmu_core.kernel import configfs
 from tcmu_core.kernel.configfs import Backstore, ConfigfsError
-from tcmu_core.state import default_directory
 
 EJECT_DESCRIPTION = """\
 Take the disc out of a drive that `tcmu serve` or tcmu-runner serves, to clients
@@ -38,13 +38,7 @@ CFGSTRING is the handler's own: `tcmu handlers` tells what it takes.
 
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="its name, as `tcmu serve --name`, tcmu.conf or targetcli gave it")
-    parser.add_argument(
-        "--state-dir",
-        metavar="DIR",
-        type=Path,
-        default=default_directory(),
-        help="where its process keeps its state (%(default)s)",
-    )
+    state_dir(parser, "its process")
 
 
 def eject_arguments(parser: argparse.ArgumentParser) -> None:

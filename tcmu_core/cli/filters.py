@@ -8,13 +8,13 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from tcmu_core.cli.arguments import state_dir
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.errors import ConfigError
 from tcmu_core.filters.registry import FilterRegistry
 from tcmu_core.host import control
 from tcmu_core.host.control import ControlError
 from tcmu_core.host.messages import FilterAnswer, FilterCommand
-from tcmu_core.state import default_directory
 
 Message = dict[str, Any]
 
@@ -66,13 +66,7 @@ To have all of it from the beginning, serve the disk with
 
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("disk", metavar="DISK", help="its name: of `tcmu serve --name`, tcmu.conf or targetcli")
-    parser.add_argument(
-        "--state-dir",
-        metavar="DIR",
-        type=Path,
-        default=default_directory(),
-        help="where `tcmu serve` keeps its state (%(default)s)",
-    )
+    state_dir(parser)
 
 
 def _json(parser: argparse.ArgumentParser) -> None:

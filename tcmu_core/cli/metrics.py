@@ -6,11 +6,10 @@ import argparse
 import importlib
 import signal
 import threading
-from pathlib import Path
 
+from tcmu_core.cli.arguments import state_dir
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.errors import TcmuError
-from tcmu_core.state import default_directory
 
 DESCRIPTION = """\
 Serve, until interrupted, what is known of the disks that `tcmu status` shows:
@@ -35,13 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--log", action="store_true", help="show the end of the log on the page")
     parser.add_argument("--json", action="store_true", help="print the URLs as JSON")
-    parser.add_argument(
-        "--state-dir",
-        metavar="DIR",
-        type=Path,
-        default=default_directory(),
-        help="where `tcmu serve` keeps its state (%(default)s)",
-    )
+    state_dir(parser)
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -10,12 +10,12 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from tcmu_core.cli.arguments import state_dir
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.codec import CodecError
 from tcmu_core.host import control
 from tcmu_core.host.control import FIND_SECONDS, ControlError
 from tcmu_core.host.messages import Logout, SessionList, Sessions, SessionStatus, Status
-from tcmu_core.state import default_directory
 
 SESSIONS_DESCRIPTION = """\
 Show who is logged in to the targets of `tcmu serve` and of tcmu-runner: from
@@ -47,7 +47,7 @@ def sessions_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "disk", metavar="DISK", nargs="?", help="a disk's name: of `tcmu serve --name`, or of tcmu.conf"
     )
-    _state_dir(parser)
+    state_dir(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
@@ -58,17 +58,7 @@ def logout_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--within", metavar="SECONDS", type=_seconds, default=SECONDS, help="time for it to go (%(default)s)"
     )
-    _state_dir(parser)
-
-
-def _state_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--state-dir",
-        metavar="DIR",
-        type=Path,
-        default=default_directory(),
-        help="where `tcmu serve` keeps its state (%(default)s)",
-    )
+    state_dir(parser)
 
 
 def _seconds(text: str) -> int:

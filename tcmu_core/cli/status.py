@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tcmu_core.cli.arguments import state_dir
 from tcmu_core.cli.output import Exit, Output, human
 from tcmu_core.host import control
 from tcmu_core.host.control import ControlError
 from tcmu_core.host.messages import DiskStatus, InitiatorCounters, Missing, Status
-from tcmu_core.state import default_directory
 
 DESCRIPTION = """\
 Show the disks that are served on this host by processes of yours: those of
@@ -35,13 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "disk", metavar="DISK", nargs="?", help="its name: of `tcmu serve --name`, tcmu.conf, targetcli"
     )
-    parser.add_argument(
-        "--state-dir",
-        metavar="DIR",
-        type=Path,
-        default=default_directory(),
-        help="where `tcmu serve` keeps its state (%(default)s)",
-    )
+    state_dir(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 

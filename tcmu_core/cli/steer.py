@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tcmu_core.cli.arguments import state_dir
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.disk.device import Change
 from tcmu_core.errors import ConfigError
@@ -57,13 +58,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "settings", metavar="KEY=VALUE", nargs="*", help="write_cache=on|off, log_level=LEVEL, FILTER.OPTION=VALUE"
     )
     parser.add_argument("--runner", action="store_true", help="of tcmu-runner itself: log_level alone")
-    parser.add_argument(
-        "--state-dir",
-        metavar="DIR",
-        type=Path,
-        default=default_directory(),
-        help="where its process keeps its state (%(default)s)",
-    )
+    state_dir(parser, "its process")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 

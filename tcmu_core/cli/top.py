@@ -13,15 +13,14 @@ import termios
 import time
 import tty
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcmu_core import stdout
 from tcmu_core.cli import rates
+from tcmu_core.cli.arguments import state_dir
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.cli.rates import Row, Stage, bottleneck, duration
 from tcmu_core.errors import TcmuError
-from tcmu_core.state import default_directory
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -68,13 +67,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help="one look, an interval long, then end")
     parser.add_argument("--sort", choices=ORDERS, default="iops", help="what comes first (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON, a line for each look")
-    parser.add_argument(
-        "--state-dir",
-        metavar="DIR",
-        type=Path,
-        default=default_directory(),
-        help="where `tcmu serve` keeps its state (%(default)s)",
-    )
+    state_dir(parser)
 
 
 def _seconds(text: str) -> float:

@@ -8,9 +8,9 @@ import re
 import sys
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
+from tcmu_core.cli.arguments import state_dir
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.errors import ConfigError
 from tcmu_core.host import control
@@ -18,7 +18,6 @@ from tcmu_core.host.control import ControlError
 from tcmu_core.host.traces import Line, Trace, Traced
 from tcmu_core.scsi.opcodes import Op, name_of
 from tcmu_core.scsi.table import ROWS
-from tcmu_core.state import default_directory
 
 DESCRIPTION = """\
 Show each SCSI command of a disk as it ends, until Ctrl-C: who sent it, what it
@@ -60,13 +59,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--errors", action="store_true", help="those alone that did not end with GOOD")
     parser.add_argument("--slower", metavar="MS", type=float, default=0.0, help="those alone that took so long")
     parser.add_argument("--count", metavar="N", type=int, default=0, help="end after N of them")
-    parser.add_argument(
-        "--state-dir",
-        metavar="DIR",
-        type=Path,
-        default=default_directory(),
-        help="where its process keeps its state (%(default)s)",
-    )
+    state_dir(parser, "its process")
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each")
 
 
