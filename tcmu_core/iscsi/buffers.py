@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from tcmu_core.iscsi.budget import Account
+from tcmu_core.iscsi.budget import Account, Budget
 from tcmu_core.iscsi.constants import BHS
 
 SMALL = 65536  # bytes: what either begins with
@@ -30,6 +30,9 @@ class Memory:
         self.view = account.block(size)
         self.size = size
         self.pins = 0
+
+
+NOTHING = Memory(Budget(0).account(0, 0), 0)  # what a connection keeps that has ended
 
 
 class Inbox:
@@ -75,7 +78,7 @@ class Inbox:
 
     def clear(self) -> None:
         """Forget all, for good."""
-        self.memory = Memory(self.account, 0)
+        self.memory = NOTHING
         self.start = self.end = 0
 
     def _move(self) -> None:
@@ -133,7 +136,7 @@ class Outbox:
         """Forget all, for good."""
         self.queue.clear()
         self._watched.clear()
-        self.memory = Memory(self._account, 0)
+        self.memory = NOTHING
         self.queued = self.run = self.cursor = 0
 
     def shrink(self) -> None:

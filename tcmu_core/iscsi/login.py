@@ -121,7 +121,7 @@ class Login:
         self.target: str | None = None
         self._group = 1
         self.outcome: Outcome | None = None
-        self.failed: LoginError | None = None
+        self.failed: str | None = None  # why; the error itself would keep what its frames keep
 
     def answer(self, request: LoginRequest) -> LoginResponse:
         """Return the response to `request`; never raises."""
@@ -131,7 +131,7 @@ class Login:
             flags, pairs, tsih = self._step(request)
             status = LoginStatus.SUCCESS
         except LoginError as error:
-            self.failed = error
+            self.failed = str(error)
             flags, pairs, tsih, status = request.flags & 0x0C, {}, request.tsih, error.status
         response = LoginResponse(
             flags=flags,

@@ -125,9 +125,13 @@ class Book(Promises):
             if done:
                 self.reservations[lun].reset()
             else:
-                for number in self._nexuses.values():
-                    self.reservations[lun].doom(number)
+                self.reservations[lun].reset_comes()
         self._judge(self.open)
+
+    def was_reset(self, luns: Iterable[int]) -> None:
+        """Of a reset that was not done yet its initiator has heard that it is."""
+        for lun in luns:
+            self.reservations[lun].resets -= 1
 
     def resized(self, lun: int, blocks: int, sessions: Iterable[object]) -> None:
         """A unit has another size; these sessions are to hear of it before all else."""

@@ -155,7 +155,8 @@ class Possible:
     def __init__(self, states: Iterable[State] = (State(),)) -> None:
         self.pending: dict[int, Request] = {}
         self.full = False  # what is to be kept may not find room
-        self.doomed: set[int] = set()  # nexuses that may be gone, or may have been reset, at any time
+        self.doomed: set[int] = set()  # nexuses that may be gone at any time
+        self.resets = 0  # ... and of the unit: sent, and may be done at any time
         self.gone: set[int] = set()  # ... and those that are
         self.entries: set[tuple[State, Results]] = {(state, frozenset()) for state in states}
 
@@ -178,7 +179,7 @@ class Possible:
         todo = list(self.entries)
         while todo:
             state, results = todo.pop()
-            if state.legacy in self.doomed:
+            if state.legacy is not None and (self.resets or state.legacy in self.doomed):
                 self._add((replace(state, legacy=None), results), todo)
             done = {number for number, _ in results}
             for number, request in self.pending.items():
@@ -204,6 +205,11 @@ class Possible:
         """A nexus is gone, and RESERVE(6) with it."""
         self.gone.add(nexus)
         self._release({nexus})
+
+    def reset_comes(self) -> None:
+        """The unit will be reset, whoever holds it by then, now or later."""
+        self.resets += 1
+        self.unfold()
 
     def reset(self) -> None:
         """The unit was reset: nobody holds RESERVE(6) (SPC-2 5.5.1)."""

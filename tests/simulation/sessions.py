@@ -19,6 +19,7 @@ WEIGHTS = COMMANDS | EVENTS | {
 }  # fmt: skip
 WAYS = 6  # variants: how data goes
 ABORT_TASK, ABORT_TASK_SET, CLEAR_TASK_SET, UNIT_RESET, WARM_RESET, COLD_RESET = 1, 2, 4, 5, 6, 7  # RFC 7143 11.5.1
+RESETS = {UNIT_RESET, WARM_RESET, COLD_RESET}
 
 
 class SessionRun(Run):
@@ -83,6 +84,8 @@ class SessionRun(Run):
             self.log(f"  {request.what}: response {response}")
         if response != 0:
             return
+        if request.function in RESETS:
+            self.book.was_reset(range(DISKS) if request.lun is None else [request.lun])
         self.book.acknowledged([op for op in request.operations if op.session is link], request.what)
         others = self._hit_by(link, request)
         begun = [op for op in others if op.first_hook is not None and op.first_hook < request.since]
@@ -281,7 +284,7 @@ class SessionRun(Run):
         for one in ended:
             one.aborted = True
         self.book.now += 1
-        if function in {UNIT_RESET, WARM_RESET, COLD_RESET}:
+        if function in RESETS:
             self.book.reset(range(DISKS) if lun is None else [lun], done=False)
         request = Management(function, what, tuple(ended), lun, self.book.now)
         link.manage(request, ended[0].number if op is not None else 0xFFFFFFFF, immediate=choices[4] > 200)
