@@ -11,7 +11,7 @@ import pytest
 
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.chap import Algorithm, decode_binary, encode_binary, response
-from tcmu_core.iscsi.constants import Stage
+from tcmu_core.iscsi.constants import BHS, Stage
 from tcmu_core.iscsi.settings import Access, ChapUser, Limits, PortalSettings
 from tests.iscsi.initiator import OPERATIONAL, TARGET, Initiator, cdb_10, text_of
 from tests.iscsi.wire import FakeHost, Scripted, Wire
@@ -79,10 +79,15 @@ def templates(draw: random.Random) -> list[bytes]:
     ]  # fmt: skip
     found = []
     for _ in range(3000):
-        made = draw.choice(makers)()
-        framing = p.Framing(*draw.choice([(False, False)] * 3 + [(True, True)]))
-        found.append(framing.encode(made))
+        found.append(p.Framing().encode(draw.choice(makers)()))
     return found
+
+
+def digested(raw: bytes | bytearray) -> bytes:
+    """Return a PDU with digests of its header and its data."""
+    length = BHS + raw[4] * 4
+    header, data = bytes(raw[:length]), bytes(raw[length:])
+    return header + p.digest(header) + (data + p.digest(data) if data else b"")
 
 
 class Storm:
@@ -148,6 +153,8 @@ class Storm:
         session = wire.connection.session
         if session is not None and raw[0] & 0x3F != 0x05:
             CMD_SN.pack_into(raw, 24, (session.exp_cmd_sn + draw.choice([0, 0, 0, 1, 2, 7])) & 0xFFFFFFFF)
+        if (session is not None and session.framing.header_digest) != (draw.random() < 0.01):
+            raw = bytearray(digested(raw))
         return self.flipped(raw) if draw.random() < 0.05 else bytes(raw)
 
     def flipped(self, raw: bytes | bytearray) -> bytes:

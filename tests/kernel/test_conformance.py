@@ -29,6 +29,10 @@ EXPLAINED = {
     "ReceiveCopyResults.CopyStatus",
 }
 
+# The same commands with a longer CDB, which is all the same to LIO; through the portal each is tried.
+LONGER = {"Read12", "Read16", "Write12", "Write16", "Verify12", "Verify16", "WriteVerify12", "WriteVerify16"}
+LONGER |= {"Prefetch16", "WriteSame16"}
+
 
 def test_the_suite_fails_only_where_the_kernel_leaves_no_choice(host: Host) -> None:
     assert host.create("suite", 256 * MIB, "ram/").returncode == 0
@@ -38,13 +42,13 @@ def test_the_suite_fails_only_where_the_kernel_leaves_no_choice(host: Host) -> N
         "echo -n 0 > demo_mode_write_protect; echo -n 1 > cache_dynamic_acls; echo -n 1 > ../enable"
     )
     tests = host.sh("iscsi-test-cu --list").split()
-    families = [name.split(".")[1] for name in tests if name.count(".") == 2]
+    families = dict.fromkeys(name.split(".")[1] for name in tests if name.count(".") == 2)
     results = Results()
-    for family in dict.fromkeys(families):
+    for family in (one for one in families if one not in LONGER):
         said = host.run(f"timeout 600 iscsi-test-cu --dataloss -V --test=ALL.{family} {URI} {URI}", timeout=700)
         read(said.stdout, results)
     print(f"{len(results.passed)} passed, {len(results.failed)} failed, {len(results.skipped)} skipped")
     for name, why in sorted(results.failed.items()):
         print(f"{name}\n{why}")
-    assert results.ran > 200
+    assert results.ran > 150
     assert set(results.failed) <= EXPLAINED

@@ -742,8 +742,8 @@ def test_no_schedule_loses_what_was_flushed_or_shows_what_is_old(seed: int) -> N
 
 @pytest.mark.soak
 def test_no_schedule_of_many_does() -> None:
-    for seed in range(3000):
+    for seed in range(2000):
         simulation = Simulation(seed)
-        for _ in range(400):
+        for _ in range(300):
             simulation.step()
         simulation.settle()
