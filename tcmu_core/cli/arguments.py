@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -71,12 +72,19 @@ def credentials(text: str) -> tuple[str, str]:
     return user, password
 
 
+def directory(text: str) -> Path:
+    """Return the path of a directory, which need not be there yet."""
+    if os.path.exists(text) and not os.path.isdir(text):
+        raise argparse.ArgumentTypeError(f"{text} is not a directory")
+    return Path(text)
+
+
 def state_dir(parser: argparse.ArgumentParser, whose: str = "`tcmu serve`") -> None:
     """Add `--state-dir`: the directory in which running processes are found."""
     parser.add_argument(
         "--state-dir",
         metavar="DIR",
-        type=Path,
+        type=directory,
         default=default_directory(),
         help=f"where {whose} keeps its state (%(default)s)",
     )

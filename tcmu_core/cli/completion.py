@@ -8,6 +8,7 @@ from pathlib import Path
 
 import importlib_metadata
 
+from tcmu_core.cli.arguments import directory
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.errors import TcmuError
 from tcmu_core.host import control
@@ -47,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--state-dir",
         metavar="DIR",
-        type=Path,
+        type=directory,
         default=default_directory(),
         help="where `tcmu serve` keeps its state: disks are looked for there (%(default)s)",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tcmu_core.cli.arguments import directory
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.config.configuration import DEFAULT_PATH
 from tcmu_core.doctor.examine import examine
@@ -32,7 +33,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--handler-path", action="append", default=[], metavar="DIR", type=Path, help="look for handlers here too"
     )
-    parser.add_argument("--state-dir", metavar="DIR", type=Path, help="that of tcmu-runner, where it was given one")
+    parser.add_argument(
+        "--state-dir", metavar="DIR", type=directory, help="that of tcmu-runner, where it was given one"
+    )
     parser.add_argument("--all", action="store_true", help="show what is right too")
     parser.add_argument("--json", action="store_true", help="print every finding as JSON, for programs")
 

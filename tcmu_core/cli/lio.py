@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tcmu_core.cfgstring import split_runner_options
-from tcmu_core.cli.arguments import Parser
+from tcmu_core.cli.arguments import Parser, directory
 from tcmu_core.cli.arguments import size as size_argument
 from tcmu_core.cli.handlers import absolute, kernel_config
 from tcmu_core.cli.output import Exit, Output, human
@@ -66,7 +66,7 @@ def add_commands(subparsers: Any) -> None:
     resize.add_argument(
         "--state-dir",
         metavar="DIR",
-        type=Path,
+        type=directory,
         default=default_directory(),
         help="where its process keeps its state (%(default)s)",
     )

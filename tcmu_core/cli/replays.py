@@ -175,7 +175,9 @@ def crash_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", metavar="S", type=float, default=60.0, help="seconds for one check (60)")
     parser.add_argument("--all", action="store_true", help="go on after a failure, to the end")
     parser.add_argument("--keep", metavar="IMAGE", type=Path, help="keep the image that the last failure is of")
-    parser.add_argument("--directory", metavar="DIR", type=Path, help="build the images there, on a fast file system")
+    parser.add_argument(
+        "--directory", metavar="DIR", type=arguments.directory, help="build the images there, on a fast file system"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 

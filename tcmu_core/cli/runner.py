@@ -17,6 +17,7 @@ from pathlib import Path
 import tcmu_core
 from tcmu_core import sdnotify, stdout
 from tcmu_core.bus import BusService
+from tcmu_core.cli.arguments import directory
 from tcmu_core.cli.output import Exit, sentence
 from tcmu_core.codec import Message
 from tcmu_core.config.check import problems, unknown
@@ -75,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--state-dir",
-        type=Path,
+        type=directory,
         metavar="DIR",
         help="keep the lock, persistent reservations and all else there (/run and /var/lib/tcmu; who is not root: "
         "$XDG_RUNTIME_DIR and $XDG_STATE_HOME)",

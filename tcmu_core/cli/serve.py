@@ -111,7 +111,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help=f"take the handler's defaults from there ({DEFAULT_PATH} if it can be read)",
     )
     disk.add_argument(
-        "--state-dir", metavar="DIR", type=Path, help=f"keeps persistent reservations ({default_directory()})"
+        "--state-dir",
+        metavar="DIR",
+        type=convert.directory,
+        help=f"keeps persistent reservations ({default_directory()})",
     )
     net = parser.add_argument_group("the network")
     net.add_argument("--target", metavar="IQN", help=f"the target's name ({IQN_PREFIX}NAME)")

@@ -71,6 +71,9 @@ def test_version_is_the_distributions(call: Call) -> None:
         (("serve", "ram", "--block-size", "500"), "'500' is no block size: a power of two from 512 to 65536"),
         (("serve", "ram", "--portal", "nowhere"), "write it like 127.0.0.1:3260 or [::1]:3260"),
         (("serve", "ram", "--chap", "me"), "write USER:PASSWORD"),
+        (("serve", "ram", "--state-dir", __file__), f"{__file__} is not a directory"),
+        (("status", "--state-dir", __file__), f"{__file__} is not a directory"),
+        (("doctor", "--state-dir", __file__), f"{__file__} is not a directory"),
         (("serve", "ram", "--chap", "a:b", "--chap-file", "x"), "not allowed with argument --chap"),
     ],
 )

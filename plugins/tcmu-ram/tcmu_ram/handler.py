@@ -73,7 +73,7 @@ class RamHandler:
         try:
             self._memory = Memory(device.size)
         except (OSError, OverflowError, MemoryError) as error:
-            raise ConfigError(f"there is no memory for {device.size} bytes: {error}") from error
+            raise ConfigError(f"there is no memory for {device.size} bytes: take a smaller size") from error
         if stored is not None:
             try:
                 image.load(config.load, self._memory, lambda done, of: device.progress(done, of, "loading the image"))

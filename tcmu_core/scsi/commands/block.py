@@ -199,12 +199,13 @@ def orwrite(unit: Unit, command: Command) -> Steps:
     size = unit.block_size
     wanted = command.count * size
     moved = min(command.length, wanted)
-    step = max(1, CHUNK // size) * size
+    step = max(1, CHUNK // 4 // size) * size  # it makes five copies of each
+    buffer = memoryview(bytearray(min(step, wanted)))
     for at in range(0, moved, step):
         if at:
             yield PAUSE
         part = command.bytes_from(at, min(step, moved - at))
-        found = memoryview(bytearray(-(-len(part) // size) * size))
+        found = buffer[: -(-len(part) // size) * size]
         yield unit.operations.read(command.lba * size + at, [found])
         # Integers are Python's fastest way to OR two buffers of any length.
         merged = int.from_bytes(found, "little") | int.from_bytes(part, "little")
