@@ -20,6 +20,7 @@ from tcmu_crypt.xts import Sectors
 from tcmu_file import FileHandler
 
 SIZE = 256 << 10
+LUKS_HEADER = 2 << 20  # bytes, of LUKS1
 
 
 @pytest.fixture
@@ -108,13 +109,17 @@ def test_what_qemu_has_encrypted_is_read_and_qemu_reads_what_is_written(tmp_path
     (password := tmp_path / "password").write_text("x")
     secret = ["--object", f"secret,id=it,file={password}"]
     made = "driver=luks,key-secret=it,file.driver=file,file.filename="
-    run("qemu-img", "create", *secret, "-f", "luks", "-o", "key-secret=it,iter-time=10", image, SIZE)
+    with image.open("wb") as file:
+        file.truncate(LUKS_HEADER + SIZE)
+    luks = ["--type", "luks1", "--cipher", "aes-xts-plain64", "--key-size", "512", "--pbkdf-force-iterations", "1000"]
+    run("cryptsetup", "luksFormat", "--batch-mode", *luks, image, password)
     run("qemu-img", "convert", *secret, "-n", "-f", "raw", "--target-image-opts", plain, f"{made}{image}")
     told = run("cryptsetup", "luksDump", "--dump-master-key", "--batch-mode", "--key-file", password, image)
     assert "xts-plain64" in told
     (payload,) = re.findall(r"Payload offset:\s*(\d+)", told)
     key.write_bytes(bytes.fromhex("".join(re.findall(r"\b[0-9a-f]{2}\b", told.partition("MK dump:")[2]))))
-    filters = [f"offset;start={int(payload) * 512}", f"crypt;key={key}"]
+    assert int(payload) * 512 == LUKS_HEADER
+    filters = [f"offset;start={LUKS_HEADER}", f"crypt;key={key}"]
     with open_device(FileHandler, str(image), filters=filters) as disk:
         assert disk.read(0, SIZE) == plain.read_bytes()
         disk.write(4096, b"ours" * 1024)
