@@ -45,6 +45,9 @@ class Reactor(Protocol):
     def post(self, fn: Callable[..., object], *args: Any) -> None:
         """Call `fn(*args)` on the loop's thread, soon; the one thing that any thread may do."""
 
+    def call_later(self, delay: float, fn: Callable[..., object], *args: Any) -> object:
+        """Call `fn(*args)` after `delay` seconds."""
+
     def watch_elsewhere(self, count: Callable[[], int]) -> None:
         """Have `count()` say how much is in flight, for a loop that would spin."""
 

@@ -1,4 +1,9 @@
-"""Client: the thread that carries all connections of a disk to its server, and drives the session."""
+"""Client: carries all connections of a disk to its server, and drives the session.
+
+Where data hooks are called on a loop, that loop does it: a command then waits for no other thread. The selector is an
+epoll of its own, whose descriptor stands in the loop's; so whoever waits on the loop's thread, while the loop itself
+does not run, can go on in its place. Without a loop a thread does it.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from tcmu_core import StorageTimeout
+from tcmu_core.posix import Completion, Reactor
 from tcmu_nbd.codec import Export
 from tcmu_nbd.config import Config
 from tcmu_nbd.constants import ExportFlag
@@ -108,18 +114,44 @@ class Attempt:
             self._client.failed(error)
 
 
-class Client:
-    """A disk's connections. `start` and `stop` block; `submit` may be called from any thread."""
+class Driven(Future[Any]):
+    """A Future whose end is brought on by whoever waits for it, where `drive` does that."""
 
-    def __init__(self, config: Config, log: Log) -> None:
+    def __init__(self, drive: Callable[[Future[Any]], None]) -> None:
+        super().__init__()
+        self._drive = drive
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what it failed with; wait for its end before."""
+        self._drive(self)
+        return super().exception(timeout)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return what it ended with; wait for its end before."""
+        self._drive(self)
+        return super().result(timeout)
+
+
+class Client:
+    """A disk's connections. `start` and `stop` block; `submit` may be called from any thread.
+
+    With a `reactor` it is made on the loop's thread, and stopped there.
+    """
+
+    def __init__(self, config: Config, log: Log, reactor: Reactor | None = None) -> None:
         self.config = config
+        self._reactor = reactor
+        self._home = threading.get_ident()  # the loop's thread, where there is a loop
+        self._settled = self._scheduled = self._armed = False
+        self._ticked = 0.0
         self._log = log
         self._context: ssl.SSLContext | None = None
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._wake, selectors.EVENT_READ, self._woken)
         self._lock = threading.Lock()  # of the session and its connections; the thread has it whenever it does not wait
-        self._asleep = self._idle = False
+        self._asleep = reactor is not None  # a loop is woken up always: nobody knows whether it sleeps
+        self._idle = False
         self._requests: deque[Request] = deque()
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._links: list[Link] = []
@@ -134,13 +166,18 @@ class Client:
     # -- from other threads -----------------------------------------------------------------------------------------
 
     def start(self, name: str) -> Export:
-        """Connect and return what the server says of the export; `name` is the thread's.
+        """Connect and return what the server says of the export; `name` is the thread's. On a loop, `settle` follows.
 
         Raises:
             ConfigError, OSError, StorageTimeout: why it can't be reached.
         """
         try:
             self._context = self.config.context()
+            if self._reactor is not None:
+                self._connect()
+                while not self._opened.done():
+                    self._work(self._selector.select(TICK))
+                return self._opened.result()
             self._thread = threading.Thread(target=self._run, name=name, daemon=True)
             self._thread.start()
             self._post(self._connect)
@@ -149,8 +186,45 @@ class Client:
             self.stop()
             raise
 
+    def settle(self) -> None:
+        """Have the loop carry it from now on, if there is one."""
+        if self._reactor is not None:
+            self._reactor.post(self._settle)
+
+    def completion(self) -> Future[Any]:
+        """Return the Future of a request that has no result."""
+        return Completion(self._drive) if self._reactor is not None else Future()
+
+    def driven(self, future: Future[Any]) -> Future[Any]:
+        """Return a Future of what another thread does with requests of this client, to be waited for on the loop's."""
+        if self._reactor is None:
+            return future
+        driven = Driven(self._drive)
+
+        def ended(done: Future[Any]) -> None:
+            if done.cancelled():
+                driven.cancel()
+            elif (error := done.exception()) is not None:
+                driven.set_exception(error)
+            else:
+                driven.set_result(done.result())
+            self._post(lambda: None)  # to have it noticed
+
+        future.add_done_callback(ended)
+        return driven
+
     def submit(self, request: Request) -> Future[Any]:
         """Have a request carried out; returns its Future."""
+        if self._reactor is not None:
+            if threading.get_ident() != self._home and not self._closed:
+                self._requests.append(request)
+                os.eventfd_write(self._wake, 1)
+                return request.future
+            self.session.submit(request, monotonic())
+            if not self._scheduled:
+                self._scheduled = True
+                self._reactor.call_soon(self._send)
+            return request.future
         # One that is alone is sent from here, which spares it the wait for another thread. Where more are under way the
         # thread gathers them: then a system call sends several.
         if self.session.under_way < FEW and self._lock.acquire(blocking=False):
@@ -170,12 +244,27 @@ class Client:
             os.eventfd_write(self._wake, 1)
         return request.future
 
+    def end(self, future: Future[Any], seconds: float) -> None:
+        """Wait for the end of a request; raises what it failed with, or TimeoutError."""
+        until = monotonic() + seconds
+        while self._reactor is not None and not future.done():
+            if monotonic() >= until:
+                raise TimeoutError
+            self._wait()
+        future.result(seconds)
+
     def stop(self) -> None:
         """Take leave of the server, and end the thread; what is under way fails."""
         if self._thread is not None:
             self._post(self._stop)
             self._thread.join()
             self._thread = None
+        elif self._reactor is not None and not self._closed:
+            if self._settled:
+                self._reactor.forget_elsewhere(self._under_way)
+                self._reactor.unregister(self._selector_fd)
+            self._stop()
+            self.session.close()
         if self._wake >= 0:
             self._selector.close()
             os.close(self._wake)
@@ -183,13 +272,75 @@ class Client:
 
     def _post(self, call: Callable[..., object], *args: Any) -> None:
         self._calls.append((call, args))
-        if self._asleep:
+        if self._asleep and not self._closed:
             os.eventfd_write(self._wake, 1)
+
+    @property
+    def _closed(self) -> bool:
+        return self._wake < 0
+
+    # -- on a loop ----------------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        assert self._reactor is not None
+        if not self._closed:
+            self._settled = True
+            self._reactor.register(self._selector_fd, selectors.EVENT_READ, self._ready)
+            self._reactor.watch_elsewhere(self._under_way)
+
+    def _under_way(self) -> int:
+        return self.session.under_way
+
+    @property
+    def _selector_fd(self) -> int:
+        assert isinstance(self._selector, selectors.EpollSelector)
+        return self._selector.fileno()
+
+    def _ready(self, _events: int) -> None:
+        self._turn(0)
+
+    def _send(self) -> None:
+        """Send what this turn of the loop has brought, and look at the clock from now on."""
+        self._scheduled = False
+        for link in self._links:
+            link.flush()
+        if not self._armed:
+            self._arm()
+
+    def _arm(self) -> None:
+        if self._reactor is not None and not self._closed and (self.session.busy or self._attempt is not None):
+            self._armed = True
+            self._reactor.call_later(TICK, self._alarm)
+
+    def _alarm(self) -> None:
+        self._armed = False
+        self._turn(0)
+
+    def _turn(self, timeout: float) -> None:
+        """Do what there is to do, for which it waits so many seconds at most."""
+        if self._closed:
+            return
+        try:
+            self._work(self._selector.select(timeout))
+        except Exception as error:
+            self._broke(error)
+        if not self._armed:
+            self._arm()
+
+    def _wait(self) -> None:
+        """Do a turn in the loop's place."""
+        for link in self._links:
+            link.flush()
+        self._turn(TICK)
+
+    def _drive(self, future: Future[Any]) -> None:
+        """Bring on the end of a request for one who waits for it where the loop would have brought it."""
+        while threading.get_ident() == self._home and not future.done() and not self._closed:
+            self._wait()
 
     # -- the thread -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        ticked = 0.0
         while self._running:
             try:
                 # Announce sleep first, then look: a request in between writes the eventfd, none is missed.
@@ -202,27 +353,37 @@ class Client:
                 events = self._selector.select(timeout)
                 self._asleep = self._idle = False
                 with self._lock:
-                    for key, mask in events:
-                        key.data(mask)
-                    for _ in range(len(self._calls)):
-                        call, args = self._calls.popleft()
-                        call(*args)
-                    now = monotonic()
-                    submit = self.session.submit
-                    for _ in range(len(self._requests)):
-                        submit(self._requests.popleft(), now)
-                    if now >= ticked + TICK:
-                        ticked = now
-                        self._tick(now)
-                    for link in self._links:
-                        link.flush()
+                    self._work(events)
                 if self.session.under_way >= MANY:
                     sleep(GATHER)
-            except Exception as error:  # a fault of ours: its connections are not to be trusted, the disk goes on
-                self._log.exception("the NBD client failed")
+            except Exception as error:
                 with self._lock:
-                    self.session.lost(error, monotonic())
+                    self._broke(error)
         self.session.close()
+
+    # -- either way -------------------------------------------------------------------------------------------------
+
+    def _work(self, events: list[tuple[selectors.SelectorKey, int]]) -> None:
+        """Do what events, calls, requests and the clock ask for."""
+        for key, mask in events:
+            key.data(mask)
+        for _ in range(len(self._calls)):
+            call, args = self._calls.popleft()
+            call(*args)
+        now = monotonic()
+        submit = self.session.submit
+        for _ in range(len(self._requests)):
+            submit(self._requests.popleft(), now)
+        if now >= self._ticked + TICK:
+            self._ticked = now
+            self._tick(now)
+        for link in self._links:
+            link.flush()
+
+    def _broke(self, error: Exception) -> None:
+        """A fault of ours: its connections are not to be trusted, the disk goes on."""
+        self._log.error("the NBD client failed", exc_info=error)
+        self.session.lost(error, monotonic())
 
     def _tick(self, now: float) -> None:
         if self._attempt is not None and self._attempt.deadline <= now:

@@ -1,4 +1,4 @@
-"""NbdHandler: the hooks. Each makes a request, hands it to the client's thread, and returns its Future."""
+"""NbdHandler: the hooks. Each makes a request, hands it to the client, and returns its Future."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ class NbdHandler:
     @hookimpl
     def open(self, device: Device) -> Future[None]:
         """Connect, and tell what the server said of the export."""
+        self._config = parse(device.cfgstring, device.options)
+        self._client = Client(self._config, device.log, device.reactor)
         return device.offload(self._open, device)
 
     def _open(self, device: Device) -> None:
-        self._config = config = parse(device.cfgstring, device.options)
-        self._client = Client(config, device.log)
+        config = self._config
         try:
             self._export = self._client.start(f"nbd-{device.name}")
         except OSError as error:
@@ -61,6 +62,7 @@ class NbdHandler:
         self._can_trim = bool(flags & ExportFlag.SEND_TRIM)
         self._most = self._export.blocks.maximum // device.block_size * device.block_size
         self._flushed_once = False
+        self._client.settle()
 
     def _describe(self, device: Device, export: Export) -> None:
         config, blocks = self._config, export.blocks
@@ -96,7 +98,7 @@ class NbdHandler:
         """Flush what was written and take leave of the server."""
         try:
             if not device.read_only and (pending := self.flush(device)) is not None:
-                pending.result(CLOSE_TIME)
+                self._client.end(pending, CLOSE_TIME)
         finally:
             self._client.stop()
 
@@ -119,9 +121,10 @@ class NbdHandler:
         """Ask for the range; the answer is received into the buffers."""
         length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         if length <= self._most:
-            return self._client.submit(Request(Cmd.READ, offset, length, buffers=buffers))
+            return self._client.submit(self._request(Cmd.READ, offset, length, buffers=buffers))
         return self._all(
-            Request(Cmd.READ, offset + at, sum(map(len, part)), buffers=part) for at, part in _cut(buffers, self._most)
+            self._request(Cmd.READ, offset + at, sum(map(len, part)), buffers=part)
+            for at, part in _cut(buffers, self._most)
         )
 
     @hookimpl
@@ -130,10 +133,10 @@ class NbdHandler:
         data = b"".join(buffers)
         flags = self._durable(device)
         if len(data) <= self._most:
-            return self._client.submit(Request(Cmd.WRITE, offset, len(data), flags, data=data))
+            return self._client.submit(self._request(Cmd.WRITE, offset, len(data), flags, data=data))
         parts = (data[at : at + self._most] for at in range(0, len(data), self._most))
         return self._all(
-            Request(Cmd.WRITE, offset + number * self._most, len(part), flags, data=part)
+            self._request(Cmd.WRITE, offset + number * self._most, len(part), flags, data=part)
             for number, part in enumerate(parts)
         )
 
@@ -143,7 +146,7 @@ class NbdHandler:
         if not self._can_flush or (self._flushed_once and not self._client.session.unflushed):
             return None
         self._flushed_once = True  # the first one is for whoever wrote before this disk was opened
-        return self._client.submit(Request(Cmd.FLUSH))
+        return self._client.submit(self._request(Cmd.FLUSH))
 
     def _durable(self, device: Device) -> int:
         """Return the flags of a change: without a write cache it is stable when it is acknowledged."""
@@ -156,14 +159,14 @@ class NbdHandler:
         """Have zeros there that need no storage; what is only trimmed may read as anything."""
         if self._can_zero:
             return self._spans(Cmd.WRITE_ZEROES, offset, length, self._durable(device))
-        return device.offload(self._discard_slowly, offset, length, self._durable(device))
+        return self._client.driven(device.offload(self._discard_slowly, offset, length, self._durable(device)))
 
     @hookimpl
     def write_zeroes(self, device: Device, offset: int, length: int) -> Future[None]:
         """Have zeros there that stay allocated."""
         if self._can_zero:
             return self._spans(Cmd.WRITE_ZEROES, offset, length, self._durable(device) | int(CmdFlag.NO_HOLE))
-        return device.offload(self._write_zeros, offset, length, self._durable(device))
+        return self._client.driven(device.offload(self._write_zeros, offset, length, self._durable(device)))
 
     def _discard_slowly(self, offset: int, length: int, flags: int) -> None:
         """Trim, and write zeros where the server does not say that it has zeros now."""
@@ -185,19 +188,19 @@ class NbdHandler:
         end = offset + length
         while offset < end:
             data = chunk[: end - offset]
-            self._client.submit(Request(Cmd.WRITE, offset, len(data), flags, data=data)).result()
+            self._client.submit(self._request(Cmd.WRITE, offset, len(data), flags, data=data)).result()
             offset += len(data)
 
     def _spans(self, command: Cmd, offset: int, length: int, flags: int) -> Future[None]:
         return self._all(
-            Request(command, at, min(MAX_SPAN, offset + length - at), flags)
+            self._request(command, at, min(MAX_SPAN, offset + length - at), flags)
             for at in range(offset, offset + length, MAX_SPAN)
         )
 
     @hookimpl
     def extents(self, device: Device, offset: int, length: int) -> Future[list[Extent]]:
         """Ask the server what is allocated; what it does not say in two seconds counts as mapped."""
-        return device.offload(lambda: list(self._extents(offset, offset + length)))
+        return self._client.driven(device.offload(lambda: list(self._extents(offset, offset + length))))
 
     def _extents(self, offset: int, end: int) -> Iterator[Extent]:
         until = monotonic() + STATUS_TIME
@@ -235,7 +238,20 @@ class NbdHandler:
     def _all(self, requests: Iterator[Request]) -> Future[None]:
         """Submit requests; the Future is done when all are, with the first error."""
         pending = [self._client.submit(request) for request in requests]
-        return pending[0] if len(pending) == 1 else _gather(pending)
+        return pending[0] if len(pending) == 1 else _gather(pending, self._client.completion())
+
+    def _request(
+        self,
+        command: Cmd,
+        offset: int = 0,
+        length: int = 0,
+        flags: int = 0,
+        *,
+        data: bytes = b"",
+        buffers: list[memoryview] | None = None,
+    ) -> Request:
+        """Return a request that has no result but its end."""
+        return Request(command, offset, length, flags, data=data, buffers=buffers, future=self._client.completion())
 
 
 def _cut(buffers: Sequence[memoryview], most: int) -> Iterator[tuple[int, list[memoryview]]]:
@@ -254,9 +270,8 @@ def _cut(buffers: Sequence[memoryview], most: int) -> Iterator[tuple[int, list[m
         yield at, part
 
 
-def _gather(pending: Sequence[Future[Any]]) -> Future[None]:
-    """Return a Future that ends after the last one: until then the buffers are in use."""
-    both: Future[None] = Future()
+def _gather(pending: Sequence[Future[Any]], both: Future[None]) -> Future[None]:
+    """Return `both`, which ends after the last one: until then the buffers are in use."""
     lock = threading.Lock()
     left = len(pending)
 

@@ -52,6 +52,7 @@ class Request:
         *,
         data: bytes = b"",
         buffers: list[memoryview] | None = None,
+        future: Future[Any] | None = None,
     ) -> None:
         self.command = command
         # Whether it changes data; whether only a flush makes it stable; the bytes that it takes while it is remembered.
@@ -63,7 +64,7 @@ class Request:
         self.flags = flags
         self.data = data
         self.buffers = buffers
-        self.future: Future[Any] = Future()
+        self.future: Future[Any] = Future() if future is None else future
         self.deadline = 0.0
         self.acknowledged = False
         self.number = 0

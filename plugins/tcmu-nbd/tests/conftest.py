@@ -50,10 +50,9 @@ class Server:
             time.sleep(0.005)
 
     def _answers(self) -> bool:
-        if isinstance(self.address, Path):
-            return self.address.exists()
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.address)) == 0
+        here = isinstance(self.address, Path)
+        with socket.socket(socket.AF_UNIX if here else socket.AF_INET) as probe:
+            return probe.connect_ex(str(self.address) if here else ("127.0.0.1", self.address)) == 0
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         process, self.process = self.process, None

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tcmu_core import ConfigError, Extent, StorageTimeout
+from tcmu_core.loop import Loop
 from tcmu_core.testing import OpenDevice, check_handler, open_device
 from tcmu_nbd import NbdHandler
 
@@ -63,10 +65,13 @@ def test_so_does_a_server_that_can_do_less(nbdkit, words):
 
 
 @pytest.mark.parametrize("options", [";connections=4;replay=64K", ";sync=1", ";replay=0;block_size=4096"])
-def test_so_do_other_options(nbdkit, options):
+@pytest.mark.parametrize("where", ["on a thread", "on a loop"])
+def test_so_do_other_options(nbdkit, options, where):
     server = nbdkit("memory", SIZE)
     claims = ["own block size"] if "block_size" in options else []
-    check_handler(lambda: opened(server, options), persistent=True, examples=4, claims=claims)
+    with closing(Loop()) as loop:
+        reactor = loop if where == "on a loop" else None
+        check_handler(lambda: opened(server, options, reactor=reactor), persistent=True, examples=4, claims=claims)
 
 
 def test_so_does_a_server_over_tcp(nbdkit, free_port):
