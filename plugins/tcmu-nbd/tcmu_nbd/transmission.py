@@ -178,6 +178,10 @@ class Transmission:
                 return False
             at = int.from_bytes(self._memory[self._start + 20 : self._start + 28], "big")
             self._start += codec.STRUCTURED.size + 8
+            if flags & nbd.CHUNK_DONE and cookie not in self._replies and self._at_once(request, at, length - 8):
+                del self._waiting[cookie]
+                done.append((request, None))
+                return True
             self._piece(request, cookie, at, length - 8)
             self._incoming = Incoming(request, at - request.offset, length - 8)
             self._ends = cookie if flags & nbd.CHUNK_DONE else 0
@@ -194,6 +198,23 @@ class Transmission:
         self._small(request, cookie, kind, payload)
         if flags & nbd.CHUNK_DONE:
             self._end_reply(cookie, done)
+        return True
+
+    def _at_once(self, request: Request, at: int, length: int) -> bool:
+        """Take the whole answer to a read into one buffer, if it is that, and all of it has come."""
+        buffers = request.buffers
+        if (
+            buffers is None
+            or len(buffers) != 1
+            or self._end - self._start < length
+            or length != request.length
+            or at != request.offset
+            or request.command is not Cmd.READ
+            or len(buffers[0]) != length
+        ):
+            return False
+        buffers[0][:] = self._memory[self._start : self._start + length]
+        self._start += length
         return True
 
     def _small(self, request: Request, cookie: int, kind: int, payload: bytes) -> None:
