@@ -56,7 +56,7 @@ def test_a_worker_that_hangs_for_longer_than_the_kernel_waits_is_told_and_costs_
     worker = host.worker("hung")
     job: Any = host.machine.spawn(
         f"fio --name=v --filename={disk} --rw=randrw --bs=4k --size=8M --verify=crc32c --verify_fatal=1"
-        " --ioengine=libaio --direct=1 --iodepth=4 --verify_backlog=64 --time_based --runtime=60"
+        " --ioengine=libaio --direct=1 --iodepth=4 --verify_backlog=64 --time_based --runtime=45"
     )
     host.wait(lambda: host.sh(f"cut -d' ' -f1 /sys/block/{disk[5:]}/stat").strip() != "0", 60, "it reads")
     host.sh(f"kill -STOP {worker}")
