@@ -32,6 +32,7 @@ EXPLAINED = {
 # The same commands with a longer CDB, which is all the same to LIO; through the portal each is tried.
 LONGER = {"Read12", "Read16", "Write12", "Write16", "Verify12", "Verify16", "WriteVerify12", "WriteVerify16"}
 LONGER |= {"Prefetch16", "WriteSame16"}
+SLOW = {"OrWrite", "Verify10"}  # half a minute each in an emulated machine, and LIO only passes them on
 
 
 def test_the_suite_fails_only_where_the_kernel_leaves_no_choice(host: Host) -> None:
@@ -44,7 +45,7 @@ def test_the_suite_fails_only_where_the_kernel_leaves_no_choice(host: Host) -> N
     tests = host.sh("iscsi-test-cu --list").split()
     families = dict.fromkeys(name.split(".")[1] for name in tests if name.count(".") == 2)
     results = Results()
-    for family in (one for one in families if one not in LONGER):
+    for family in (one for one in families if one not in LONGER | SLOW):
         said = host.run(f"timeout 600 iscsi-test-cu --dataloss -V --test=ALL.{family} {URI} {URI}", timeout=700)
         read(said.stdout, results)
     print(f"{len(results.passed)} passed, {len(results.failed)} failed, {len(results.skipped)} skipped")

@@ -11,8 +11,8 @@ from tests.simulation.search import explore
 
 # Schedules of each level: in `make test`, and others in `make soak`. Always the same ones, so that a failure is one of
 # the change that is tested; `python -m tests.simulation` tries those that nobody has tried.
-QUICK = {"engine": 16_000, "session": 3_000, "ring": 2_000, "memory": 100}
-SOAK = {"engine": 16_000, "session": 8_000, "ring": 6_000}
+QUICK = {"engine": 12_000, "session": 3_000, "ring": 2_000, "memory": 100}
+SOAK = {"engine": 12_000, "session": 8_000, "ring": 6_000}
 SOAK_FIRST = 1 << 24
 
 

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_every_server_keeps_the_promises_of_a_handler(server):
 def test_so_does_a_server_that_can_do_less(nbdkit, words):
     server = nbdkit(*words)
     claims = ["own block size"] if "blocksize-minimum=4096" in words else []
-    check_handler(lambda: opened(server), persistent=True, examples=4, claims=claims)
+    check_handler(lambda: opened(server), persistent=True, examples=4, claims=claims, ways=["engine"])
 
 
 @pytest.mark.parametrize("options", [";connections=4;replay=64K", ";sync=1", ";replay=0;block_size=4096"])
@@ -71,12 +72,13 @@ def test_so_do_other_options(nbdkit, options, where):
     claims = ["own block size"] if "block_size" in options else []
     with closing(Loop()) as loop:
         reactor = loop if where == "on a loop" else None
-        check_handler(lambda: opened(server, options, reactor=reactor), persistent=True, examples=4, claims=claims)
+        make = partial(opened, server, options, reactor=reactor)
+        check_handler(make, persistent=True, examples=4, claims=claims, ways=["engine"])
 
 
 def test_so_does_a_server_over_tcp(nbdkit, free_port):
     server = nbdkit("memory", SIZE, port=free_port)
-    check_handler(lambda: opened(server), persistent=True, examples=4)
+    check_handler(lambda: opened(server), persistent=True, examples=4, ways=["engine"])
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -418,7 +420,7 @@ def identity(place: Path) -> str:
 
 def test_a_disk_over_tls_keeps_the_promises(encrypted, certificates):
     options = f";tls=require;ca={certificates}/ca-cert.pem{identity(certificates)};connections=2"
-    check_handler(lambda: opened(encrypted, options), persistent=True, examples=4)
+    check_handler(lambda: opened(encrypted, options), persistent=True, examples=4, ways=["engine"])
 
 
 def test_much_data_in_flight_over_tls(encrypted, certificates):

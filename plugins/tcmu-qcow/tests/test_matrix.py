@@ -221,7 +221,7 @@ def test_we_and_qemu_take_turns(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-@settings(max_examples=16, deadline=None, database=None, suppress_health_check=QUIET)
+@settings(max_examples=12, deadline=None, database=None, suppress_health_check=QUIET)
 @given(moves=MOVES, seed=st.integers(0, 1 << 32))
 def test_we_and_qemu_take_many_turns(
     kind: Kind, qemu: object, opened_image: Callable, memory: str | None, moves: list[tuple[str, int, int]], seed: int

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 
-from tcmu_core.testing import check_handler, open_device
+from tcmu_core.testing import WAYS, check_handler, open_device
 from tcmu_rbd import RbdHandler
 from tests.clusters.ceph import Ceph
 
@@ -23,7 +23,9 @@ MARKS = {"small objects": pytest.mark.soak, "striped": pytest.mark.soak}
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=MARKS.get(kind, ())) for kind in KINDS])
 def test_an_image_keeps_the_promises_of_a_handler(make, kind: str) -> None:
     image = make(*KINDS[kind])
-    check_handler(lambda: open_device(RbdHandler, image.cfgstring), persistent=True, examples=5, claims=CLAIMS)
+    make_device = functools.partial(open_device, RbdHandler, image.cfgstring)
+    ways = WAYS if kind == "default" else ["engine"]
+    check_handler(make_device, persistent=True, examples=5, claims=CLAIMS, ways=ways)
 
 
 def test_and_so_does_a_clone_with_blocks_of_4096_bytes(make, ceph: Ceph) -> None:
@@ -35,4 +37,4 @@ def test_and_so_does_a_clone_with_blocks_of_4096_bytes(make, ceph: Ceph) -> None
     with open_device(RbdHandler, cfgstring) as disk:
         assert disk.read(1 << 20, 4096) == b"p" * 4096
     make_device = functools.partial(open_device, RbdHandler, cfgstring, block_size=4096)
-    check_handler(make_device, persistent=True, examples=5, claims=CLAIMS)
+    check_handler(make_device, persistent=True, examples=5, claims=CLAIMS, ways=["engine"])
