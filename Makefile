@@ -20,8 +20,8 @@ RELEASED      := $(DISTRIBUTIONS) packages/tcmu-runner
 BENCHMARKS    := $(patsubst benchmarks/%.py,%,$(shell grep -l __main__ benchmarks/*.py))
 PIP           := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-# Tests in virtual machines run in one process, all others in another beside it.
-PYTEST        := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --durations 20
+# Tests in virtual machines run in one process, most others in another beside it: see conftest.py.
+PYTEST        := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --durations 20
 
 space := $(subst ,, )
 

@@ -1,4 +1,4 @@
-"""What runs beside what: tests in virtual machines in one process, all others in the other."""
+"""What runs beside what: tests in virtual machines in one process, most others in the other."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ if TYPE_CHECKING:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Keep each kind together: its tests share the ports, memory and files of a host."""
+    """Keep each kind together: its tests share the ports, memory and files of a host.
+
+    Those of images share nothing but processors: they come last, and whichever process is idle first has them.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     @functools.cache
     def kind(module: str) -> str:
-        return "machines" if "mark.vm" in (config.rootpath / module).read_text() else "host"
+        if "mark.vm" in (config.rootpath / module).read_text():
+            return "machines"
+        return "images" if module.startswith("plugins/tcmu-qcow/") else "host"
 
     class Kinds(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
