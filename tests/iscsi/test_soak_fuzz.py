@@ -77,10 +77,7 @@ def templates(draw: random.Random) -> list[bytes]:
                                 cid=9),
         lambda: draw.choice([p.NopIn(), p.Reject(), p.ReadyToTransfer(itt=1, ttt=1), p.DataIn(itt=1)]),
     ]  # fmt: skip
-    found = []
-    for _ in range(3000):
-        found.append(p.Framing().encode(draw.choice(makers)()))
-    return found
+    return [p.Framing().encode(draw.choice(makers)()) for _ in range(3000)]
 
 
 def digested(raw: bytes | bytearray) -> bytes:

@@ -121,9 +121,11 @@ class NbdHandler:
         """Ask for the range; the answer is received into the buffers."""
         length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         if length <= self._most:
-            return self._client.submit(self._request(Cmd.READ, offset, length, buffers=buffers))
+            return self._client.submit(
+                Request(Cmd.READ, offset, length, buffers=buffers, future=self._client.completion())
+            )
         return self._all(
-            self._request(Cmd.READ, offset + at, sum(map(len, part)), buffers=part)
+            Request(Cmd.READ, offset + at, sum(map(len, part)), buffers=part, future=self._client.completion())
             for at, part in _cut(buffers, self._most)
         )
 
@@ -133,10 +135,14 @@ class NbdHandler:
         data = b"".join(buffers)
         flags = self._durable(device)
         if len(data) <= self._most:
-            return self._client.submit(self._request(Cmd.WRITE, offset, len(data), flags, data=data))
+            return self._client.submit(
+                Request(Cmd.WRITE, offset, len(data), flags, data=data, future=self._client.completion())
+            )
         parts = (data[at : at + self._most] for at in range(0, len(data), self._most))
         return self._all(
-            self._request(Cmd.WRITE, offset + number * self._most, len(part), flags, data=part)
+            Request(
+                Cmd.WRITE, offset + number * self._most, len(part), flags, data=part, future=self._client.completion()
+            )
             for number, part in enumerate(parts)
         )
 
@@ -146,7 +152,7 @@ class NbdHandler:
         if not self._can_flush or (self._flushed_once and not self._client.session.unflushed):
             return None
         self._flushed_once = True  # the first one is for whoever wrote before this disk was opened
-        return self._client.submit(self._request(Cmd.FLUSH))
+        return self._client.submit(Request(Cmd.FLUSH, future=self._client.completion()))
 
     def _durable(self, device: Device) -> int:
         """Return the flags of a change: without a write cache it is stable when it is acknowledged."""
@@ -188,12 +194,14 @@ class NbdHandler:
         end = offset + length
         while offset < end:
             data = chunk[: end - offset]
-            self._client.submit(self._request(Cmd.WRITE, offset, len(data), flags, data=data)).result()
+            self._client.submit(
+                Request(Cmd.WRITE, offset, len(data), flags, data=data, future=self._client.completion())
+            ).result()
             offset += len(data)
 
     def _spans(self, command: Cmd, offset: int, length: int, flags: int) -> Future[None]:
         return self._all(
-            self._request(command, at, min(MAX_SPAN, offset + length - at), flags)
+            Request(command, at, min(MAX_SPAN, offset + length - at), flags, future=self._client.completion())
             for at in range(offset, offset + length, MAX_SPAN)
         )
 
@@ -239,19 +247,6 @@ class NbdHandler:
         """Submit requests; the Future is done when all are, with the first error."""
         pending = [self._client.submit(request) for request in requests]
         return pending[0] if len(pending) == 1 else _gather(pending, self._client.completion())
-
-    def _request(
-        self,
-        command: Cmd,
-        offset: int = 0,
-        length: int = 0,
-        flags: int = 0,
-        *,
-        data: bytes = b"",
-        buffers: list[memoryview] | None = None,
-    ) -> Request:
-        """Return a request that has no result but its end."""
-        return Request(command, offset, length, flags, data=data, buffers=buffers, future=self._client.completion())
 
 
 def _cut(buffers: Sequence[memoryview], most: int) -> Iterator[tuple[int, list[memoryview]]]:

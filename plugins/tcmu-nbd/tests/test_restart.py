@@ -63,9 +63,9 @@ class Load:
             self.round(flush=self.count % 3 == 0)
 
 
-def torture(server, options: str, content, *, times: int, seed: int = 1, reactor: Loop | None = None) -> None:
+def torture(server, options: str, content, *, times: int, reactor: Loop | None = None) -> None:
     """Load a disk while its server is killed and started; what was flushed in the end is what `content()` finds."""
-    chance = random.Random(seed)
+    chance = random.Random(1)
     ended = threading.Event()
 
     def kill_and_start() -> None:
@@ -80,7 +80,7 @@ def torture(server, options: str, content, *, times: int, seed: int = 1, reactor
 
     where = open_device(NbdHandler, f"{server.cfgstring}{options}", reactor=reactor)
     with where as disk, ThreadPoolExecutor(1) as pool:
-        load = Load(disk, seed)
+        load = Load(disk, seed=1)
         killing = pool.submit(kill_and_start)
         load.until(ended)
         killing.result(PATIENCE)

@@ -40,7 +40,7 @@ def test_it_keeps_the_promises(kind: str, sparse_dir: Path, qemu: object) -> Non
     path = sparse_dir / "disk.qcow2"
     make = functools.partial(open_device, Handler, f"{path};{KINDS[kind]}")
     claims = ["own block size"] if "block_size" in KINDS[kind] else []  # the cfgstring's
-    ways = WAYS if kind == "default" else ["engine"]  # no way in is another's for an image of another kind
+    ways = WAYS if kind == "default" else ["engine"]  # what kind an image is makes no difference to a way in
     check_handler(make, persistent=True, examples=10, claims=claims, ways=ways)
     qemu.check(path)
 
