@@ -113,3 +113,8 @@ def test_what_could_not_be_kept_changes_nothing() -> None:
     possible.begin(request(1, 0, r.REGISTER, new=7))
     assert possible.answered(1, r.CHECK) == frozenset()
     assert possible.states == {r.State()}
+
+
+def test_a_reset_under_way_may_release_whom_nobody_had_heard_of_when_it_was_sent() -> None:
+    steps = "reset_unit:01 reserve_6 read:02 deliver:0000a2 compare:02"
+    assert violation_of(Schedule("session", tuple(map(parse_step, steps.split())), 0)) is None
