@@ -73,7 +73,7 @@ class Peer:
         """Send soon: several commands that end together share one send."""
         if not self._posted:
             self._posted = True
-            self.loop.post(self._flush_posted)
+            self.loop.call_soon(self._flush_posted)
 
     def _guarded(self, fn: Callable[..., None], *args: int) -> None:
         """Run part of the connection; a fault of ours costs this peer its connection, and nobody else anything."""

@@ -18,11 +18,12 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from tcmu_core.posix import syscalls
-from tcmu_core.posix.buffers import fill_zero, gather, scatter, skip, total
+from tcmu_core.posix.bounce import Bounce, Bounces
+from tcmu_core.posix.buffers import fill_zero, skip, total
 from tcmu_core.posix.completion import Completion
 from tcmu_core.posix.stable import Log, log
 from tcmu_core.posix.syscalls import address
-from tcmu_core.posix.transfer import BUFFERED, IOV_MAX, Alignment, aligned, read_full, write_full
+from tcmu_core.posix.transfer import BUFFERED, IOV_MAX, Alignment, read_full, write_full
 from tcmu_core.posix.uring import FSYNC_DATASYNC, Op, Ring
 
 PAUSE = 0.0005  # seconds between two looks at what is on a thread
@@ -154,13 +155,14 @@ class ThreadEngine:
 
 
 class _Operation:
-    """One operation on its way. `left` and `vector` are kept alive for the kernel, which writes there."""
+    """One operation on its way. `left`, `bounce` and `vector` are kept alive for the kernel, which uses them."""
 
     __slots__ = (
-        "alignment", "bounce", "buffers", "bytes", "fd", "flags", "future", "left", "length", "offset", "op", "vector",
+        "alignment", "at", "bounce", "buffers", "bytes", "fd", "flags", "future", "left", "length", "offset", "op",
+        "vector",
     )  # fmt: skip
 
-    def __init__(self, future: Completion, op: Op, fd: int, offset: int, length: int, flags: int) -> None:
+    def __init__(self, future: Completion, op: Op, fd: int, offset: int, length: int = 0, flags: int = 0) -> None:
         self.future = future
         self.op = op
         self.fd = fd
@@ -168,9 +170,10 @@ class _Operation:
         self.length = length
         self.flags = flags
         self.left: Sequence[memoryview] = ()
+        self.at = 0  # the address of `left`, where that is one buffer
         self.bytes = 0  # in `left`
-        self.bounce: memoryview | None = None  # memory that suits direct I/O, in the place of `buffers`
-        self.buffers: Sequence[memoryview] = ()
+        self.bounce: Bounce | None = None  # what `left` is, in the place of `buffers`
+        self.buffers: Sequence[memoryview] = ()  # to be filled from it
         self.vector: array[int] | None = None
         self.alignment = BUFFERED
 
@@ -182,6 +185,7 @@ class RingEngine:
         self._reactor = reactor
         self._threads = ThreadEngine(submit)
         self._ring = Ring(entries)
+        self._bounces = Bounces()
         self._flying: dict[int, _Operation] = {}
         self._waiting: deque[_Operation] = deque()  # for room in the rings
         self._homeward: deque[Callable[[], object]] = deque()
@@ -205,14 +209,9 @@ class RingEngine:
         """See `Engine.read`."""
         if self._forked:
             return self._threads.read(fd, offset, buffers, alignment)
-        operation = _Operation(self.completion(), Op.READ, fd, offset, 0, 0)
-        operation.left = buffers
-        operation.bytes = total(buffers)
-        if alignment is not BUFFERED and not alignment.fits(buffers):
+        operation = _Operation(self.completion(), Op.READ, fd, offset)
+        if not self._lay(operation, buffers, alignment):
             operation.buffers = buffers
-            operation.bounce = aligned(operation.bytes)
-            operation.left = [operation.bounce]
-        operation.alignment = alignment
         return self._start(operation)
 
     def write(
@@ -221,21 +220,35 @@ class RingEngine:
         """See `Engine.write`."""
         if self._forked:
             return self._threads.write(fd, offset, buffers, alignment)
-        operation = _Operation(self.completion(), Op.WRITE, fd, offset, 0, 0)
-        operation.left = buffers
-        operation.bytes = total(buffers)
-        if any(buffer.readonly for buffer in buffers) or (alignment is not BUFFERED and not alignment.fits(buffers)):
-            memory = aligned(operation.bytes)
-            gather(buffers, memory)
-            operation.left = [memory]
-        operation.alignment = alignment
+        operation = _Operation(self.completion(), Op.WRITE, fd, offset)
+        if not self._lay(operation, buffers, alignment) and operation.bounce is not None:
+            operation.bounce.fill(buffers)
         return self._start(operation)
+
+    def _lay(self, operation: _Operation, buffers: Sequence[memoryview], alignment: Alignment) -> bool:
+        """Note where the data of an operation lies: there, if that suits the kernel (True), else in a bounce buffer."""
+        operation.alignment = alignment
+        size = operation.bytes = total(buffers)
+        if len(buffers) == 1:
+            at = address(buffers[0])
+            suits = at is not None and not (at % alignment.memory or size % alignment.offset)
+            operation.at = at or 0
+        elif alignment is BUFFERED:
+            suits = not any(buffer.readonly for buffer in buffers)
+        else:
+            suits = alignment.fits(buffers)
+        if suits:
+            operation.left = buffers
+            return True
+        bounce = operation.bounce = self._bounces.take(size)
+        operation.left, operation.at = (bounce.view,), bounce.address
+        return False
 
     def sync(self, fd: int) -> Future[None]:
         """See `Engine.sync`."""
         if self._forked:
             return self._threads.sync(fd)
-        return self._start(_Operation(self.completion(), Op.FSYNC, fd, 0, 0, FSYNC_DATASYNC))
+        return self._start(_Operation(self.completion(), Op.FSYNC, fd, 0, flags=FSYNC_DATASYNC))
 
     def allocate(self, fd: int, mode: int, offset: int, length: int) -> Future[None]:
         """See `Engine.allocate`."""
@@ -257,7 +270,7 @@ class RingEngine:
                 return
         for number, operation in self._flying.items():
             if operation.future is future:
-                self._start(_Operation(self.completion(), Op.ASYNC_CANCEL, -1, 0, 0, 0), target=number)
+                self._start(_Operation(self.completion(), Op.ASYNC_CANCEL, -1, 0), target=number)
                 return
 
     def completion(self) -> Completion:
@@ -312,7 +325,7 @@ class RingEngine:
         left = operation.left
         if left:
             if len(left) == 1:
-                at, length = address(left[0]) or 0, len(left[0])
+                at, length = operation.at, operation.bytes
             else:
                 op = Op.READV if op is Op.READ else Op.WRITEV
                 some = left if len(left) <= IOV_MAX else left[:IOV_MAX]
@@ -386,9 +399,7 @@ class RingEngine:
 
         def ended() -> None:
             error = done.exception()
-            if error is None and operation.bounce is not None:
-                scatter(operation.bounce, operation.buffers)
-            self._release(operation)
+            self._release(operation, delivered=error is None)
             if error is None:
                 operation.future.set_result(None)
             else:
@@ -398,7 +409,7 @@ class RingEngine:
         done.add_done_callback(lambda _done: self.home(ended))
 
     def _fail(self, operation: _Operation, code: int) -> None:
-        self._release(operation)
+        self._release(operation, delivered=False)
         operation.future.set_exception(OSError(code, os.strerror(code)))
 
     def _moved(self, operation: _Operation, count: int) -> None:
@@ -408,23 +419,27 @@ class RingEngine:
             operation.offset += count
             reading = operation.op is Op.READ
             if count and not (reading and operation.offset % operation.alignment.offset):
-                operation.left = skip(operation.left, count)
+                operation.left = left = skip(operation.left, count)
+                operation.at = address(left[0]) or 0
                 self._start(operation)
                 return
             if not reading:
                 self._fail(operation, errno.ENOSPC)
                 return
             fill_zero(skip(operation.left, count))  # the file ends here
-        if operation.bounce is not None:
-            scatter(operation.bounce, operation.buffers)
-        self._release(operation)
+        self._release(operation, delivered=True)
         operation.future.set_result(None)
 
-    @staticmethod
-    def _release(operation: _Operation) -> None:
-        """The buffers are their owner's again, before he hears of it."""
+    def _release(self, operation: _Operation, *, delivered: bool) -> None:
+        """The buffers are their owner's again, with what was read if it was `delivered`, before he hears of it."""
+        bounce = operation.bounce
+        if bounce is not None:
+            if delivered and operation.buffers:
+                bounce.empty(operation.buffers)
+            operation.bounce = None
+            self._bounces.give(bounce)
         operation.left = operation.buffers = ()
-        operation.bounce = operation.vector = None
+        operation.vector = None
 
     # -- the end ----------------------------------------------------------------------------------------------------
 

@@ -53,9 +53,14 @@ def in_memory(fd: int) -> bool:
     return not _libc.fstatfs(fd, buffer) and ctypes.c_ulong.from_buffer(buffer).value in _MEMORY
 
 
+_byte_of, _address_of = ctypes.c_char.from_buffer, ctypes.addressof
+
+
 def address(buffer: memoryview | bytearray | bytes) -> int | None:
     """Return where `buffer` begins in memory, or None for one that can't be written to."""
-    view = memoryview(buffer)
-    if not view:
+    try:
+        return _address_of(_byte_of(buffer))
+    except TypeError:
+        return None
+    except ValueError:  # it is empty
         return 0
-    return None if view.readonly else ctypes.addressof(ctypes.c_char.from_buffer(view))

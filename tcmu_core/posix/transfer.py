@@ -45,13 +45,6 @@ def bounce(length: int) -> memoryview:
     return memoryview(memory)[:length]
 
 
-def aligned(length: int) -> memoryview:
-    """Return `length` bytes of new memory that begins at a page."""
-    memory = memoryview(bytearray(length + PAGE))
-    start = -(syscalls.address(memory) or 0) % PAGE
-    return memory[start : start + length]
-
-
 def read_available(fd: int, offset: int, buffers: Sequence[memoryview], alignment: Alignment = BUFFERED) -> int:
     """Fill `buffers` from `offset` on as far as the file goes, and return how many bytes that were."""
     if alignment is not BUFFERED and not alignment.fits(buffers):

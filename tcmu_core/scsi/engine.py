@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from tcmu_core.disk.disk import Disk
 from tcmu_core.errors import InvalidFieldInCdb, InvalidOpcode, NotHandled, TcmuError, UnitAttention, text_of
 from tcmu_core.log import DEBUG_SCSI_CMD
 from tcmu_core.scsi import hot
-from tcmu_core.scsi.admission import admit, permit, turn_of
+from tcmu_core.scsi.admission import admit, permit, spans_of, turn_of
 from tcmu_core.scsi.changes import Changes
 from tcmu_core.scsi.command import Command, TaskAttribute
 from tcmu_core.scsi.failures import Failures
@@ -169,9 +170,23 @@ class Engine(Changes):
         return self._pending(command, result)
 
     def _pending(self, command: Command, result: Any) -> bool:
-        """Wait for what the hook of a fast path returned."""
+        """Wait for what the hook of a fast path returned: its end is the command's."""
         self._decode(command)
-        return self._first(command, _waiting(result))
+        if not isinstance(result, Future) or result.done():
+            return self._first(command, _waiting(result))
+        self.unit.tasks.enter(command, spans_of(command))
+        result.add_done_callback(partial(self.post, self._landed, command))
+        return False
+
+    def _landed(self, command: Command, hook: Future[Any]) -> None:
+        """The hook of a fast path has returned for which its command waited."""
+        if command not in self.unit.tasks.active:
+            return  # it was aborted while it waited
+        well = not hook.cancelled() and hook.exception() is None and hook.result() is None
+        if well or command.aborted:
+            self._end(command)
+        else:
+            self._resume(command, _waiting(hook), None)
 
     def _general(self, command: Command) -> bool:
         """Run a command by the general path."""

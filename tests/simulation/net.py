@@ -50,6 +50,10 @@ class Loop:
         """Call soon."""
         self.posted.append((fn, args))
 
+    def call_soon(self, fn: Callable[[], object]) -> None:
+        """Call before the loop waits."""
+        self.post(fn)
+
     def call_later(self, delay: float, fn: Callable[..., object], *args: Any) -> Timer:
         """Call after `delay` seconds."""
         timer = Timer(self.now + delay, fn, args)
