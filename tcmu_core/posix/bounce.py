@@ -1,4 +1,4 @@
-"""Bounce buffers: memory that suits direct I/O, used again and again, for data that lies where the kernel can't reach."""
+"""Bounce buffers: memory that suits direct I/O, used again, for data that lies where the kernel can't reach."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ TEXTS = [
 CMD_SN = struct.Struct(">I")
 PER_CONNECTION = 250
 SEEDS = 20
-PDUS = 100_000  # of a seed
+PDUS = 250_000  # of a seed
 
 
 def templates(draw: random.Random) -> list[bytes]:

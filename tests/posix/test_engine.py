@@ -162,6 +162,25 @@ def test_direct_io_suits_the_file_whatever_the_memory(bench, shift):
             os.close(fd)
 
 
+def test_direct_operations_in_flight_together_share_no_memory(bench):
+    with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:
+        fd = os.open(file.name, os.O_RDWR | os.O_DIRECT)
+        try:
+            alignment = Alignment(*(direct_alignment(fd) or (PAGE, PAGE)))
+            memory = memoryview(mmap.mmap(-1, 65 * 4096))[1:]  # suits no direct I/O
+            blocks = [memory[at : at + 4096] for at in range(0, 64 * 4096, 4096)]
+            for turn in range(2):
+                for number, block in enumerate(blocks):
+                    block[:] = bytes([turn + number]) * 4096
+                bench.end(*[bench.engine.write(fd, at * 4096, [block], alignment) for at, block in enumerate(blocks)])
+                memory[:] = bytes(len(memory))
+                bench.end(*[bench.engine.read(fd, at * 4096, [block], alignment) for at, block in enumerate(blocks)])
+                for number, block in enumerate(blocks):
+                    assert block == bytes([turn + number]) * 4096
+        finally:
+            os.close(fd)
+
+
 def test_errors_have_their_errno(bench, fd):
     with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:
         reader = os.open(file.name, os.O_RDONLY)

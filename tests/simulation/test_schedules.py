@@ -9,11 +9,12 @@ import pytest
 
 from tests.simulation.search import explore
 
-# Schedules of each level: in `make test`, and others in `make soak`. Always the same ones, so that a failure is one of
-# the change that is tested; `python -m tests.simulation` tries those that nobody has tried.
-QUICK = {"engine": 12_000, "session": 3_000, "ring": 2_000, "memory": 100}
-SOAK = {"engine": 12_000, "session": 8_000, "ring": 6_000}
-SOAK_FIRST = 1 << 24
+# Schedules of each level in `make test`. Always the same ones, so that a failure is one of the change that is tested;
+# `python -m tests.simulation` tries those that nobody has tried.
+QUICK = {"engine": 62_000, "session": 18_000, "ring": 20_000, "memory": 100}
+# In `make soak` others, from a seed on that is always the same, for so many seconds: a slow machine tries fewer.
+SOAK = {"engine": 100.0, "session": 70.0, "ring": 30.0}
+SOAK_FIRST, SOAK_MOST = 1 << 24, 1 << 20
 
 
 @pytest.mark.parametrize("level", QUICK)
@@ -24,19 +25,21 @@ def test_no_schedule_breaks_a_rule(level: str) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("level", SOAK)
 def test_no_schedule_of_very_many_breaks_a_rule(level: str) -> None:
-    assert on_each_processor(level, range(SOAK_FIRST, SOAK_FIRST + SOAK[level])) == SOAK[level]
+    count = on_each_processor(level, range(SOAK_FIRST, SOAK_FIRST + SOAK_MOST), SOAK[level])
+    print(f"{count} schedules")
+    assert count > 0
 
 
-def on_each_processor(level: str, seeds: range) -> int:
-    """Return how many schedules were tried; a failure says which, and its fewest steps."""
+def on_each_processor(level: str, seeds: range, seconds: float | None = None) -> int:
+    """Return how many schedules were tried, in `seconds` at most; a failure says which, and its fewest steps."""
     processes = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(processes) as pool:
-        ended = [pool.submit(part, level, seeds[number::processes]) for number in range(processes)]
+        ended = [pool.submit(part, level, seeds[number::processes], seconds) for number in range(processes)]
         counts, failures = zip(*[one.result() for one in ended], strict=True)
     assert not any(failures), "\n".join(filter(None, failures))
     return sum(counts)
 
 
-def part(level: str, seeds: range) -> tuple[int, str | None]:
-    count, failure = explore(level, seeds)
+def part(level: str, seeds: range, seconds: float | None) -> tuple[int, str | None]:
+    count, failure = explore(level, seeds, seconds=seconds)
     return count, None if failure is None else str(failure)
