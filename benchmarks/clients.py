@@ -19,7 +19,10 @@ Tool = Literal["iscsi-perf", "qemu-img"]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a client does: commands of `size` bytes, `depth` at a time; `target` is the ratio that we aim for."""
+    """What a client does: commands of `size` bytes, `depth` at a time; `target` is the ratio that we aim for.
+
+    With `flush` each write is followed by a flush, as a database's log has it.
+    """
 
     tool: Tool
     kind: Literal["read", "write"]
@@ -27,12 +30,14 @@ class Job:
     depth: int
     random: bool
     target: float
+    flush: bool = False
 
     @property
     def name(self) -> str:
         """What it is called in tables."""
         order = "random" if self.random else "sequential"
-        return f"{self.size >> 10} KiB {order} {self.kind}, depth {self.depth}"
+        flush = " and flush each" if self.flush else ""
+        return f"{self.size >> 10} KiB {order} {self.kind}{flush}, depth {self.depth}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,8 @@ def _iscsi_perf(job: Job, uri: str, seconds: float) -> float:
 def _qemu_img(job: Job, uri: str, count: int, seconds: float) -> float:
     step = job.size * (STRIDE if job.random else 1)
     command = ["qemu-img", "bench", "-f", "raw", "-t", "none", "-c", str(count), "-d", str(job.depth)]
-    command += ["-s", str(job.size), "-S", str(step), *(["-w", "--pattern=165"] if job.kind == "write" else []), uri]
+    command += ["-s", str(job.size), "-S", str(step), *(["-w", "--pattern=165"] if job.kind == "write" else [])]
+    command += [*(["--flush-interval=1"] if job.flush else []), uri]
     said = _say(command, seconds)
     found = re.search(r"Run completed in ([\d.]+) seconds", said)
     if found is None:

@@ -32,6 +32,7 @@ READS = [
     Job("iscsi-perf", "read", 4 * KIB, 1, random=True, target=1.2),
     Job("iscsi-perf", "read", 4 * KIB, 8, random=True, target=1.2),
     Job("iscsi-perf", "read", 4 * KIB, 32, random=True, target=1.6),
+    Job("iscsi-perf", "read", 64 * KIB, 8, random=False, target=1),
     Job("iscsi-perf", "read", 256 * KIB, 8, random=False, target=1),
 ]
 WRITES = [
@@ -39,7 +40,9 @@ WRITES = [
     Job("qemu-img", "write", 4 * KIB, 32, random=True, target=1),
     Job("qemu-img", "write", 256 * KIB, 8, random=False, target=1),
 ]
-MODES = {"direct": [*READS, *WRITES], "cold": READS}  # what goes into the page cache and stays there is memory's speed
+LOG = Job("qemu-img", "write", 4 * KIB, 1, random=False, target=1, flush=True)
+# What goes into the page cache and stays there is memory's speed.
+MODES = {"direct": [*READS, *WRITES, LOG], "cold": [*READS, LOG]}
 EXPECTED = 2000  # commands a second, for a client that counts commands; the first round tells better
 
 
@@ -66,7 +69,7 @@ def fio(image: Path, job: Job, seconds: float, *, direct: bool) -> float:
     kind = ("rand" if job.random else "") + job.kind
     command = ["fio", "--name=bare", f"--filename={image}", f"--rw={kind}", f"--bs={job.size}", "--ioengine=io_uring"]
     command += [f"--iodepth={job.depth}", f"--direct={int(direct)}", f"--runtime={max(1, round(seconds))}"]
-    command += ["--time_based", "--output-format=json"]
+    command += ["--time_based", "--output-format=json", *(["--fdatasync=1"] if job.flush else [])]
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60 + 20 * seconds).stdout
     return float(json.loads(said[said.index("{") :])["jobs"][0][job.kind]["iops"])
 

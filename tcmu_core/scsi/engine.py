@@ -184,7 +184,7 @@ class Engine(Changes):
             return  # it was aborted while it waited
         well = not hook.cancelled() and hook.exception() is None and hook.result() is None
         if well or command.aborted:
-            self._end(command)
+            self._end(command, harmless=True)
         else:
             self._resume(command, _waiting(hook), None)
 

@@ -138,12 +138,18 @@ class Stepper(TaskManager):
             del self._carried[command]
         self.gate()
 
-    def _end(self, command: Command) -> None:
-        """A command has ended that did not end at once: give its status, then tell those who waited for its end."""
+    def _end(self, command: Command, *, harmless: bool = False) -> None:
+        """A command has ended that did not end at once: give its status, then tell those who waited for its end.
+
+        `harmless`: it has changed nothing of the unit but the task set.
+        """
+        tasks = self.unit.tasks
         command.nexus.tally.count(command)
-        watchers = self.unit.tasks.end(command)
+        changed = not harmless or tasks.contended
+        watchers = tasks.end(command)
         self._started.pop(command, None)
-        self.gate()
+        if changed:
+            self.gate()
         command.done(command)
         self._call(watchers)
 
