@@ -124,15 +124,20 @@ def environment(tree: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
 
 
-def ring_rates(trees: list[tuple[Path, Path]], kind: str, seconds: float) -> list[float]:
-    """Measure the ring of each checkout in a process of its own, in turn: the medians of their slices."""
-    program = [sys.executable, str(Path(__file__).resolve()), "--measure", kind]
+def ring_rates(
+    trees: list[tuple[Path, Path]], kind: str, seconds: float, pythons: list[str] | None = None
+) -> list[float]:
+    """Measure the ring of each checkout in a process of its own, in turn: the medians of their slices.
+
+    Each runs on this Python, or on that of `pythons` which has its place.
+    """
+    program = [str(Path(__file__).resolve()), "--measure", kind]
     found: list[list[float]] = [[] for _ in trees]
     with contextlib.ExitStack() as stack:
         processes = [
             stack.enter_context(
                 subprocess.Popen(
-                    [*program, "--image", str(image)],
+                    [python, *program, "--image", str(image)],
                     env=environment(tree),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
@@ -140,7 +145,7 @@ def ring_rates(trees: list[tuple[Path, Path]], kind: str, seconds: float) -> lis
                     bufsize=1,
                 )
             )
-            for tree, image in trees
+            for (tree, image), python in zip(trees, pythons or [sys.executable] * len(trees), strict=True)
         ]
         for number in range(1 + SLICES):
             for which, process in enumerate(processes):

@@ -205,8 +205,8 @@ def _from_file(file: Path) -> Handler:
         spec.loader.exec_module(module)
         classes = [
             value
-            for value in vars(module).values()
-            if isinstance(value, type) and value.__module__ == module_name and _has_hooks(value)
+            for value in {id(one): one for one in vars(module).values() if isinstance(one, type)}.values()
+            if value.__module__ == module_name and _has_hooks(value)
         ]
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):

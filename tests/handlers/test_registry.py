@@ -210,6 +210,11 @@ def test_a_broken_drop_in_file_disables_itself_alone(tmp_path, what):
     assert registry.get("good").factory is not None
 
 
+def test_one_class_by_two_names_is_one(tmp_path):
+    drop_in(tmp_path, "good", HOOKS + OPEN + READ + "\nhandler = Handler\n")
+    assert Registry([tmp_path]).get("good").factory is not None
+
+
 BROKEN_ENTRY_POINTS = {
     "import error": ("tcmu_test_bad:Handler", "import no_such_library", "can't be imported: ModuleNotFoundError"),
     "syntax error": ("tcmu_test_bad:Handler", "class Handler(", "can't be imported: SyntaxError"),
