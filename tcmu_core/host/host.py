@@ -198,7 +198,7 @@ class Host:
             elif old is not None and lun in self.engines:
                 self._change_place(lun, old, spec)
             else:
-                self._leave(lun)
+                self._leave(lun, comes_back=True)
                 self.specs[lun] = self._prepared[lun] = spec
                 if lun not in self._leaving:
                     self._join(lun)
@@ -219,7 +219,7 @@ class Host:
             self._assigned[lun] = old
             return
         log.warning("LUN %d is opened anew: another %s", lun, what, extra=extra)
-        self._leave(lun)
+        self._leave(lun, comes_back=True)
         if not engine.device.ephemeral:
             self._before[lun] = old
         self.specs[lun] = self._prepared[lun] = spec
@@ -243,8 +243,8 @@ class Host:
         else:
             log.info("LUN %d has %d bytes now", lun, spec.size, extra={"device": engine.disk.title})
 
-    def _leave(self, lun: int) -> None:
-        """Serve a disk no more, and close it when its last command has ended."""
+    def _leave(self, lun: int, *, comes_back: bool = False) -> None:
+        """Serve a disk no more, and close it when its last command has ended; initiators wait if it `comes_back`."""
         self.specs.pop(lun, None)
         self._prepared.pop(lun, None)
         self.missing.pop(lun, None)
@@ -260,7 +260,9 @@ class Host:
                 log.info("LUN %d goes", lun, extra={"device": engine.disk.title})
             self._leaving[lun] = engine
             self.traces.left(engine)
-            self.transport.remove(lun, lambda: self.loop.post(self._left, lun, engine))
+            self.transport.remove(lun, lambda: self.loop.post(self._left, lun, engine), comes_back=comes_back)
+        elif not comes_back:
+            self.transport.give_up(lun)
 
     def _left(self, lun: int, engine: Engine) -> None:
         engine.close()
@@ -296,6 +298,8 @@ class Host:
             return
         before = None if self._leaving and patient else self._before.pop(lun, None)
         if before is None:
+            if lun not in self._before:
+                self.transport.give_up(lun)
             self._retry_later()
             return
         log.error("LUN %d stays as it was", lun, extra={"device": before.title})
