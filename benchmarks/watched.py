@@ -2,10 +2,11 @@
 
     python -m benchmarks.watched [--minutes 10] [--slice 10] [--targets 20] [--sessions 64] [--depth 1] [--write]
 
-`tcmu-runner` serves targets, each of a process of its own; a client for each session reads 4 KiB at random all the time,
-so that servers and clients have all of the machine. Slices of time take turns: in one somebody watches, in the next nobody
-does, and each pair begins with the other one than the pair before. The rate is what the processes that serve have counted.
-What they, `tcmu top` and `tcmu metrics` hold of memory, descriptors and threads is noted at the end of each pair.
+`tcmu-runner` serves targets, each by a process of its own; a client for each session reads 4 KiB at random all the
+time, so that servers and clients take all of the machine. Slices of time take turns: in one somebody watches, in the
+next nobody does, and each pair begins the other way round than the one before. The rate is what the processes that
+serve have counted. What they, `tcmu top` and `tcmu metrics` hold of memory, descriptors and threads is noted after each
+pair.
 """
 
 from __future__ import annotations
@@ -38,12 +39,11 @@ SETTLE = 0.5  # seconds at the beginning of a slice that are not counted
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 # An ordinary user's tcmu-runner: one that looks after no kernel device of this machine.
 RUNNER = "import os, sys; os.geteuid = lambda: 1000; from tcmu_core.cli.runner import main; sys.exit(main())"
-ROOM = "\x1b[8;60;160t"
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a process holds: memory of its own (bytes), descriptors, threads; and its processor time so far (seconds)."""
+    """What a process holds: memory of its own (bytes), descriptors, threads; and its processor time so far (s)."""
 
     memory: int
     descriptors: int
@@ -262,11 +262,13 @@ def measure(pairs: int, seconds: float, targets: int, sessions: int, depth: int)
                 (watchers.go_on if watching else watchers.pause)()
                 (found.watched if watching else found.alone).append(rate(state, seconds))
             top, metrics = watchers.pids
-            found.held.append({
-                "a target's process": [Held.by(pid) for pid in servers],
-                "`tcmu top`": [Held.by(top)],
-                "`tcmu metrics`": [Held.by(metrics)],
-            })
+            found.held.append(
+                {
+                    "a target's process": [Held.by(pid) for pid in servers],
+                    "`tcmu top`": [Held.by(top)],
+                    "`tcmu metrics`": [Held.by(metrics)],
+                }
+            )
             print(f"pair {number + 1} of {pairs}: {found.ratios[-1]:.3f}", file=sys.stderr, flush=True)
         if watchers.error is not None:
             raise watchers.error

@@ -68,7 +68,8 @@ def _pack(value: Any) -> Any:
 def _packer(kind: type) -> Callable[[Any], Any]:
     if dataclasses.is_dataclass(kind):
         names = [field.name for field in dataclasses.fields(kind)]
-        tag = {_TAG: f"{kind.__module__.removeprefix(PACKAGE)}:{kind.__qualname__}"} if issubclass(kind, Message) else {}
+        name_of = f"{kind.__module__.removeprefix(PACKAGE)}:{kind.__qualname__}"
+        tag = {_TAG: name_of} if issubclass(kind, Message) else {}
         return lambda value: {**{name: _pack(getattr(value, name)) for name in names}, **tag}
     if issubclass(kind, Enum):
         return lambda value: value.value
@@ -103,9 +104,7 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
         return lambda value: tuple(read(own) for read, own in zip(readers, value, strict=True))
     if origin is not None and issubclass(origin, Mapping):
         key, one = arguments[0], _reader(arguments[1])
-        return lambda value: types.MappingProxyType(
-            {key(name): one(own) for name, own in _expect(dict, value).items()}
-        )
+        return lambda value: types.MappingProxyType({key(name): one(own) for name, own in _expect(dict, value).items()})
     if issubclass(hint, Message):
         return lambda value: _fields(_class(hint, _expect(dict, value)), value)
     if dataclasses.is_dataclass(hint):

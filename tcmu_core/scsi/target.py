@@ -81,8 +81,8 @@ class Target:
     def remove(self, lun: int, then: Callable[[], object], *, comes_back: bool = False) -> Engine:
         """Take a logical unit away; `then()` is called when none of its commands is in flight any more.
 
-        Those end as they would have: an initiator that got no answer would wait for one until it gives up. To what comes
-        from now on there is no such unit; one that comes back is BUSY until it is there, or is given up.
+        Those end as they would have: an initiator that got no answer would wait for one until it gives up. What comes
+        from now on finds no such unit; one that comes back is BUSY until it is there, or is given up.
         """
         engine = self.luns.pop(lun)
         self._around.units = {other: one.unit for other, one in self.luns.items()}

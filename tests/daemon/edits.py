@@ -1,7 +1,7 @@
 """The table of edits: what each change of tcmu.conf does while every LUN is written and read, and who hears of it.
 
-A row is an edit of the configuration below, or a command. `LUN 1` of the target `one` is what is changed, where it is one
-LUN. docs/admin.md shows the table as `table()` writes it.
+A row is an edit of the configuration below, or a command. Where it is one LUN that changes, it is LUN 1 of the target
+`one`. docs/admin.md shows the table as `table()` writes it.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ NOTHING = ()
 class Edit:
     """One row. `change` is a pattern and what stands in its place, `command` are the words of `tcmu` instead.
 
-    `done` tells that it is in force. `own`, `beside` and `elsewhere` are what clients hear: of LUN 1, of the other LUNs of
-    its target, of other targets; those of disks that are `spared` hear nothing. Who hears of a power on was told BUSY
-    before, maybe: initiators send again what was answered so. `disks` are those of which `tcmu status` says anything
-    else afterwards. `complains`: the log has an error.
+    `done` tells that it is in force. `own`, `beside` and `elsewhere` are what clients hear: of LUN 1, of the other LUNs
+    of its target, of other targets; those of disks that are `spared` hear nothing. Who hears of a power on was told
+    BUSY before, maybe: initiators send again what was answered so. `disks` are those of which `tcmu status` says
+    anything else afterwards. `complains`: the log has an error.
     """
 
     what: str
@@ -113,7 +113,7 @@ EDITS = (
         "a LUN is taken out",
         "What is in flight ends; then there is no such LUN. Its data stays where it is",
         lambda world: not world.sees("one-1"),
-        change=(rf"\[\[\[lun 1\]\]\]\nhandler = file\ncfgstring = \S+/one-1\nname = one-1\nsize = \w+\n", ""),
+        change=(r"\[\[\[lun 1\]\]\]\nhandler = file\ncfgstring = \S+/one-1\nname = one-1\nsize = \w+\n", ""),
         own=(NO_LUN,), beside=(LUNS_CHANGED,),
         disks=frozenset({"one-1"}),
     ),

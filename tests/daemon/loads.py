@@ -135,7 +135,7 @@ class Load:
         """Read blocks and compare them; False if that can't be any more."""
         left = list(blocks)
         while left:
-            for at, reply in self._send({at: (0x28, b"") for at in left[:DEPTH]}).items():
+            for at, reply in self._send(dict.fromkeys(left[:DEPTH], (0x28, b""))).items():
                 if not reply.status:
                     self._compare(at, reply.data)
                     left.remove(at)
@@ -199,9 +199,7 @@ class Load:
         try:
             for at, (code, data) in commands.items():
                 cdb = bytes([code, 0]) + (at * SECTORS).to_bytes(4, "big") + bytes([0]) + SECTORS.to_bytes(2, "big")
-                tag, out = self._initiator.command(
-                    cdb + bytes(1), write=data, read=0 if data else BLOCK, lun=self.lun
-                )
+                tag, out = self._initiator.command(cdb + bytes(1), write=data, read=0 if data else BLOCK, lun=self.lun)
                 tags[tag] = at
                 self._sock.sendall(out)
             while len(ended) < len(commands):
@@ -214,8 +212,9 @@ class Load:
             if self._initiator.state is State.LOGOUT:  # we are asked to
                 self._sock.sendall(self._initiator.logout())
                 raise ConnectionResetError
-        except (InitiatorError, OSError) as error:
-            assert not isinstance(error, TimeoutError), f"{self.disk}: no answer within {SILENCE:g} s"
+        except TimeoutError:
+            raise AssertionError(f"{self.disk}: no answer within {SILENCE:g} s") from None
+        except (InitiatorError, OSError):
             self._note(ENDED)
             self._close()
         return ended

@@ -1,8 +1,8 @@
 """tcmu.conf edited while a verified load runs on every LUN: each row of the table in `edits.py`, and nothing beside it.
 
-For each edit: it comes into force; the clients of the LUN, of the other LUNs of its target, and of other targets hear what
-the row says and nothing else; every read is of what was written last; no session is another one than before, no process is,
-and of no other disk does `tcmu status` say anything else.
+For each edit: it comes into force; the clients of the LUN, of the other LUNs of its target, and of other targets hear
+what the row says and nothing else; every read is of what was written last; no session is another one than before, no
+process is, and of no other disk does `tcmu status` say anything else.
 """
 
 from __future__ import annotations
