@@ -55,22 +55,29 @@ def decode(data: bytes) -> Message:
     return value
 
 
+def plain(value: Any) -> Any:
+    """Return a dataclass as what JSON can hold: dicts by field, lists, and so on, without the names of classes."""
+    return _pack(value, tagged=False)
+
+
 # -- packing: what JSON can hold, by the value's type -----------------------------------------------------------------
 
 _PLAIN = frozenset({int, str, float, bool, type(None)})
 
 
-def _pack(value: Any) -> Any:
-    return _packer(type(value))(value)
+def _pack(value: Any, *, tagged: bool = True) -> Any:
+    kind: Any = type(value)
+    return _packer(kind, tagged)(value)
 
 
 @functools.cache
-def _packer(kind: type) -> Callable[[Any], Any]:
+def _packer(kind: type, tagged: bool) -> Callable[[Any], Any]:
+    pack = functools.partial(_pack, tagged=tagged)
     if dataclasses.is_dataclass(kind):
         names = [field.name for field in dataclasses.fields(kind)]
         name_of = f"{kind.__module__.removeprefix(PACKAGE)}:{kind.__qualname__}"
-        tag = {_TAG: name_of} if issubclass(kind, Message) else {}
-        return lambda value: {**{name: _pack(getattr(value, name)) for name in names}, **tag}
+        tag = {_TAG: name_of} if tagged and issubclass(kind, Message) else {}
+        return lambda value: {**{name: pack(getattr(value, name)) for name in names}, **tag}
     if issubclass(kind, Enum):
         return lambda value: value.value
     if issubclass(kind, Default):
@@ -80,9 +87,9 @@ def _packer(kind: type) -> Callable[[Any], Any]:
     if issubclass(kind, Path):
         return str
     if issubclass(kind, Mapping):
-        return lambda value: {str(key): _pack(own) for key, own in value.items()}
+        return lambda value: {str(key): pack(own) for key, own in value.items()}
     if issubclass(kind, tuple | list):
-        return lambda value: value if _PLAIN.issuperset(map(type, value)) else [_pack(own) for own in value]
+        return lambda value: value if _PLAIN.issuperset(map(type, value)) else [pack(own) for own in value]
     return lambda value: value
 
 

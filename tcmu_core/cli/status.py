@@ -12,6 +12,7 @@ from typing import Any
 
 from tcmu_core.cli.arguments import state_dir
 from tcmu_core.cli.output import Exit, Output, human
+from tcmu_core.codec import plain
 from tcmu_core.host import control
 from tcmu_core.host.control import ControlError
 from tcmu_core.host.messages import DiskStatus, InitiatorCounters, Missing, Status
@@ -87,9 +88,9 @@ def _counted(status: Status, path: Path) -> dict[int, tuple[InitiatorCounters, .
 
 def as_json(status: Status, counters: Mapping[int, tuple[InitiatorCounters, ...]]) -> dict[str, Any]:
     """Return a status with the counters of its disks, by LUN."""
-    told = dataclasses.asdict(status)
+    told: dict[str, Any] = plain(status)
     for disk in told["disks"]:
-        disk["counters"] = [dataclasses.asdict(one) for one in counters[disk["lun"]]]
+        disk["counters"] = [plain(one) for one in counters[disk["lun"]]]
     return told
 
 

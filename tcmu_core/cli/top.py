@@ -21,6 +21,7 @@ from tcmu_core.cli.arguments import state_dir
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.cli.rates import Row, Stage, bottleneck, duration
 from tcmu_core.errors import TcmuError
+from tcmu_core.host.observer import Observer
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -104,14 +105,15 @@ class _Quit(Exception):
 
 
 def _looks(args: argparse.Namespace, pause: Callable[[float], object]) -> Iterator[list[Row]]:
-    before = rates.look(args.state_dir, args.disk)
-    while True:
-        pause(args.interval)
-        after = rates.look(args.state_dir, args.disk)
-        yield sorted(rates.rows(before, after), key=ORDERS[args.sort])
-        if args.once:
-            return
-        before = after
+    with contextlib.closing(Observer(args.state_dir)) as observer:
+        before = rates.look(observer.look(), args.disk)
+        while True:
+            pause(args.interval)
+            after = rates.look(observer.look(), args.disk)
+            yield sorted(rates.rows(before, after), key=ORDERS[args.sort])
+            if args.once:
+                return
+            before = after
 
 
 def _live(args: argparse.Namespace, console: Console) -> None:

@@ -117,13 +117,18 @@ def told(path: Path, message: Message, *, begun: Callable[[], object]) -> Iterat
             yield got[0]
 
 
+def places(directory: Path) -> list[Path]:
+    """Return where hosts of this user may be found; `directory` is that of `hosts`."""
+    runner = Places.of(None if directory == default_directory() else directory).hosts
+    return sorted([*directory.glob("serve-*.sock"), *runner.glob("*.sock")])
+
+
 def hosts(directory: Path) -> Iterator[tuple[Path, Status]]:
     """Yield the hosts of this user that can be found, and what each serves.
 
     `directory` is where state is kept: of each `tcmu serve`, and of a tcmu-runner that was told to.
     """
-    runner = Places.of(None if directory == default_directory() else directory).hosts
-    for path in sorted([*directory.glob("serve-*.sock"), *runner.glob("*.sock")]):
+    for path in places(directory):
         try:
             status = ask(path, Ask(), FIND_SECONDS)
         except ConnectionRefusedError:

@@ -29,18 +29,21 @@ from tcmu_core.errors import (
 )
 from tcmu_core.filters.control import command as filter_command
 from tcmu_core.host import transports
-from tcmu_core.host.counting import counters
+from tcmu_core.host.counting import counters, every_counters
 from tcmu_core.host.messages import (
     Ask,
     AskCounters,
     Changed,
     Counters,
+    DiskCounters,
     DiskStatus,
     FilterAnswer,
     FilterCommand,
     LoggedOut,
     LogLevel,
     Logout,
+    Look,
+    Looked,
     Missing,
     Ping,
     Pong,
@@ -63,6 +66,7 @@ log = logging.getLogger("tcmu.host")
 RETRY_SECONDS = 30.0  # between two attempts to open a disk that is missing
 START_SECONDS = 5.0  # for all disks to be opened, before those that are there are served
 LAST_SECONDS = 2.0  # for one that is being opened when the host ends
+TOLD = 4  # initiators of one message: of each, a part of what it has room for
 POLL = 0.01  # seconds between two looks whether the last command has ended
 
 
@@ -393,6 +397,8 @@ class Host:
                 engine = self.engines.get(message.lun)
                 self.transport.watched(message.lun)
                 return Counters(counters(engine.unit, message.number) if engine is not None else None)
+            case Look() if asker is not None:
+                return self._looked(asker)
             case Reconfigure():
                 return self._reconfigure(message, asker)
             case SetLevel():
@@ -402,6 +408,18 @@ class Host:
             case FilterCommand():
                 return self._filter(message)
         return None
+
+    def _looked(self, asker: Reader) -> Looked:
+        """Tell an asker all but the last part of what there is to see, and return that."""
+        told: list[DiskCounters] = []
+        for lun, engine in self.engines.items():
+            self.transport.watched(lun)
+            for one in every_counters(engine.unit):
+                if len(told) == TOLD:
+                    asker.send(Looked(tuple(told)))
+                    told.clear()
+                told.append(DiskCounters(lun, one))
+        return Looked(tuple(told), True, self.status(), self.transport.sessions())
 
     def gone(self, asker: Reader) -> None:
         """Somebody who has asked something is gone."""
