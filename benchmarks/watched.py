@@ -62,16 +62,26 @@ class Held:
 
 
 class Watchers:
-    """`tcmu top` on a terminal, `tcmu metrics`, who scrapes it, and a page that is open; all of them can pause."""
+    """`tcmu top` on a terminal, `tcmu metrics`, who scrapes it, and a page that is open; all of them can pause.
 
-    def __init__(self, state: Path, stack: contextlib.ExitStack) -> None:
+    `top`, `scrape` and `page` are the seconds between two looks of each.
+    """
+
+    def __init__(
+        self, state: Path, stack: contextlib.ExitStack, *, top: float = 2.0, scrape: float = 1.0, page: float = 2.0
+    ) -> None:
         tcmu = [sys.executable, "-m", "tcmu_core.cli.tcmu"]
         place = ["--state-dir", str(state)]
         main, terminal = pty.openpty()
         stack.callback(os.close, main)
         environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160", "LINES": "60"}
         self.top = subprocess.Popen(
-            [*tcmu, "top", *place], stdin=terminal, stdout=terminal, stderr=terminal, env=environment, text=True
+            [*tcmu, "top", "--interval", str(top), *place],
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            env=environment,
+            text=True,
         )
         os.close(terminal)
         stack.callback(self._end_top)
@@ -82,12 +92,13 @@ class Watchers:
         )
         stack.callback(stop, self.metrics)
         assert self.metrics.stdout is not None
+        stack.callback(self.metrics.stdout.close)
         self._page = json.loads(self.metrics.stdout.readline())["page"]
         self._on = threading.Event()
         self._over = threading.Event()
         self.asked = {"metrics": 0, "status.json": 0}
         self.error: BaseException | None = None
-        threads = [threading.Thread(target=self._ask, args=one) for one in (("metrics", 1.0), ("status.json", 2.0))]
+        threads = [threading.Thread(target=self._ask, args=one) for one in (("metrics", scrape), ("status.json", page))]
         for thread in threads:
             thread.start()
         stack.callback(lambda: [thread.join() for thread in threads])
@@ -119,7 +130,7 @@ class Watchers:
                     with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                         answer.read()
                     self.asked[path] += 1
-                self._over.wait(max(0.0, begun + every - time.monotonic()))
+                self._over.wait(max(0.001, begun + every - time.monotonic()))
         except BaseException as error:
             self.error = error
 
