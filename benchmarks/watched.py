@@ -24,7 +24,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tcmu_core
@@ -223,7 +223,8 @@ class Watch:
 
     watched: list[float]
     alone: list[float]
-    held: list[dict[str, list[Held]]]  # by `servers`, `top` and `metrics`, a process each
+    held: list[dict[str, list[Held]]]  # by what the processes are
+    seconds: float  # of a slice
 
     @property
     def ratios(self) -> list[float]:
@@ -252,8 +253,6 @@ class Watch:
         first, last = self.held[0][name][0], self.held[-1][name][0]
         pairs = len(self.held) - 1
         return (last.cpu - first.cpu) * 1000 / (pairs * self.seconds) if pairs else 0.0
-
-    seconds: float = 1.0  # of one slice
 
 
 def measure(pairs: int, seconds: float, targets: int, sessions: int, depth: int) -> Watch:
@@ -312,7 +311,7 @@ def main(argv: list[str] | None = None) -> int:
     section = f"{run.circumstances()}\n\n{run.table()}\n\n{text}\n\n{found.table()}"
     print(section)
     if options.write:
-        (HERE / "watched.json").write_text(json.dumps({"section": section}, indent=1) + "\n")
+        (HERE / "watched.json").write_text(json.dumps({**asdict(run), "watch": asdict(found)}, indent=1) + "\n")
         report.fill(README, "watched", section)
     return 0
 
