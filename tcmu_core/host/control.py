@@ -66,7 +66,7 @@ class ControlSocket:
         self._asked = asked
         self._channels: set[Channel] = set()
         self._directory = None if path.parent.exists() else path.parent  # that we make, and leave to nobody
-        self._rendezvous = Rendezvous(loop, path, self._accept)
+        self.rendezvous = Rendezvous(loop, path, self._accept)
 
     def _accept(self, sock: socket.socket) -> None:
         channel: Channel
@@ -87,7 +87,7 @@ class ControlSocket:
 
     def close(self) -> None:
         """Close the socket and take it out of the directory."""
-        self._rendezvous.close()
+        self.rendezvous.close()
         for one in self._channels:
             one.close()
         self._channels.clear()
@@ -123,8 +123,8 @@ def places(directory: Path) -> list[Path]:
     return sorted([*directory.glob("serve-*.sock"), *runner.glob("*.sock")])
 
 
-def hosts(directory: Path) -> Iterator[tuple[Path, Status]]:
-    """Yield the hosts of this user that can be found, and what each serves.
+def hosts(directory: Path, silent: list[int] | None = None) -> Iterator[tuple[Path, Status]]:
+    """Yield the hosts of this user that can be found, and what each serves; `silent` gets the pids of the others.
 
     `directory` is where state is kept: of each `tcmu serve`, and of a tcmu-runner that was told to.
     """
@@ -135,9 +135,20 @@ def hosts(directory: Path) -> Iterator[tuple[Path, Status]]:
             path.unlink(missing_ok=True)  # its process has gone without a word
         except (OSError, CodecError) as error:
             log.info("%s: %s", path, error)
+            if silent is not None and isinstance(error, TimeoutError):
+                silent += _pid(path)
         else:
             if isinstance(status, Status):
                 yield path, status
+
+
+def _pid(path: Path) -> list[int]:
+    """Return whose socket it is; nothing where that has gone."""
+    with contextlib.suppress(OSError):
+        sock, pid = channel.connect(path)
+        sock.close()
+        return [pid]
+    return []
 
 
 def counted(path: Path, lun: int) -> tuple[InitiatorCounters, ...]:

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 
 from tcmu_core.codec import Message
 from tcmu_core.disk.device import Change
@@ -31,6 +32,7 @@ from tcmu_core.filters.control import command as filter_command
 from tcmu_core.host import transports
 from tcmu_core.host.counting import counters, every_counters
 from tcmu_core.host.messages import (
+    OPENING,
     Ask,
     AskCounters,
     Changed,
@@ -81,6 +83,8 @@ class Host:
         self.transport = transports.make(way, self)
         self.logs: Log | None = None
         self.altered: Callable[[], object] = _nothing  # called when a disk came or went later than it was asked to
+        # What surrounds a handler's code that may take long, so that somebody tells of it meanwhile.
+        self.standing_in: Callable[[], AbstractContextManager[None]] = nullcontext
         self.traces = Traces(loop, self.engines)
         self.ended = False
         self._make_disk = make_disk
@@ -105,13 +109,16 @@ class Host:
         """
         self.specs, self._assigned = dict(disks), dict(disks)
         self._prepared = dict(self.transport.prepare(disks, takes_over=takes_over))
-        time.sleep(delay)
+        with self.standing_in():
+            time.sleep(delay)
         try:
             until = self.loop.clock() + START_SECONDS
             for lun in self._prepared:
                 self._begin(lun)
             for lun, opening in list(self._opening.items()):
-                if self.transport.needs_all or opening.wait(max(0.0, until - self.loop.clock())):
+                with self.standing_in():
+                    over = opening.wait(None if self.transport.needs_all else max(0.0, until - self.loop.clock()))
+                if over:
                     self._opened(lun, opening)
                 else:
                     self._takes_long(lun, opening)
@@ -129,7 +136,8 @@ class Host:
         except Exception as error:
             self._is_missing(lun, error)
         else:
-            opening.advance()
+            with self.standing_in():
+                opening.advance()
 
     def _opened(self, lun: int, opening: Opening) -> Engine | None:
         """The opening of a LUN's disk is over, or is waited for: return its engine, or None where it is missing."""
@@ -165,7 +173,7 @@ class Host:
 
     def _takes_long(self, lun: int, opening: Opening, *, patient: bool = True) -> None:
         """Let an opening go on, while others are served."""
-        self.missing.setdefault(lun, Missing(lun, opening.disk.title, "it is being opened"))
+        self.missing.setdefault(lun, Missing(lun, opening.disk.title, OPENING))
         opening.watch(lambda: self.loop.post(self._went_on, lun, opening, patient))
 
     def _went_on(self, lun: int, opening: Opening, patient: bool) -> None:
@@ -395,8 +403,10 @@ class Host:
                 return LoggedOut(self.transport.log_out(message))
             case AskCounters():
                 engine = self.engines.get(message.lun)
+                if engine is None:
+                    return Counters()
                 self.transport.watched(message.lun)
-                return Counters(counters(engine.unit, message.number) if engine is not None else None)
+                return Counters(counters(engine.unit, message.number))
             case Look() if asker is not None:
                 return self._looked(asker)
             case Reconfigure():
@@ -432,16 +442,18 @@ class Host:
             pid=os.getpid(),
             title=self.transport.title,
             disks=tuple(self._disk(lun) for lun in sorted(self.engines)),
-            missing=tuple(self._missing(lun) for lun in sorted(self.missing)),
+            missing=tuple(self._missing(lun) for lun in sorted(self._prepared.keys() - self.engines.keys())),
             addresses=self.transport.addresses,
             commands=commands,
             in_flight=in_flight,
         )
 
     def _missing(self, lun: int) -> Missing:
+        """Return why a disk is missing: it could not be opened, or that goes on, or what was there before goes yet."""
         opening = self._opening.get(lun)
         doing = opening.disk.device.doing if opening is not None else None
-        return dataclasses.replace(self.missing[lun], progress=doing)
+        missing = self.missing.get(lun) or Missing(lun, self._prepared[lun].title, OPENING)
+        return dataclasses.replace(missing, progress=doing)
 
     def _disk(self, lun: int) -> DiskStatus:
         engine = self.engines[lun]

@@ -252,6 +252,9 @@ class Counters(Message):
     counters: InitiatorCounters | None = None
 
 
+OPENING = "it is being opened"  # the reason of one that is on its way
+
+
 @dataclass(frozen=True, slots=True)
 class Missing(Message):
     """A disk that could not be opened, and why; or is being opened, and how far that is if its handler says so."""
