@@ -180,13 +180,29 @@ class Rendezvous:
         self._sock.setblocking(False)
         loop.register(self._sock.fileno(), READ, self._accept)
 
-    def _accept(self, _events: int) -> None:
-        with contextlib.suppress(BlockingIOError):
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when somebody comes."""
+        return self._sock.fileno()
+
+    def accept(self) -> socket.socket | None:
+        """Return the socket of one that has come; None where there is none, or one that may not."""
+        try:
             sock, _ = self._sock.accept()
-            if _credentials(sock)[1] not in (0, os.geteuid()):
-                sock.close()
-                return
-            self._on_channel(sock)
+        except BlockingIOError:
+            return None
+        if _credentials(sock)[1] in (0, os.geteuid()):
+            return sock
+        sock.close()
+        return None
+
+    def welcome(self, sock: socket.socket) -> None:
+        """Have the loop look after one that was accepted."""
+        self._on_channel(sock)
+
+    def _accept(self, _events: int) -> None:
+        sock = self.accept()
+        if sock is not None:
+            self.welcome(sock)
 
     def close(self) -> None:
         """Close the socket and take it out of the directory, unless another process has put its own there."""

@@ -14,7 +14,7 @@ import importlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -48,81 +48,114 @@ def decode(data: bytes) -> Message:
         CodecError: there is no such message, or a field is not of its type.
     """
     try:
-        value = _unpack(Message, json.loads(data))
+        value = _reader(Message)(json.loads(data))
     except (ValueError, TypeError, KeyError, TcmuError) as error:
         raise CodecError(f"no message of ours: {error}") from None
     assert isinstance(value, Message)
     return value
 
 
-def _pack(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        packed = {field.name: _pack(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        if isinstance(value, Message):
-            kind = type(value)
-            packed[_TAG] = f"{kind.__module__.removeprefix(PACKAGE)}:{kind.__qualname__}"
-        return packed
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Default):
-        return [str(value), value.where]
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _pack(own) for key, own in value.items()}
-    if isinstance(value, tuple | list):
-        return [_pack(own) for own in value]
-    return value
+def plain(value: Any) -> Any:
+    """Return a dataclass as what JSON can hold: dicts by field, lists, and so on, without the names of classes."""
+    return _pack(value, tagged=False)
 
 
-def _unpack(hint: Any, value: Any) -> Any:
+# -- packing: what JSON can hold, by the value's type -----------------------------------------------------------------
+
+_PLAIN = frozenset({int, str, float, bool, type(None)})
+
+
+def _pack(value: Any, *, tagged: bool = True) -> Any:
+    kind: Any = type(value)
+    return _packer(kind, tagged)(value)
+
+
+@functools.cache
+def _packer(kind: type, tagged: bool) -> Callable[[Any], Any]:
+    pack = functools.partial(_pack, tagged=tagged)
+    if dataclasses.is_dataclass(kind):
+        names = [field.name for field in dataclasses.fields(kind)]
+        name_of = f"{kind.__module__.removeprefix(PACKAGE)}:{kind.__qualname__}"
+        tag = {_TAG: name_of} if tagged and issubclass(kind, Message) else {}
+        return lambda value: {**{name: pack(getattr(value, name)) for name in names}, **tag}
+    if issubclass(kind, Enum):
+        return lambda value: value.value
+    if issubclass(kind, Default):
+        return lambda value: [str(value), value.where]
+    if issubclass(kind, bytes):
+        return lambda value: base64.b64encode(value).decode()
+    if issubclass(kind, Path):
+        return str
+    if issubclass(kind, Mapping):
+        return lambda value: {str(key): pack(own) for key, own in value.items()}
+    if issubclass(kind, tuple | list):
+        return lambda value: value if _PLAIN.issuperset(map(type, value)) else [pack(own) for own in value]
+    return lambda value: value
+
+
+# -- unpacking: by the type that an annotation says -------------------------------------------------------------------
+
+
+@functools.cache
+def _reader(hint: Any) -> Callable[[Any], Any]:
+    """Return what makes a value of this type of what JSON held; it raises `TypeError` or `ValueError`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
         (only,) = (one for one in arguments if one is not type(None))
-        return _unpack(only, value)
+        read = _reader(only)
+        return lambda value: None if value is None else read(value)
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return functools.partial(_tuple, arguments[0], _reader(arguments[0]))
     if origin is tuple:
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        return tuple(_unpack(kind, own) for kind, own in zip(kinds, value, strict=True))
+        readers = [_reader(one) for one in arguments]
+        return lambda value: tuple(read(own) for read, own in zip(readers, value, strict=True))
     if origin is not None and issubclass(origin, Mapping):
-        own = _expect(dict, value)
-        return types.MappingProxyType({_key(arguments[0], key): _unpack(arguments[1], one) for key, one in own.items()})
+        key, one = arguments[0], _reader(arguments[1])
+        return lambda value: types.MappingProxyType({key(name): one(own) for name, own in _expect(dict, value).items()})
     if issubclass(hint, Message):
-        return _fields(_class(hint, _expect(dict, value)), value)
+        return lambda value: _fields(_class(hint, _expect(dict, value)), value)
     if dataclasses.is_dataclass(hint):
-        return _fields(hint, _expect(dict, value))
-    return _plain(hint, value)
+        return lambda value: _fields(hint, _expect(dict, value))
+    return _plain(hint)
 
 
-def _plain(hint: Any, value: Any) -> Any:
+def _tuple(kind: Any, read: Callable[[Any], Any], value: Any) -> tuple[Any, ...]:
+    # Counters are hundreds of numbers: one look at all of their types.
+    return tuple(value) if kind is int and {int}.issuperset(map(type, value)) else tuple(map(read, value))
+
+
+def _plain(hint: Any) -> Callable[[Any], Any]:
     if issubclass(hint, Enum):
-        return hint(value)
+        return hint  # type: ignore[no-any-return]
     if hint is bytes:
-        try:
-            return base64.b64decode(_expect(str, value), validate=True)
-        except binascii.Error as error:
-            raise ValueError(f"no bytes: {error}") from None
-    if hint is str and type(value) is list:  # it knows where it is from
+        return _bytes
+    if hint is str:
+        return _text
+    if hint is Path:
+        return lambda value: Path(_expect(str, value))
+    if hint is float:
+        return lambda value: float(value) if type(value) is int else _expect(float, value)
+    return functools.partial(_expect, hint)
+
+
+def _bytes(value: Any) -> bytes:
+    try:
+        return base64.b64decode(_expect(str, value), validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"no bytes: {error}") from None
+
+
+def _text(value: Any) -> str:
+    if type(value) is list:  # it knows where it is from
         text, where = value
         return Default(_expect(str, text), _expect(str, where))
-    if hint is Path:
-        return Path(_expect(str, value))
-    if hint is float and type(value) is int:
-        return float(value)
-    return _expect(hint, value)
+    return str(_expect(str, value))
 
 
 def _expect(kind: type, value: Any) -> Any:
     if type(value) is not kind:
         raise TypeError(f"{value!r:.80} is no {kind.__name__}")
     return value
-
-
-def _key(kind: Any, text: str) -> Any:
-    return kind(text)
 
 
 def _class(base: type, value: dict[str, Any]) -> type:
@@ -137,11 +170,11 @@ def _class(base: type, value: dict[str, Any]) -> type:
 
 
 def _fields(kind: Any, value: dict[str, Any]) -> Any:
-    hints = _hints(kind)
-    given = {name: _unpack(hints[name], own) for name, own in value.items() if name != _TAG}
-    return kind(**given)
+    readers = _readers(kind)
+    return kind(**{name: readers[name](own) for name, own in value.items() if name != _TAG})
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _readers(kind: type) -> dict[str, Callable[[Any], Any]]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: _reader(hints[field.name]) for field in dataclasses.fields(kind)}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import comparison, filters, portal, report
+from benchmarks import comparison, filters, portal, report, watched
 from benchmarks.comparison import Comparison
 from benchmarks.results import Result, Run, Series
 
@@ -80,6 +80,13 @@ def test_both_servers_are_measured_and_gone_afterwards(tmp_path: Path, capsys: p
     assert all(each["rate"][0] > 0 for each in measured["servers"].values())
     assert "tcmu ÷ tgt" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == [figures]
+
+
+def test_the_watched_are_measured_beside_the_same_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert watched.main(["--rounds", "1", "--slice", "0.3", "--targets", "2", "--sessions", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "watched ÷ nobody watches" in said
+    assert "| `tcmu metrics`     |" in said
 
 
 def test_filters_are_measured_beside_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

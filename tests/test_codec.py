@@ -50,6 +50,7 @@ MESSAGES: list[Message] = [
     m.Opened(JOB, m.Status(1, (DISK,), (m.Missing(1, "file/b", "gone"),), ("a",), 1, 2)),
     KernelDevice(1, 2, "d", park=True), Record(), RedirectorWay(("a", "b"), SETTINGS), Link("a"), Feed(),
     Visitor(bytes(range(256)), 48), m.AskCounters(3, 1), m.Counters(), m.Counters(COUNTERS),
+    m.Look(), m.Looked(), m.Looked((m.DiskCounters(1, COUNTERS),), True, m.Status(1, (DISK,)), (SESSION,)),
     SESSION, m.Sessions(), m.SessionList((SESSION,)), m.Logout("iqn.*", "x", 3),
     m.LoggedOut(2), m.SetLevel(), m.SetLevel(5), m.LogLevel(3),
     Trace(1, ("READ(10)",), (0x28,), "iqn.*", errors=True, slower=0.5),

@@ -1,109 +1,100 @@
-"""The metrics: what the hosts count, in the words of Prometheus.
-
-The labels are bounded: disks are what is configured, a host tells 16 initiators of a disk apart and calls the rest
-`other`, and so it does with operation codes that have no name.
-"""
+"""The metrics as Prometheus reads them: OpenMetrics, or the text format of before for who does not ask for that."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+import functools
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tcmu_core.cli.rates import STAGES, total
-from tcmu_core.host import control
-from tcmu_core.host.messages import DiskStatus, InitiatorCounters, TimesTaken
+from tcmu_core.cli.families import EDGES, FAMILIES, Buckets, Family, Value, gathered
+from tcmu_core.host.observer import Observer
 
-DISK = ["target", "lun", "disk"]
-BOUNDS = range(10, 38, 2)  # powers of two of a nanosecond: from 1 µs to 69 s
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+OPENMETRICS = "application/openmetrics-text"
 
 
 class DiskCollector(Collector):
-    """Asks the hosts that are found in `directory`, each time it is asked."""
+    """Looks each time it is asked."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
 
     def describe(self) -> list[Metric]:
         """Return the metrics without a value."""
-        return list(_Families().all())
+        return [_metric(family, ()) for family in FAMILIES]
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
-        families = _Families()
-        seen: set[tuple[str, ...]] = set()
-        for path, status in control.hosts(self._directory):
-            families.processes += 1
-            for disk in status.disks:
-                labels = [status.title, str(disk.lun), disk.name]
-                if tuple(labels) not in seen:  # two processes that serve the same would make the whole answer invalid
-                    seen.add(tuple(labels))
-                    families.add(labels, disk, control.counted(path, disk.lun))
-            for missing in status.missing:
-                labels = [status.title, str(missing.lun), missing.title.partition("/")[2]]
-                if tuple(labels) not in seen:
-                    seen.add(tuple(labels))
-                    families.up.add_metric(labels, 0)
-        yield from families.all()
+        for family, samples in gathered(self._observer.look()).items():
+            yield _metric(family, samples)
 
 
-class _Families:
-    """One metric of each kind, to be filled."""
-
-    def __init__(self) -> None:
-        self.processes = 0
-        self.up = GaugeMetricFamily("tcmu_disk_up", "Whether the disk is served: 0 where it is missing.", labels=DISK)
-        self.size = GaugeMetricFamily("tcmu_disk_size", "Size of the disk.", labels=DISK, unit="bytes")
-        self.logged_in = GaugeMetricFamily("tcmu_disk_nexuses", "Initiator ports that are logged in.", labels=DISK)
-        each = [*DISK, "initiator"]
-        self.commands = CounterMetricFamily("tcmu_commands", "Commands that have ended.", labels=[*each, "operation"])
-        self.moved = CounterMetricFamily(
-            "tcmu_transferred_bytes", "Data to the disk, or from it.", labels=[*each, "operation"]
-        )
-        self.errors = CounterMetricFamily(
-            "tcmu_command_errors",
-            "Commands that did not end with GOOD, by sense key or status.",
-            labels=[*each, "operation", "error"],
-        )
-        self.in_flight = GaugeMetricFamily("tcmu_commands_in_flight", "Commands that have not ended.", labels=each)
-        self.times = HistogramMetricFamily(
-            "tcmu_command_sampled_seconds",
-            "Where commands spend their time, of samples: queue, storage, send.",
-            labels=[*each, "stage"],
-        )
-
-    def all(self) -> Iterator[Metric]:
-        """Yield all of them."""
-        yield GaugeMetricFamily("tcmu_processes", "Processes that serve disks.", value=self.processes)
-        yield from (self.up, self.size, self.logged_in, self.commands, self.moved, self.errors, self.in_flight)
-        yield self.times
-
-    def add(self, labels: list[str], disk: DiskStatus, counters: tuple[InitiatorCounters, ...]) -> None:
-        """Take the values of a disk."""
-        self.up.add_metric(labels, 1)
-        self.size.add_metric(labels, disk.size)
-        self.logged_in.add_metric(labels, len(disk.initiators))
-        for one in counters:
-            own = [*labels, one.initiator]
-            self.in_flight.add_metric(own, sum(operation.in_flight for operation in one.operations))
-            for operation in one.operations:
-                self.commands.add_metric([*own, operation.name], operation.commands, created=one.since)
-                self.moved.add_metric([*own, operation.name], operation.bytes, created=one.since)
-                for error in operation.errors:
-                    self.errors.add_metric([*own, operation.name, error.kind], error.count, created=one.since)
-            for stage in STAGES:
-                taken = total(getattr(operation, stage) for operation in one.operations)
-                self.times.add_metric([*own, stage], _buckets(taken), taken.total / 1e9)
+def _metric(family: Family, samples: Iterable[Value | Buckets]) -> Metric:
+    if family.kind == "histogram":
+        histogram = HistogramMetricFamily(family.name, family.help, labels=family.labels)
+        for sample in samples:
+            assert isinstance(sample, Buckets)
+            histogram.add_metric(sample.labels, list(zip(EDGES, sample.counts, strict=True)), sample.sum)
+        return histogram
+    counter = CounterMetricFamily(family.name, family.help, labels=family.labels)
+    gauge = GaugeMetricFamily(family.name, family.help, labels=family.labels, unit=family.unit)
+    for sample in samples:
+        assert isinstance(sample, Value)
+        if family.kind == "counter":
+            counter.add_metric(sample.labels, sample.value, created=sample.since)
+        else:
+            gauge.add_metric(sample.labels, sample.value)
+    return counter if family.kind == "counter" else gauge
 
 
-def _buckets(taken: TimesTaken) -> list[tuple[str, float]]:
-    """Return the counts up to each bound, in seconds."""
-    buckets = [(repr(2**power / 1e9), float(sum(taken.counts[: power + 1]))) for power in BOUNDS]
-    return [*buckets, ("+Inf", float(sum(taken.counts)))]
+class Metrics:
+    """The WSGI application: OpenMetrics for who accepts that, and what `other` answers for anybody else."""
+
+    def __init__(self, observer: Observer, other: WSGIApplication) -> None:
+        self._observer = observer
+        self._other = other
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer a request."""
+        if OPENMETRICS not in environ.get("HTTP_ACCEPT", ""):
+            return self._other(environ, start_response)
+        start_response("200 OK", [("Content-Type", f"{OPENMETRICS}; version=1.0.0; charset=utf-8")])
+        return [openmetrics(gathered(self._observer.look()))]
+
+
+# A scrape is thousands of lines, and one comes every few seconds: they are written here, without an object for each.
+
+
+def openmetrics(found: dict[Family, list[Value | Buckets]]) -> bytes:
+    """Return the samples as OpenMetrics 1.0.0 has them (https://prometheus.io/docs/specs/om/open_metrics_spec/)."""
+    lines: list[str] = []
+    for family, samples in found.items():
+        name = family.name
+        lines += [f"# HELP {name} {_escaped(family.help)}", f"# TYPE {name} {family.kind}"]
+        if family.unit:
+            lines.append(f"# UNIT {name} {family.unit}")
+        for sample in samples:
+            text = _labels(family.labels, sample.labels)
+            if isinstance(sample, Buckets):
+                start = f'{name}_bucket{{{text},le="'
+                lines += [f'{start}{edge}"}} {count}' for edge, count in zip(EDGES, sample.counts, strict=True)]
+                lines += [f"{name}_count{{{text}}} {sample.counts[-1]}", f"{name}_sum{{{text}}} {sample.sum!r}"]
+            elif family.kind == "counter":
+                lines += [f"{name}_total{{{text}}} {sample.value}", f"{name}_created{{{text}}} {sample.since!r}"]
+            else:
+                lines.append(f"{name}{{{text}}} {sample.value}")
+    return "\n".join([*lines, "# EOF", ""]).encode()
+
+
+def _labels(names: tuple[str, ...], values: tuple[str, ...]) -> str:
+    return ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(names, values, strict=True))
+
+
+@functools.lru_cache(4096)
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import signal
 import threading
@@ -10,6 +11,7 @@ import threading
 from tcmu_core.cli.arguments import state_dir
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.errors import TcmuError
+from tcmu_core.host.observer import Observer
 
 DESCRIPTION = """\
 Serve, until interrupted, what is known of the disks that `tcmu status` shows:
@@ -52,19 +54,20 @@ def run(args: argparse.Namespace) -> int:
         raise TcmuError(
             "`tcmu metrics` needs prometheus-client: `pip install 'tcmu-core[monitor]'` brings it"
         ) from None
-    from tcmu_core.cli.exporter import DiskCollector
+    from tcmu_core.cli.exporter import DiskCollector, Metrics
     from tcmu_core.cli.snapshot import Snapshots
     from tcmu_core.cli.web import Server, Site
 
     registry = client.CollectorRegistry()
-    registry.register(DiskCollector(args.state_dir))
     host, port = args.listen
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
-    with Server(host, port) as server:
-        snapshots = Snapshots(args.state_dir, log=args.log)
-        server.set_app(Site(client.make_wsgi_app(registry), snapshots, loopback=server.loopback))
+    with Server(host, port) as server, contextlib.closing(Observer(args.state_dir)) as observer:
+        registry.register(DiskCollector(observer))
+        snapshots = Snapshots(observer, log=args.log)
+        metrics = Metrics(observer, client.make_wsgi_app(registry))
+        server.set_app(Site(metrics, snapshots, loopback=server.loopback))
         thread = threading.Thread(target=server.serve_forever)
         page = f"http://{f'[{host}]' if ':' in host else host}:{server.server_port}/"
         thread.start()

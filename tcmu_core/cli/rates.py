@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from tcmu_core.host import control
-from tcmu_core.host.messages import DiskStatus, InitiatorCounters, Status, TimesTaken
+from tcmu_core.host.messages import InitiatorCounters, TimesTaken
+from tcmu_core.host.observer import Sight
 
 STAGES = ("queue", "storage", "send")
 _LITTLE = 0.5  # commands at a time: below, the disk has nothing to do for half of the time
@@ -59,19 +57,18 @@ class Row:
     send: Stage | None
 
 
-def look(directory: Path, disk: str | None) -> Look:
-    """Look at the counters of the hosts that are found in `directory`, of one disk or of all."""
-    found: dict[Key, InitiatorCounters] = {}
-    for path, status in control.hosts(directory):
-        for one in status.disks:
-            if disk in (None, one.name):
-                found |= keyed(status, one, control.counted(path, one.lun))
-    return Look(time.monotonic(), found)
-
-
-def keyed(status: Status, disk: DiskStatus, counters: Iterable[InitiatorCounters]) -> dict[Key, InitiatorCounters]:
-    """Return the counters of a disk as a look has them."""
-    return {(status.pid, disk.lun, disk.name, one.initiator): one for one in counters}
+def look(sight: Sight, disk: str | None = None) -> Look:
+    """Return the counters in what an observer has seen, of one disk or of all."""
+    return Look(
+        sight.at,
+        {
+            (seen.status.pid, one.lun, one.name, counters.initiator): counters
+            for seen in sight.hosts
+            for one in seen.status.disks
+            if disk in (None, one.name)
+            for counters in seen.counters[one.lun]
+        },
+    )
 
 
 def rows(before: Look, after: Look) -> list[Row]:

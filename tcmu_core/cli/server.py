@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import errno
 import ipaddress
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -22,11 +23,14 @@ from tcmu_core.errors import ConfigError
 from tcmu_core.handlers import Handler
 from tcmu_core.host.control import ControlSocket
 from tcmu_core.host.host import Host
+from tcmu_core.host.standin import StandIn
 from tcmu_core.iscsi.messages import TargetWay
 from tcmu_core.iscsi.settings import PORT, Access, ChapUser, PortalSettings, format_address, parse_address
 from tcmu_core.loop import Loop
 from tcmu_core.scsi.engine import Engine
 from tcmu_core.state import default_directory
+
+log = logging.getLogger("tcmu.serve")
 
 # Seconds. Together with the time for a last flush, a stop takes no longer than one, whatever clients do.
 LOGOUT_PATIENCE = 0.3  # for clients to log out
@@ -84,9 +88,9 @@ class Server:
 
     def start(self) -> None:
         """Open the disks, listen, say what is served, and start the command."""
+        self._listen_to_commands()
         self._open()
         self.signals = StopSignals(stop_signals(), lambda number: self.loop.post(self.stop, number), self._waits_for)
-        self._listen_to_commands()
         reach = self._reach()
         if self.args.json:
             Output().json(self._as_json(reach), indent=None)
@@ -111,9 +115,12 @@ class Server:
     def _listen_to_commands(self) -> None:
         self._made = not self._directory.exists()
         try:
-            self.control = ControlSocket(self.loop, self._directory / f"serve-{os.getpid()}.sock", self.host)
+            control = ControlSocket(self.loop, self._directory / f"serve-{os.getpid()}.sock", self.host)
         except OSError as error:
-            self.engine.device.log.warning("other `tcmu` commands can't reach this process: %s", error)
+            log.warning("other `tcmu` commands can't reach this process: %s", error)
+            return
+        self.control = control
+        self.host.standing_in = lambda: StandIn(control.rendezvous, self.host.answer)
 
     def _reach(self) -> Reach:
         """Return how a client on this host reaches the disk."""

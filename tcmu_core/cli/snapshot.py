@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from tcmu_core.cli import logtail, rates, sessions
+from tcmu_core.cli import logtail, rates
 from tcmu_core.cli.status import as_json
-from tcmu_core.host import control
-from tcmu_core.host.messages import InitiatorCounters
+from tcmu_core.codec import plain
+from tcmu_core.host.observer import Observer
 
 FRESH = 1.0  # seconds: however many pages are open, the hosts are not asked more often
 STALE = 60.0  # seconds: what happened since an older look is no rate of now
@@ -43,10 +41,10 @@ class _Rooms:
 
 
 class Snapshots:
-    """Looks at the hosts that are found in `directory` when it is asked, and not too often; for several threads."""
+    """Shows what an observer sees when it is asked, and not too often; for several threads."""
 
-    def __init__(self, directory: Path, *, log: bool) -> None:
-        self._directory = directory
+    def __init__(self, observer: Observer, *, log: bool) -> None:
+        self._observer = observer
         self._log = log
         self._lock = threading.Lock()
         self._before: rates.Look | None = None
@@ -63,25 +61,18 @@ class Snapshots:
         rooms = _Rooms()
         hosts: list[dict[str, Any]] = []
         logins: list[dict[str, Any]] = []
-        counters: dict[rates.Key, InitiatorCounters] = {}
-        pids = []
-        for path, status in control.hosts(self._directory):
-            pids.append(status.pid)
-            counted = {disk.lun: control.counted(path, disk.lun) for disk in status.disks}
-            for disk in status.disks:
-                counters |= rates.keyed(status, disk, counted[disk.lun])
-            hosts += _host(rooms, as_json(status, counted))
-            found = ({"pid": status.pid, **dataclasses.asdict(one)} for one in sessions.of(path))
-            logins += rooms.take("sessions", found)
-        now = rates.Look(time.monotonic(), counters)
+        sight = self._observer.look(FRESH)
+        for seen in sight.hosts:
+            hosts += _host(rooms, as_json(seen.status, seen.counters))
+            logins += rooms.take("sessions", ({"pid": seen.status.pid, **plain(one)} for one in seen.sessions))
+        now = rates.look(sight)
         before, self._before = self._before, now
         seconds = None if before is None or now.at - before.at > STALE else now.at - before.at
         rows = rates.rows(before or now, now)
         each = (
-            {"pid": pid, "lun": lun, **dataclasses.asdict(row)}
-            for (pid, lun, _, _), row in zip(counters, rows, strict=True)
+            {"pid": pid, "lun": lun, **plain(row)} for (pid, lun, _, _), row in zip(now.counters, rows, strict=True)
         )
-        tails, reasons = logtail.tails(pids) if self._log else ([], [NOT_ASKED])
+        tails, reasons = logtail.tails([seen.status.pid for seen in sight.hosts]) if self._log else ([], [NOT_ASKED])
         return {
             "at": time.time(),
             "seconds": seconds,
@@ -90,7 +81,7 @@ class Snapshots:
             "bottleneck": rates.bottleneck(rows) if seconds is not None else "",
             "sessions": logins,
             "log": {
-                "tails": [dataclasses.asdict(tail) for tail in tails],
+                "tails": [plain(tail) for tail in tails],
                 "reasons": reasons[: logtail.LINES],
             },
             "left_out": dict(rooms.left_out),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -12,9 +13,10 @@ from typing import Any
 
 from tcmu_core.cli.arguments import state_dir
 from tcmu_core.cli.output import Exit, Output, human
+from tcmu_core.codec import plain
 from tcmu_core.host import control
 from tcmu_core.host.control import ControlError
-from tcmu_core.host.messages import DiskStatus, InitiatorCounters, Missing, Status
+from tcmu_core.host.messages import OPENING, DiskStatus, InitiatorCounters, Missing, Status
 
 DESCRIPTION = """\
 Show the disks that are served on this host by processes of yours: those of
@@ -25,8 +27,9 @@ tcmu-runner is shown to root.
   tcmu status disk1       one of them, and what each initiator has had it do;
                           exit status 1 when it is not served
 
-A disk that could not be opened is shown with the reason, and makes the exit
-status 1.
+A disk that could not be opened is shown with the reason, one that its handler
+is about to open as being opened. Either makes the exit status 1, and so does a
+process that does not answer.
 """
 
 
@@ -41,7 +44,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `tcmu status`."""
-    found = list(control.hosts(args.state_dir))
+    silent: list[int] = []
+    found = list(control.hosts(args.state_dir, silent))
     places = {status.pid: path for path, status in found}
     hosts = [_only(status, args.disk) for _, status in found]
     hosts = [status for status in hosts if args.disk is None or status.disks or status.missing]
@@ -58,7 +62,18 @@ def run(args: argparse.Namespace) -> int:
             if args.disk is not None:
                 for disk in status.disks:
                     _show_counters(out, control.counted(places[status.pid], disk.lun))
-    return Exit.FAILED if any(status.missing for status in hosts) else Exit.OK
+    for pid in silent:
+        Output(sys.stderr).line(
+            f"tcmu: process {pid} ({_comm(pid)}) does not answer: a handler holds it up, or it hangs"
+        )
+    return Exit.FAILED if silent or any(status.missing for status in hosts) else Exit.OK
+
+
+def _comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "it has ended"
 
 
 def _only(status: Status, name: str | None) -> Status:
@@ -87,9 +102,9 @@ def _counted(status: Status, path: Path) -> dict[int, tuple[InitiatorCounters, .
 
 def as_json(status: Status, counters: Mapping[int, tuple[InitiatorCounters, ...]]) -> dict[str, Any]:
     """Return a status with the counters of its disks, by LUN."""
-    told = dataclasses.asdict(status)
+    told: dict[str, Any] = plain(status)
     for disk in told["disks"]:
-        disk["counters"] = [dataclasses.asdict(one) for one in counters[disk["lun"]]]
+        disk["counters"] = [plain(one) for one in counters[disk["lun"]]]
     return told
 
 
@@ -122,4 +137,6 @@ def _words(disk: DiskStatus) -> str:
 
 def _reason(out: Output, missing: Missing) -> str:
     far = f": {missing.progress}" if missing.progress is not None else ""
+    if missing.reason == OPENING:
+        return f"{missing.title.partition('/')[2]} {out.style('is being opened', 'yellow')}{far}"
     return f"{missing.title.partition('/')[2]} {out.style('is missing', 'red')}: {missing.reason}{far}"

@@ -79,13 +79,18 @@ class Device:
             answer(status)
 
     def is_so(self, change: Change) -> bool:
-        """Return whether it is already as `change` asks: restoreconfig writes every value again."""
+        """Return whether it is already as `change` asks: restoreconfig writes every value again.
+
+        Of the write cache its process alone knows, while there is one: an initiator may have chosen another mode.
+        """
         if change.cfgstring is not None:
             return change.cfgstring == self.name.config
         disk = self.disk
         if disk is None:
             return False
-        return change.size == disk.size if change.size is not None else change.write_cache == disk.write_cache
+        if change.size is not None:
+            return change.size == disk.size
+        return change.write_cache == disk.write_cache and not self.process.serving
 
 
 class Devices:

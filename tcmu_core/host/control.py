@@ -66,7 +66,7 @@ class ControlSocket:
         self._asked = asked
         self._channels: set[Channel] = set()
         self._directory = None if path.parent.exists() else path.parent  # that we make, and leave to nobody
-        self._rendezvous = Rendezvous(loop, path, self._accept)
+        self.rendezvous = Rendezvous(loop, path, self._accept)
 
     def _accept(self, sock: socket.socket) -> None:
         channel: Channel
@@ -87,7 +87,7 @@ class ControlSocket:
 
     def close(self) -> None:
         """Close the socket and take it out of the directory."""
-        self._rendezvous.close()
+        self.rendezvous.close()
         for one in self._channels:
             one.close()
         self._channels.clear()
@@ -117,22 +117,38 @@ def told(path: Path, message: Message, *, begun: Callable[[], object]) -> Iterat
             yield got[0]
 
 
-def hosts(directory: Path) -> Iterator[tuple[Path, Status]]:
-    """Yield the hosts of this user that can be found, and what each serves.
+def places(directory: Path) -> list[Path]:
+    """Return where hosts of this user may be found; `directory` is that of `hosts`."""
+    runner = Places.of(None if directory == default_directory() else directory).hosts
+    return sorted([*directory.glob("serve-*.sock"), *runner.glob("*.sock")])
+
+
+def hosts(directory: Path, silent: list[int] | None = None) -> Iterator[tuple[Path, Status]]:
+    """Yield the hosts of this user that can be found, and what each serves; `silent` gets the pids of the others.
 
     `directory` is where state is kept: of each `tcmu serve`, and of a tcmu-runner that was told to.
     """
-    runner = Places.of(None if directory == default_directory() else directory).hosts
-    for path in sorted([*directory.glob("serve-*.sock"), *runner.glob("*.sock")]):
+    for path in places(directory):
         try:
             status = ask(path, Ask(), FIND_SECONDS)
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)  # its process has gone without a word
         except (OSError, CodecError) as error:
             log.info("%s: %s", path, error)
+            if silent is not None and isinstance(error, TimeoutError):
+                silent += _pid(path)
         else:
             if isinstance(status, Status):
                 yield path, status
+
+
+def _pid(path: Path) -> list[int]:
+    """Return whose socket it is; nothing where that has gone."""
+    with contextlib.suppress(OSError):
+        sock, pid = channel.connect(path)
+        sock.close()
+        return [pid]
+    return []
 
 
 def counted(path: Path, lun: int) -> tuple[InitiatorCounters, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Iterator
 
 from tcmu_core.host.messages import ErrorCount, InitiatorCounters, OperationCounters, TimesTaken
 from tcmu_core.scsi.command import Status
@@ -17,15 +19,20 @@ UNNAMED = -1  # in place of an operation code: all that have no name
 
 def counters(unit: Unit, number: int) -> InitiatorCounters | None:
     """Return what initiator `number` of a disk, from 0 on, has had it do; None where there are no more."""
-    tallies = {**unit.tallies.by_name, OTHERS: unit.tallies.others}
-    active = [command for command in unit.tasks.active if command.cdb]
-    busy = {id(command.nexus.tally) for command in active}
-    names = [name for name, tally in tallies.items() if name != OTHERS or any(tally.commands) or id(tally) in busy]
-    if not 0 <= number < len(names):
-        return None
-    tally = tallies[names[number]]
-    in_flight = Counter(_known(command.cdb[0]) for command in active if command.nexus.tally is tally)
-    return InitiatorCounters(names[number], _operations(tally, in_flight), tally.since)
+    return next(itertools.islice(every_counters(unit), number, None), None) if number >= 0 else None
+
+
+def every_counters(unit: Unit) -> Iterator[InitiatorCounters]:
+    """Yield what each initiator of a disk has had it do."""
+    in_flight: dict[int, Counter[int]] = {}
+    for command in unit.tasks.active:
+        if command.cdb:
+            in_flight.setdefault(id(command.nexus.tally), Counter())[_known(command.cdb[0])] += 1
+    others = unit.tallies.others
+    for name, tally in (*unit.tallies.by_name.items(), (OTHERS, others)):
+        own = in_flight.get(id(tally))
+        if tally is not others or own or any(tally.commands):
+            yield InitiatorCounters(name, _operations(tally, own or Counter()), tally.since)
 
 
 def _known(opcode: int) -> int:
@@ -38,14 +45,15 @@ def _operations(tally: Tally, in_flight: Counter[int]) -> tuple[OperationCounter
     moved: Counter[int] = Counter()
     errors: Counter[tuple[int, str]] = Counter()
     times: dict[int, list[Times]] = {}
-    for opcode, count in enumerate(tally.commands):
-        if count:
-            commands[_known(opcode)] += count
-            moved[_known(opcode)] += tally.moved[opcode]
+    opcodes = [opcode for opcode, count in enumerate(tally.commands) if count]
+    for opcode in opcodes:
+        commands[_known(opcode)] += tally.commands[opcode]
+        moved[_known(opcode)] += tally.moved[opcode]
     for (opcode, status, key), count in tally.errors.items():
         errors[_known(opcode), error_name(status, key)] += count
     for opcode, one in tally.times.items():
         times.setdefault(_known(opcode), []).append(one)
+    failed = sorted(errors.items())
     return tuple(
         OperationCounters(
             opcode=opcode,
@@ -53,7 +61,7 @@ def _operations(tally: Tally, in_flight: Counter[int]) -> tuple[OperationCounter
             commands=commands[opcode],
             bytes=moved[opcode],
             in_flight=in_flight[opcode],
-            errors=tuple(ErrorCount(kind, count) for (code, kind), count in sorted(errors.items()) if code == opcode),
+            errors=tuple(ErrorCount(kind, count) for (code, kind), count in failed if code == opcode),
             queue=_sum([one.queue for one in times.get(opcode, ())]),
             storage=_sum([one.storage for one in times.get(opcode, ())]),
             send=_sum([one.send for one in times.get(opcode, ())]),
@@ -73,7 +81,11 @@ def error_name(status: int, key: int) -> str:
 
 def _sum(histograms: list[Histogram]) -> TimesTaken:
     """Return histograms as one, up to the last count that is not 0."""
-    counts = [sum(column) for column in zip(*(one.counts for one in histograms), strict=True)]
-    while counts and not counts[-1]:
-        counts.pop()
-    return TimesTaken(tuple(counts), sum(one.total for one in histograms))
+    if len(histograms) == 1:  # of what has a name there is but one
+        counts = histograms[0].counts
+    else:
+        counts = [sum(column) for column in zip(*(one.counts for one in histograms), strict=True)]
+    end = len(counts)
+    while end and not counts[end - 1]:
+        end -= 1
+    return TimesTaken(tuple(counts[:end]), sum(one.total for one in histograms))

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 
 from tcmu_core.codec import Message
 from tcmu_core.disk.device import Change
@@ -29,18 +30,22 @@ from tcmu_core.errors import (
 )
 from tcmu_core.filters.control import command as filter_command
 from tcmu_core.host import transports
-from tcmu_core.host.counting import counters
+from tcmu_core.host.counting import counters, every_counters
 from tcmu_core.host.messages import (
+    OPENING,
     Ask,
     AskCounters,
     Changed,
     Counters,
+    DiskCounters,
     DiskStatus,
     FilterAnswer,
     FilterCommand,
     LoggedOut,
     LogLevel,
     Logout,
+    Look,
+    Looked,
     Missing,
     Ping,
     Pong,
@@ -63,6 +68,7 @@ log = logging.getLogger("tcmu.host")
 RETRY_SECONDS = 30.0  # between two attempts to open a disk that is missing
 START_SECONDS = 5.0  # for all disks to be opened, before those that are there are served
 LAST_SECONDS = 2.0  # for one that is being opened when the host ends
+TOLD = 4  # initiators of one message: of each, a part of what it has room for
 POLL = 0.01  # seconds between two looks whether the last command has ended
 
 
@@ -77,6 +83,8 @@ class Host:
         self.transport = transports.make(way, self)
         self.logs: Log | None = None
         self.altered: Callable[[], object] = _nothing  # called when a disk came or went later than it was asked to
+        # What surrounds a handler's code that may take long, so that somebody tells of it meanwhile.
+        self.standing_in: Callable[[], AbstractContextManager[None]] = nullcontext
         self.traces = Traces(loop, self.engines)
         self.ended = False
         self._make_disk = make_disk
@@ -101,13 +109,16 @@ class Host:
         """
         self.specs, self._assigned = dict(disks), dict(disks)
         self._prepared = dict(self.transport.prepare(disks, takes_over=takes_over))
-        time.sleep(delay)
+        with self.standing_in():
+            time.sleep(delay)
         try:
             until = self.loop.clock() + START_SECONDS
             for lun in self._prepared:
                 self._begin(lun)
             for lun, opening in list(self._opening.items()):
-                if self.transport.needs_all or opening.wait(max(0.0, until - self.loop.clock())):
+                with self.standing_in():
+                    over = opening.wait(None if self.transport.needs_all else max(0.0, until - self.loop.clock()))
+                if over:
                     self._opened(lun, opening)
                 else:
                     self._takes_long(lun, opening)
@@ -125,7 +136,8 @@ class Host:
         except Exception as error:
             self._is_missing(lun, error)
         else:
-            opening.advance()
+            with self.standing_in():
+                opening.advance()
 
     def _opened(self, lun: int, opening: Opening) -> Engine | None:
         """The opening of a LUN's disk is over, or is waited for: return its engine, or None where it is missing."""
@@ -161,7 +173,7 @@ class Host:
 
     def _takes_long(self, lun: int, opening: Opening, *, patient: bool = True) -> None:
         """Let an opening go on, while others are served."""
-        self.missing.setdefault(lun, Missing(lun, opening.disk.title, "it is being opened"))
+        self.missing.setdefault(lun, Missing(lun, opening.disk.title, OPENING))
         opening.watch(lambda: self.loop.post(self._went_on, lun, opening, patient))
 
     def _went_on(self, lun: int, opening: Opening, patient: bool) -> None:
@@ -198,7 +210,7 @@ class Host:
             elif old is not None and lun in self.engines:
                 self._change_place(lun, old, spec)
             else:
-                self._leave(lun)
+                self._leave(lun, comes_back=True)
                 self.specs[lun] = self._prepared[lun] = spec
                 if lun not in self._leaving:
                     self._join(lun)
@@ -219,7 +231,7 @@ class Host:
             self._assigned[lun] = old
             return
         log.warning("LUN %d is opened anew: another %s", lun, what, extra=extra)
-        self._leave(lun)
+        self._leave(lun, comes_back=True)
         if not engine.device.ephemeral:
             self._before[lun] = old
         self.specs[lun] = self._prepared[lun] = spec
@@ -243,8 +255,8 @@ class Host:
         else:
             log.info("LUN %d has %d bytes now", lun, spec.size, extra={"device": engine.disk.title})
 
-    def _leave(self, lun: int) -> None:
-        """Serve a disk no more, and close it when its last command has ended."""
+    def _leave(self, lun: int, *, comes_back: bool = False) -> None:
+        """Serve a disk no more, and close it when its last command has ended; initiators wait if it `comes_back`."""
         self.specs.pop(lun, None)
         self._prepared.pop(lun, None)
         self.missing.pop(lun, None)
@@ -260,7 +272,9 @@ class Host:
                 log.info("LUN %d goes", lun, extra={"device": engine.disk.title})
             self._leaving[lun] = engine
             self.traces.left(engine)
-            self.transport.remove(lun, lambda: self.loop.post(self._left, lun, engine))
+            self.transport.remove(lun, lambda: self.loop.post(self._left, lun, engine), comes_back=comes_back)
+        elif not comes_back:
+            self.transport.give_up(lun)
 
     def _left(self, lun: int, engine: Engine) -> None:
         engine.close()
@@ -296,6 +310,8 @@ class Host:
             return
         before = None if self._leaving and patient else self._before.pop(lun, None)
         if before is None:
+            if lun not in self._before:
+                self.transport.give_up(lun)
             self._retry_later()
             return
         log.error("LUN %d stays as it was", lun, extra={"device": before.title})
@@ -387,8 +403,12 @@ class Host:
                 return LoggedOut(self.transport.log_out(message))
             case AskCounters():
                 engine = self.engines.get(message.lun)
+                if engine is None:
+                    return Counters()
                 self.transport.watched(message.lun)
-                return Counters(counters(engine.unit, message.number) if engine is not None else None)
+                return Counters(counters(engine.unit, message.number))
+            case Look() if asker is not None:
+                return self._looked(asker)
             case Reconfigure():
                 return self._reconfigure(message, asker)
             case SetLevel():
@@ -398,6 +418,18 @@ class Host:
             case FilterCommand():
                 return self._filter(message)
         return None
+
+    def _looked(self, asker: Reader) -> Looked:
+        """Tell an asker all but the last part of what there is to see, and return that."""
+        told: list[DiskCounters] = []
+        for lun, engine in self.engines.items():
+            self.transport.watched(lun)
+            for one in every_counters(engine.unit):
+                if len(told) == TOLD:
+                    asker.send(Looked(tuple(told)))
+                    told.clear()
+                told.append(DiskCounters(lun, one))
+        return Looked(tuple(told), True, self.status(), self.transport.sessions())
 
     def gone(self, asker: Reader) -> None:
         """Somebody who has asked something is gone."""
@@ -410,16 +442,18 @@ class Host:
             pid=os.getpid(),
             title=self.transport.title,
             disks=tuple(self._disk(lun) for lun in sorted(self.engines)),
-            missing=tuple(self._missing(lun) for lun in sorted(self.missing)),
+            missing=tuple(self._missing(lun) for lun in sorted(self._prepared.keys() - self.engines.keys())),
             addresses=self.transport.addresses,
             commands=commands,
             in_flight=in_flight,
         )
 
     def _missing(self, lun: int) -> Missing:
+        """Return why a disk is missing: it could not be opened, or that goes on, or what was there before goes yet."""
         opening = self._opening.get(lun)
         doing = opening.disk.device.doing if opening is not None else None
-        return dataclasses.replace(self.missing[lun], progress=doing)
+        missing = self.missing.get(lun) or Missing(lun, self._prepared[lun].title, OPENING)
+        return dataclasses.replace(missing, progress=doing)
 
     def _disk(self, lun: int) -> DiskStatus:
         engine = self.engines[lun]

@@ -88,6 +88,11 @@ class AskCounters(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Look(Message):
+    """Tell all that there is to see: the answer is one `Looked`, or several where one has no room for it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reconfigure(Message):
     """Have the disk of a LUN take a change, of which a cfgstring is whole; the answer is `Changed` of the same id."""
 
@@ -247,6 +252,9 @@ class Counters(Message):
     counters: InitiatorCounters | None = None
 
 
+OPENING = "it is being opened"  # the reason of one that is on its way
+
+
 @dataclass(frozen=True, slots=True)
 class Missing(Message):
     """A disk that could not be opened, and why; or is being opened, and how far that is if its handler says so."""
@@ -268,6 +276,24 @@ class Status(Message):
     commands: int = 0  # since the start
     in_flight: int = 0
     title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskCounters:
+    """What one initiator has had the disk of a LUN do."""
+
+    lun: int
+    counters: InitiatorCounters
+
+
+@dataclass(frozen=True, slots=True)
+class Looked(Message):
+    """Some of all that there is to see of a host; the last one is `over`, and has the status and the sessions."""
+
+    counters: tuple[DiskCounters, ...] = ()
+    over: bool = False
+    status: Status | None = None
+    sessions: tuple[SessionStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from tcmu_core.errors import HandlerError, TcmuError
 from tcmu_core.handlers.registry import Registry
 from tcmu_core.host.host import Host, errno_of, reason_of
 from tcmu_core.host.messages import Adopt, Close, Drain, Failed, Job, LogSettings, Opened, Reassign, Retry
+from tcmu_core.host.standin import StandIn
 from tcmu_core.log import Level, Log
 from tcmu_core.loop import Loop, spin_time
 
@@ -54,24 +55,31 @@ class HostProcess:
             self.host = Host(self.loop, self._disk, job.way)
             self.host.log_by(self.log)
             self.host.altered = self._tell
+            if job.rendezvous:
+                rendezvous = self._rendezvous = Rendezvous(self.loop, Path(job.rendezvous), self._welcome)
+                self.host.standing_in = lambda: StandIn(rendezvous, self.host.answer)
             self.host.open(job.disks, takes_over=job.takes_over, delay=job.delay)
         except Exception as error:
             if not isinstance(error, TcmuError | OSError):
                 log.exception("%s can't be served", job.key)
             send(self.control, Failed(errno_of(error), reason_of(error)))
+            self._leave()
             return 0
         if self.host.ended:
+            self._leave()
             return 0
         self.loop.on_signal(signal.SIGTERM, self._drain)
-        if job.rendezvous:
-            self._rendezvous = Rendezvous(self.loop, Path(job.rendezvous), self._welcome)
         self._supervisor = self._channel(self.control)
         self._supervisor.send(self._opened())
         self.loop.run()
-        if self._rendezvous is not None:
-            self._rendezvous.close()
+        self._leave()
         self.host.close()
         return 0
+
+    def _leave(self) -> None:
+        """Be found by nobody any more."""
+        if self._rendezvous is not None:
+            self._rendezvous.close()
 
     def _disk(self, spec: DiskSpec) -> Disk:
         try:

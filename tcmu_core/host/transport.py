@@ -49,8 +49,14 @@ class Transport(Protocol):
     def add(self, lun: int, engine: Engine) -> None:
         """Serve one more unit."""
 
-    def remove(self, lun: int, then: Callable[[], object]) -> None:
-        """Serve a unit no more; `then()` when none of its commands is in flight."""
+    def remove(self, lun: int, then: Callable[[], object], *, comes_back: bool) -> None:
+        """Serve a unit no more; `then()` when none of its commands is in flight.
+
+        If it `comes_back`, initiators wait for it until `add`, or until `give_up`.
+        """
+
+    def give_up(self, lun: int) -> None:
+        """A unit that was to come back does not; nothing for one that was not."""
 
     def reassign(self, way: WayIn) -> None:
         """Take new settings; who is here already goes on. Raises `OSError` when they can't be had."""

@@ -18,7 +18,7 @@ from tcmu_core.iscsi.errors import LoginError
 from tcmu_core.iscsi.interfaces import own_addresses
 from tcmu_core.iscsi.login import Claim, Outcome
 from tcmu_core.iscsi.session import Attachment, Life, Session
-from tcmu_core.iscsi.settings import PortalSettings, format_address, parse_address, parse_advertised
+from tcmu_core.iscsi.settings import Limits, PortalSettings, format_address, parse_address, parse_advertised
 from tcmu_core.loop import READ, WRITE, Loop, Timer
 from tcmu_core.scsi.command import Initiator
 from tcmu_core.scsi.reservations import same_transport_id
@@ -175,6 +175,14 @@ class Peer:
         self._timer.cancel()
         self._timer = self.loop.call_later(session.limits.nop_interval, self._check_alive, session)
 
+    def keep_time(self, session: Session, limits: Limits) -> None:
+        """Take the times of new limits, and count from now on by them."""
+        before = session.limits
+        session.keep_time(limits)
+        if session.limits != before:
+            self._timer.cancel()
+            self._timer = self.loop.call_later(session.patience, self._check_alive, session)
+
     def _check_alive(self, session: Session) -> None:
         if session.life is Life.SILENT and session.attachment is None:
             self.close("an idle discovery")
@@ -255,8 +263,9 @@ class Portal:
             OSError: an address can't be had; then it listens where it did.
         """
         before, self.settings = self.settings, settings
-        for session in self.sessions():
-            session.keep_time(settings.limits)
+        for peer in self.peers:
+            if peer.connection.session is not None:
+                peer.keep_time(peer.connection.session, settings.limits)
         self._close_strangers()
         if settings.addresses == before.addresses:
             return

@@ -101,10 +101,11 @@ class Pump:
         """Another initiator has cleared the task set of a logical unit, or it was taken away."""
         attachment = self._session.attachment
         raw = format_lun(lun)
-        self._writes.drop(raw)
-        if attachment is None or lun not in attachment.it.luns:
+        if attachment is None or lun not in attachment.it.luns:  # a write whose data is still to come is answered then
             self._luns.pop(raw, None)
             self._timed.pop(raw, None)
+        else:
+            self._writes.drop(raw)
 
     def _begin(self) -> bool:
         """Begin a batch, unless output or commands must go first."""

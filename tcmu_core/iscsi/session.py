@@ -241,11 +241,16 @@ class Session:
         self.respond(p.AsyncMessage(event=AsyncEvent.LOGOUT_REQUEST, parameter3=seconds))
         self.outbox.close_run()
 
+    @property
+    def patience(self) -> float:
+        """Seconds for the peer to say something, from the last look on."""
+        return self.limits.nop_timeout if self.life is Life.ASKED else self.limits.nop_interval
+
     def check_alive(self) -> float | None:
         """Look after a silent peer: return in how many seconds to look again, None when it has not answered a ping."""
         if self.life is Life.HEARD:
             self.life = Life.SILENT
-            return self.limits.nop_interval
+            return self.patience
         if self.life is Life.ASKED:
             return None
         self.life = Life.ASKED
@@ -253,4 +258,4 @@ class Session:
             p.NopIn(ttt=self.new_tag(), stat_sn=self.stat_sn, exp_cmd_sn=self.exp_cmd_sn, max_cmd_sn=self.max_cmd_sn())
         )
         self.outbox.close_run()
-        return self.limits.nop_timeout
+        return self.patience

@@ -42,6 +42,8 @@ class TargetTransport:
         self.target = Target(way.name, {})
         self.portal = Portal(served.loop, way.settings, {})
         self._feed: Channel | None = None
+        self._leaving: list[Engine] = []  # taken away, with commands in flight
+        self._before = 0  # commands of those that have left
         self._draining = False
 
     def prepare(self, disks: Mapping[int, DiskSpec], *, takes_over: bool) -> Mapping[int, DiskSpec]:
@@ -69,9 +71,21 @@ class TargetTransport:
         self._link(engine)
         self.target.add(lun, engine)
 
-    def remove(self, lun: int, then: Callable[[], object]) -> None:
-        """Take a LUN away, of which initiators hear; those of other LUNs go on."""
-        self.target.remove(lun, then)
+    def remove(self, lun: int, then: Callable[[], object], *, comes_back: bool) -> None:
+        """Take a LUN away; initiators hear of it unless it comes back, and those of other LUNs go on."""
+
+        def left() -> None:
+            self._leaving.remove(engine)
+            self._before += engine.unit.tallies.commands
+            then()
+
+        engine = self.target.luns[lun]
+        self._leaving.append(engine)
+        self.target.remove(lun, left, comes_back=comes_back)
+
+    def give_up(self, lun: int) -> None:
+        """Have initiators hear that a LUN does not come back."""
+        self.target.give_up(lun)
 
     def reassign(self, way: WayIn) -> None:
         """Take new settings: limits in time for the sessions that there are, all else for the next login."""
@@ -102,8 +116,10 @@ class TargetTransport:
 
     @property
     def counters(self) -> tuple[int, int]:
-        """Return the commands taken since the start (not counted), and those in flight now."""
-        return 0, sum(len(engine.unit.tasks.active) for engine in self.served.engines.values())
+        """Return the commands taken since the start, and those in flight now."""
+        engines = (*self.served.engines.values(), *self._leaving)
+        in_flight = sum(len(engine.unit.tasks.active) for engine in engines)
+        return self._before + sum(engine.unit.tallies.commands for engine in engines) + in_flight, in_flight
 
     def message(self, message: Message, fds: list[int]) -> bool:
         """Take the end of a channel to the redirector."""
@@ -184,7 +200,11 @@ class RedirectorTransport:
         """Refuse: there are no disks."""
         raise NotImplementedError
 
-    def remove(self, lun: int, then: Callable[[], object]) -> None:
+    def remove(self, lun: int, then: Callable[[], object], *, comes_back: bool) -> None:
+        """Refuse: there are no disks."""
+        raise NotImplementedError
+
+    def give_up(self, lun: int) -> None:
         """Refuse: there are no disks."""
         raise NotImplementedError
 

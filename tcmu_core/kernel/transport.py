@@ -189,8 +189,12 @@ class KernelTransport:
 
     # -- serving ------------------------------------------------------------------------------------------------------
 
-    def remove(self, lun: int, then: Callable[[], object]) -> None:
+    def remove(self, lun: int, then: Callable[[], object], *, comes_back: bool) -> None:
         """Refuse: a kernel device has one disk, and goes with it."""
+        raise NotImplementedError
+
+    def give_up(self, lun: int) -> None:
+        """Refuse: nothing was taken away."""
         raise NotImplementedError
 
     def reassign(self, way: WayIn) -> None:

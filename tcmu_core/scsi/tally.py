@@ -145,6 +145,11 @@ class Tallies:
         tally = self.by_name[name] = Tally()
         return tally
 
+    @property
+    def commands(self) -> int:
+        """How many commands have ended, of all initiators."""
+        return sum(sum(tally.commands) for tally in (*self.by_name.values(), self.others))
+
     def drop(self, name: str) -> None:
         """Forget what an initiator did: it is not counted any more."""
         self.by_name.pop(name, None)

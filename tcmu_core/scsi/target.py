@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from tcmu_core.errors import CommandError, InvalidFieldInCdb, LogicalUnitNotSupported
+from tcmu_core.errors import Busy, CommandError, InvalidFieldInCdb, LogicalUnitNotSupported
 from tcmu_core.scsi import sense
 from tcmu_core.scsi.alua import ONE_GROUP, Arrangement
 from tcmu_core.scsi.attention import LUNS_CHANGED
@@ -39,7 +39,7 @@ class ITNexus:
             return found[0](command)
         command.nexus = self.nowhere
         try:
-            self._target.answer_nowhere(command)
+            self._target.answer_nowhere(command, lun)
         except CommandError as error:
             command.status = error.status
             command.sense = sense.encode(error)
@@ -58,14 +58,19 @@ class Target:
         self.name = name
         self._arrangements = dict(arrangements or {})
         self.luns: dict[int, Engine] = {}
+        self._away: dict[int, str] = {}  # those that come back, with the serial number that they had
         self._nexuses: dict[ITNexus, None] = {}
         self._around = Surroundings(target=name)
         for lun, engine in luns.items():
             self.add(lun, engine)
 
     def add(self, lun: int, engine: Engine) -> None:
-        """Take one more logical unit; initiators that are here hear of it (REPORTED LUNS DATA HAS CHANGED)."""
-        self._tell_luns_changed()
+        """Take one more logical unit; initiators that are here hear of it (REPORTED LUNS DATA HAS CHANGED).
+
+        Of the same one that comes back they need not hear: its own nexuses are new, and told of a power on.
+        """
+        if self._away.pop(lun, None) != engine.device.serial:
+            self._tell_luns_changed()
         engine.unit.around, engine.unit.lun = self._around, lun
         engine.arrange(self._arrangements.get(lun, ONE_GROUP))
         self.luns[lun] = engine
@@ -73,18 +78,29 @@ class Target:
         for it in self._nexuses:
             it.luns[lun] = (engine.execute, engine.attach(it.initiator))
 
-    def remove(self, lun: int, then: Callable[[], object]) -> Engine:
-        """Take a logical unit away; `then()` is called when none of its commands is in flight any more."""
+    def remove(self, lun: int, then: Callable[[], object], *, comes_back: bool = False) -> Engine:
+        """Take a logical unit away; `then()` is called when none of its commands is in flight any more.
+
+        Those end as they would have: an initiator that got no answer would wait for one until it gives up. What comes
+        from now on finds no such unit; one that comes back is BUSY until it is there, or is given up.
+        """
         engine = self.luns.pop(lun)
         self._around.units = {other: one.unit for other, one in self.luns.items()}
         leaving = [it.luns.pop(lun)[1] for it in self._nexuses]
-        self._tell_luns_changed()
+        if comes_back:
+            self._away[lun] = engine.device.serial
+        else:
+            self._tell_luns_changed()
         for nexus in leaving:
             if nexus.on_clear is not None:
                 nexus.on_clear()
-            engine.detach(nexus)
-        engine.drain(then)
+        engine.drain(partial(_left, engine, leaving, then))
         return engine
+
+    def give_up(self, lun: int) -> None:
+        """A logical unit that was to come back does not: from now on there is none."""
+        if self._away.pop(lun, None) is not None:
+            self._tell_luns_changed()
 
     def arrange(
         self,
@@ -119,9 +135,11 @@ class Target:
         for lun, engine in self.luns.items():
             engine.reset(it.luns[lun][1] if it is not None else None, one_ended)
 
-    def answer_nowhere(self, command: Command) -> None:
-        """Answer a command to a LUN that does not exist (SAM-5 4.8.3, SPC-4 6.6.1)."""
+    def answer_nowhere(self, command: Command, lun: int | None = None) -> None:
+        """Answer a command to a LUN that does not exist (SAM-5 4.8.3, SPC-4 6.6.1), or is away for a moment."""
         cdb = command.cdb
+        if lun in self._away and cdb[0] != Op.REPORT_LUNS:
+            raise Busy
         if cdb[0] == Op.INQUIRY:
             if cdb[1] & 0x01 or cdb[2]:
                 raise InvalidFieldInCdb
@@ -129,11 +147,17 @@ class Target:
             data[0], data[2], data[3], data[4] = _NOT_CAPABLE, 0x06, 0x02, 31
             command.put(data[: int.from_bytes(cdb[3:5], "big")])
         elif cdb[0] == Op.REPORT_LUNS:
-            command.put(report_luns_data(cdb, sorted(self.luns)))
+            command.put(report_luns_data(cdb, sorted({*self.luns, *self._away})))
         elif cdb[0] == Op.REQUEST_SENSE:
             command.put(sense.encode(LogicalUnitNotSupported(), descriptor=bool(cdb[1] & 1))[: cdb[4]])
         else:
             raise LogicalUnitNotSupported
+
+
+def _left(engine: Engine, nexuses: Iterable[Nexus], then: Callable[[], object]) -> None:
+    for nexus in nexuses:
+        engine.detach(nexus)
+    then()
 
 
 def _nothing() -> None:

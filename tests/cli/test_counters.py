@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,16 @@ import pytest
 
 from tcmu_core.testing.client import Client
 from tests.cli.conftest import Call, Serving, run
+from tests.cli.tap import tapped
 
 Serve = Callable[..., Serving]
 NAME = "iqn.2026-01.test:one"
+QEMU_IO = {
+    "write_10": (11, 11 * 4096),
+    "read_10": (12, 11 * 4096 + 65536),
+    "synchronize_cache_10": (2, 0),  # one more when it ends
+    "unmap": (1, 24),
+}
 
 
 @pytest.fixture
@@ -66,6 +74,37 @@ def test_they_agree_with_another_client(serve: Serve, call: Call, state: list[st
     assert sum(one["bytes"] for one in writes) == 4000 * 4096
     (one,) = writes
     assert 0 < samples(one, "queue") == samples(one, "storage") == samples(one, "send") <= 4000
+
+
+def test_they_agree_with_qemu_io(serve: Serve, call: Call, state: list[str]) -> None:
+    disk = serve("ram", "--size", "16M", "--name", "one")
+    script = [f"write -P 7 {number * 12288} 4k" for number in range(11)]
+    script += [f"read -P 7 {number * 12288} 4k" for number in range(11)]
+    script += ["flush", "read 0 64k", "discard 1M 1M"]
+    done = run("qemu-io", "-f", "raw", "-t", "none", *(word for line in script for word in ("-c", line)), disk.uri)
+    assert (done.returncode, "verification failed" in done.stdout) == (0, False), done.stdout + done.stderr
+    (found,) = counters(call, state).values()
+    assert {name: (one["commands"], one["bytes"]) for name, one in found.items() if name in QEMU_IO} == QEMU_IO
+    kinds = {error["kind"] for one in found.values() for error in one["errors"]}
+    assert kinds <= {"unit_attention", "illegal_request"}  # it asks for pages that there are not
+
+
+def test_they_agree_with_iscsi_perf_on_its_wire(serve: Serve, call: Call, state: list[str]) -> None:
+    """Reads of 4 KiB, 32 at a time, so many that they are taken in batches and timed by samples."""
+    disk = serve("ram", "--size", "16M", "--name", "one")
+    portal = disk.said["portal"]
+    with tapped(portal) as tap:
+        uri = disk.uri.replace(portal, tap.address)
+        done = run("iscsi-perf", "-i", NAME, "-m", "32", "-b", "8", "-t", "1", "-r", uri)
+        assert done.returncode == 0, done.stderr
+    found = counters(call, state)[NAME]
+    assert tap.sent.total() == tap.ended > 1000
+    assert {one["opcode"]: one["commands"] for one in found.values()} == tap.sent
+    assert sum(one["bytes"] for one in found.values()) == tap.read
+    reads = max(found.values(), key=lambda one: int(one["commands"]))
+    assert reads["errors"] == []
+    average = int(re.findall(r"iops average (\d+)", done.stdout)[-1])
+    assert average <= reads["commands"]  # of one second, and what its last ones took
 
 
 def test_the_time_of_slow_storage_is_the_storages(serve: Serve, call: Call, state: list[str]) -> None:

@@ -9,13 +9,27 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from tcmu_core.cli.exporter import DiskCollector
+from tcmu_core.cli.exporter import DiskCollector, openmetrics
+from tcmu_core.cli.families import gathered
+from tcmu_core.host.messages import (
+    DiskStatus,
+    ErrorCount,
+    InitiatorCounters,
+    Missing,
+    OperationCounters,
+    Status,
+    TimesTaken,
+)
+from tcmu_core.host.observer import Observer, Seen, Sight
 from tcmu_core.testing.client import Client
 from tests.cli.conftest import Call, Serving, Start
 
@@ -69,10 +83,35 @@ def test_what_is_scraped_is_what_was_sent(serve: Serve, command: Start, tmp_path
     assert process.wait(60) == 0
 
 
+def test_what_is_written_here_is_what_the_library_would_write() -> None:
+    """In OpenMetrics, with names that need escapes, errors, an empty histogram and a disk that is missing."""
+    taken = TimesTaken((0, 3) + (0,) * 20 + (2,), 9_000_000)
+    read = OperationCounters(0x28, "read_10", 5, 1 << 40, 1, (ErrorCount("busy", 2),), taken, taken)
+    counters = InitiatorCounters('a\\"b\nc', (read,), 1.5)
+    disk = DiskStatus(0, "ram", 'quoted "one"', "", 1 << 20, 512, False, True, False, initiators=("x", "y"))
+    status = Status(1, (disk,), (Missing(1, "file/gone", "no such file"),), title="iqn.x")
+    sight = Sight(0.0, (Seen(status, {0: (counters,)}), Seen(status, {0: ()})))
+    registry = CollectorRegistry()
+    registry.register(DiskCollector(SimpleNamespace(look=lambda: sight)))  # type: ignore[arg-type]
+    ours, theirs = openmetrics(gathered(sight)).decode(), generate_latest(registry).decode()
+
+    def parsed(text: str) -> set[tuple[str, str, str, frozenset[tuple[str, str]], float]]:
+        return {
+            (family.name, family.type, sample.name, frozenset(sample.labels.items()), sample.value)
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    assert parsed(ours) == parsed(theirs)
+    assert ("tcmu_command_sampled_seconds", "histogram", "tcmu_command_sampled_seconds_bucket") in {
+        one[:3] for one in parsed(ours)
+    }
+
+
 @pytest.mark.parametrize("name", ["tcmu.grafana.json", "tcmu.rules.yml"])
 def test_what_conf_has_for_it_names_what_there_is(name: str, tmp_path: Path) -> None:
     known = set()
-    for metric in DiskCollector(tmp_path).describe():
+    for metric in DiskCollector(Observer(tmp_path)).describe():
         endings = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}[metric.type]
         known |= {metric.name + ending for ending in endings}
     text = (CONF / name).read_text()

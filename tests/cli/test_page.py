@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from tcmu_core.cli import snapshot
 from tcmu_core.cli.logtail import tails
 from tcmu_core.cli.snapshot import Snapshots
 from tcmu_core.cli.web import Server, names_loopback
+from tcmu_core.host.observer import Observer
 from tcmu_core.testing.client import Client
 from tests.cli.conftest import Call, Serving, Site
 from tests.cli.test_runner import IQN, Running
@@ -67,7 +68,8 @@ def test_it_is_told_what_status_and_sessions_say_and_what_happens_in_between(
 
 def test_the_hosts_are_not_asked_more_often_for_many_pages(serve: Serve, tmp_path: Path) -> None:
     serve("ram", "--size", "1M", "--name", "one")
-    snapshots = Snapshots(tmp_path / "state", log=False)
+    observer = Observer(tmp_path / "state")
+    snapshots = Snapshots(observer, log=False)
     seen: set[bytes] = set()
 
     def look() -> None:
@@ -79,6 +81,7 @@ def test_the_hosts_are_not_asked_more_often_for_many_pages(serve: Serve, tmp_pat
         thread.start()
     for thread in threads:
         thread.join()
+    observer.close()
     times = sorted(json.loads(one)["at"] for one in seen)
     assert all(after - before >= 0.9 * snapshot.FRESH for before, after in itertools.pairwise(times))
 
@@ -92,7 +95,8 @@ def test_what_has_no_room_is_left_out_and_counted(
         for number in range(5):
             initiator = Initiator(f"{NAME}-{number}", disk.said["target"])
             stack.enter_context(Session(disk.said["portal"], initiator)).login({})
-        told = json.loads(Snapshots(tmp_path / "state", log=False).latest())
+        observer = stack.enter_context(closing(Observer(tmp_path / "state")))
+        told = json.loads(Snapshots(observer, log=False).latest())
     assert 0 < len(told["sessions"]) < 5
     assert told["left_out"] == {"sessions": 5 - len(told["sessions"])}
     assert len(told["hosts"][0]["disks"][0]["initiators"]) == 5
@@ -184,7 +188,8 @@ def test_a_target_of_tcmu_runner_is_shown_with_its_log_and_what_is_missing(tmp_p
     try:
         log = tmp_path / "logs" / "tcmu-runner.log"
         running.wait(lambda: f"{IQN} is served, LUN 0" in log.read_text())
-        told = json.loads(Snapshots(tmp_path / "own", log=True).latest())
+        with closing(Observer(tmp_path / "own")) as observer:
+            told = json.loads(Snapshots(observer, log=True).latest())
         (host,) = [host for host in told["hosts"] if host["title"] == IQN]
         assert [disk["lun"] for disk in host["disks"]] == [0]
         (gone,) = host["missing"]

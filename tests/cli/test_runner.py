@@ -91,8 +91,9 @@ size = 1M
 class Running:
     """A tcmu-runner that serves a target, as an ordinary user where this process may be another one."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    def __init__(self, directory: Path, *options: str, code: str = "") -> None:
         self.directory = directory
+        self.code = code or AS_USER
         self.options = options
         self.config = directory / "tcmu.conf"
         self.config.write_text(CONFIG.format(disk=directory / "disk"))
@@ -107,7 +108,7 @@ class Running:
         """Start it, and don't wait for what it says: its level may be one at which it says nothing."""
         with self.log.open("a") as log, (self.directory / "stdout").open("w") as said:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", AS_USER, "--config", str(self.config), *self.options],
+                [sys.executable, "-c", self.code, "--config", str(self.config), *self.options],
                 stdout=said, stderr=log, stdin=subprocess.DEVNULL, text=True, cwd=self.directory,
                 env={**os.environ, "XDG_RUNTIME_DIR": str(self.directory / "run"), "HOME": str(self.directory),
                      "XDG_STATE_HOME": str(self.directory / "state"), "DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nowhere"},

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Call, Serving
+from tcmu_core.host import control
+from tcmu_core.host.messages import Ping, Pong
+from tests.cli.conftest import Call, Serving, Start
+from tests.cli.test_runner import IQN, Running
+from tests.waiting import suspend, wait_for
 
 Serve = Callable[..., Serving]
 MIB = 1 << 20
@@ -52,6 +58,86 @@ def test_a_disk_that_nobody_serves_is_a_failure(serve: Serve, call: Call, state:
     other = call("status", "two", *state)
     assert other.status == 1
     assert "serves a disk 'two'" in other.err
+
+
+# Its `open` holds the thread up that calls it, until a file is there.
+SLOW = """
+import os, time
+from tcmu_core import hookimpl
+
+
+class Slow:
+    @hookimpl
+    def open(self, device):
+        while not os.path.exists(device.cfgstring):
+            time.sleep(0.01)
+        device.size = 1 << 20
+
+    @hookimpl
+    def read(self, offset, buffers): ...
+"""
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Path:
+    (tmp_path / "handler_slow.py").write_text(SLOW)
+    return tmp_path / "there"
+
+
+def test_a_disk_whose_handler_takes_long_is_being_opened(
+    command: Start, call: Call, state: list[str], slow: Path
+) -> None:
+    serving = command(
+        "serve", "slow", slow, "--name", "one", "--handler-path", slow.parent, "--portal", "127.0.0.1:0", "--json"
+    )
+    assert wait_for(lambda: "one" in (said := call("status", *state)).out and said).status == 1
+    said = call("status", *state)
+    assert "  LUN 0  one is being opened\n" in said.out
+    (host,) = json.loads(call("status", "one", "--json", *state).out)
+    assert (host["disks"], host["pid"]) == ([], serving.pid)
+    assert [(one["title"], one["reason"]) for one in host["missing"]] == [("slow/one", "it is being opened")]
+    assert call("sessions", *state).status == 0
+    (place,) = control.places(Path(state[1]))
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(control.ask, place, Ping())  # that is for the loop to answer
+        with pytest.raises(TimeoutError):
+            asking.result(0.5)
+        slow.touch()
+        assert serving.stdout is not None
+        assert json.loads(serving.stdout.readline())["device"] == "one"
+        assert isinstance(asking.result(60), Pong)
+    assert call("status", *state).status == 0
+
+
+def test_others_of_a_target_are_shown_while_one_is_being_opened(call: Call, tmp_path: Path, slow: Path) -> None:
+    running = Running(tmp_path, "--state-dir", str(tmp_path / "own"), "--handler-path", str(tmp_path))
+    running.start()
+    try:
+        running.wait(lambda: f"{IQN} is served, LUN 0" in running.said())
+        lun = f"[[[lun 1]]]\nhandler = slow\ncfgstring = {slow}\nname = late\n"
+        running.config.write_text(running.config.read_text() + lun)
+        directory = ("--state-dir", tmp_path / "own")
+        said = wait_for(lambda: "late" in (now := call("status", *directory)).out and now)
+        assert "LUN 0  disk-0, 1 MiB" in said.out
+        assert "LUN 1  late is being opened" in said.out
+        slow.touch()
+        wait_for(lambda: "LUN 1  late, 1 MiB" in call("status", *directory).out)
+    finally:
+        running.end()
+
+
+def test_a_process_that_does_not_answer_is_named(
+    serve: Serve, call: Call, state: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "FIND_SECONDS", 0.3)
+    hung = serve("ram", "--size", "1M", "--name", "hung")
+    serve("ram", "--size", "1M", "--name", "fine")
+    suspend(hung.process.pid)
+    said = call("status", *state)
+    hung.process.send_signal(signal.SIGCONT)
+    assert (said.status, "fine, 1 MiB" in said.out) == (1, True)
+    assert f"process {hung.process.pid} (" in said.err
+    assert "does not answer" in said.err
 
 
 def test_where_nothing_is_served_it_says_so(call: Call, state: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -12,8 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
+from rich.console import Console
 
 from tcmu_core.cli import rates
+from tcmu_core.cli.top import picture
 from tcmu_core.host.messages import InitiatorCounters, OperationCounters, TimesTaken
 from tcmu_core.testing.client import Client
 from tests.cli.conftest import Call, Serving, Start
@@ -123,6 +127,24 @@ SHORT, LONG = times(10, 100, 700), times(24, 100, 12_000_000)
 )
 def test_the_line_names_what_holds_it_up(after: rates.Look, line: str) -> None:
     assert line in rates.bottleneck(rates.rows(look(0, 0), after))
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_the_picture_fits_the_terminal_and_says_what_has_no_room(width: int) -> None:
+    stage = rates.Stage(1e-5, 2e-4, 2e-5, 100, (0,) * 20 + (100,))
+    names = [f"disk{number}\x1b[2J" for number in range(9)] + ["円" * 40]
+    rows = [rates.Row(name, NAME * 3, 1234.5, 5e6, 1.0, 1, 0.0, stage, stage, stage) for name in names]
+    console = Console(file=io.StringIO(), width=width, height=10, force_terminal=False)
+    for height, more in ((10, True), (None, False)):
+        console.print(picture(rows, width, height))
+        lines = console.file.getvalue().rstrip().split("\n")  # type: ignore[attr-defined]
+        console.file = io.StringIO()
+        assert all(cell_len(line) <= width for line in lines)
+        assert "\x1b" not in "".join(lines)
+        assert ("5 more" in lines) == more
+        assert len(lines) <= 10 if more else len(lines) >= len(rows) + 3
+        assert any("bottleneck: disk0" in line for line in lines)
+        assert "1,234" in lines[1]
 
 
 def test_counters_that_began_anew_count_from_nothing() -> None:

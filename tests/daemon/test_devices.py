@@ -91,14 +91,33 @@ def test_an_adopted_device_that_does_not_open_is_tried_again(device: DeviceCase)
 
 @pytest.mark.parametrize(
     "change",
-    [Change(size=4096), Change(cfgstring="ram/x"), Change(write_cache=True)],
-    ids=["size", "cfgstring", "write_cache"],
+    [Change(size=4096), Change(cfgstring="ram/x")],
+    ids=["size", "cfgstring"],
 )
 def test_a_value_that_is_so_already_does_not_reach_the_handler(device: DeviceCase, change: Change) -> None:
     device.serving()
     device.kernel.ask(RECONFIG, change=change)
     assert device.kernel.answers[-1] == (RECONFIG, 0)
     assert device.host.told == []
+
+
+def test_the_mode_of_the_write_cache_is_asked_of_its_process_for_an_initiator_may_have_chosen_another(
+    device: DeviceCase,
+) -> None:
+    device.serving()
+    device.kernel.ask(RECONFIG, change=Change(write_cache=True))
+    asked = device.host.told[-1]
+    assert isinstance(asked, Reconfigure)
+    assert asked.change == Change(write_cache=True)
+    device.host.say(Changed(asked.id, 0, ""))
+    assert device.kernel.answers[-1] == (RECONFIG, 0)
+
+
+def test_a_mode_that_the_write_cache_had_is_so_while_there_is_no_process_to_ask(device: DeviceCase) -> None:
+    device.serving()
+    device.host.die("killed by SIGKILL")
+    device.kernel.ask(RECONFIG, change=Change(write_cache=True))
+    assert device.kernel.answers[-1] == (RECONFIG, 0)
 
 
 def test_a_changed_cfgstring_is_the_devices_from_then_on(device: DeviceCase) -> None:

@@ -16,7 +16,7 @@ from tcmu_core.iscsi.constants import AsyncEvent, LoginStatus, Stage, TaskFuncti
 from tcmu_core.iscsi.portal import Portal, transport_id
 from tcmu_core.iscsi.settings import Access, ChapUser, Limits, PortalSettings
 from tcmu_core.loop import Loop
-from tests.iscsi.initiator import OPERATIONAL, TARGET, Initiator, text_of
+from tests.iscsi.initiator import OPERATIONAL, TARGET, Initiator, cdb_10, text_of
 from tests.iscsi.served import SECOND, TIMEOUT, Client, Served, served
 
 LOOPBACK = ("127.0.0.1:0",)
@@ -248,6 +248,29 @@ def test_a_peer_that_goes_silent_is_pinged_and_closed() -> None:
         client.login()
         assert isinstance(client.receive(), p.NopIn)
         assert client.receive() is None
+
+
+def test_a_shorter_time_of_silence_counts_at_once() -> None:
+    with served(limited(nop_interval=3600.0, nop_timeout=3600.0)) as running, running.client() as client:
+        client.login()
+        running.call(lambda: running.portal.configure(limited(nop_interval=0.05, nop_timeout=3600.0)))
+        assert isinstance(client.receive(), p.NopIn)
+        running.call(lambda: running.portal.configure(limited(nop_interval=0.05, nop_timeout=0.05)))
+        assert client.receive() is None
+
+
+def test_a_write_whose_data_is_still_to_come_is_answered_when_its_unit_has_gone(portal: Served) -> None:
+    with portal.client() as client:
+        client.login({"InitialR2T": "Yes", "ImmediateData": "No"})
+        client.read(0, 1, lun=1)
+        r2t = client.ask(client.initiator.command(cdb_10(0x2A, 5, 1), write=bytes(512), lun=1))
+        assert isinstance(r2t, p.ReadyToTransfer)
+        portal.call(lambda: portal.portal.targets[TARGET].remove(1, lambda: None))
+        data = p.DataOut(flags=0x80, lun=r2t.lun, itt=r2t.itt, ttt=r2t.ttt, data_sn=0, offset=0, data=b"x" * 512)
+        answer = client.ask(data)
+        assert isinstance(answer, p.ScsiResponse)
+        assert (answer.itt, answer.status, bytes(answer.data[14:16])) == (r2t.itt, 2, b"\x25\x00")
+        assert client.read(0, 1) == bytes(512)
 
 
 def test_a_peer_that_does_not_read_costs_the_others_nothing(portal: Served) -> None:

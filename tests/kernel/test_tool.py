@@ -109,6 +109,11 @@ def test_the_write_cache_of_a_device_is_set_and_its_initiator_hears_of_it(host: 
     assert (said.returncode, said.stdout) == (0, "cached: write_cache=on\n"), said.stderr
     host.run(f"sg_turs {disk}")
     assert host.sh(page) == before
+    host.sh(f"for f in {cache}; do echo 'write through' > $f; done")
+    assert host.sh(page) != before
+    host.sh(f"for f in {kept}; do echo 1 > $f; done")  # the value that it has for the kernel
+    host.run(f"sg_turs {disk}")
+    assert host.sh(page) == before
 
     assert host.stop().returncode == 0
     said = tcmu(host, "set", "cached", "write_cache=off")
