@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import Future
 
 import pytest
 
@@ -446,13 +447,20 @@ def test_preempt_and_abort_reaches_what_another_gateway_has_in_flight() -> None:
 
 def test_a_state_that_was_loaded_while_ours_was_on_its_way_stays() -> None:
     shelf, first, second = gateways()
-    shelf.later = []
+    replace, versions, answer = shelf.replace, [], Future[str]()
+
+    def slow(state: bytes, version: str) -> Future[str]:
+        versions.append(replace(state, version))
+        return answer
+
+    shelf.replace = slow  # type: ignore[method-assign]
     data = bytes(8) + (3).to_bytes(8, "big") + bytes(4) + bytes([1, 0, 0, 0])
     _, ended = first.start("5f 0 0 0 0 0 0 0 18 0", data, who="c")
-    (store,), shelf.later = shelf.later, None
-    store()  # it is there, and the loop has not heard yet when somebody else goes on from there
+    shelf.replace = replace  # type: ignore[method-assign]
     second.turn()
     assert out(second, "b", REGISTER, new=2, flags=1) == 0
+    first.turn()
+    answer.set_result(versions[0])  # it was there before the other's, and the answer is late
     first.turn()
     assert [one.status for one in ended] == [0]
     assert keys(first) == keys(second, "b") == [1, 3, 2]

@@ -54,7 +54,7 @@ class RbdHandler:
             self._describe(device, link)
             if not link.read_only:
                 shelf = device.reservations = Shelf(device, modules, config, link.image_id())
-                if not standing_by and link.features()[0]:
+                if not standing_by and config.lock == "move":
                     link.note_shelf(shelf.instance)
         except BaseException:
             link.close()
