@@ -58,6 +58,8 @@ class RbdHandler:
                     link.note_shelf(shelf.instance)
         except BaseException:
             link.close()
+            if shelf is not None:
+                shelf.close()
             raise
         self._thick = modules.rbd.RBD_WRITE_ZEROES_FLAG_THICK_PROVISION
         self._name = config.name
@@ -96,6 +98,8 @@ class RbdHandler:
                 link.config.name,
                 link.config.name,
             )
+        if link.config.lock == "move":  # initiators are to see one disk, by whatever gateway
+            device.serial = device.serial or link.serial()
         most = min(OBJECTS_OF_A_TRANSFER * unit, device.max_transfer_length or MAX_TRANSFER)
         device.max_transfer_length = max(most, device.block_size)
         device.optimal_transfer_length = min(unit, device.max_transfer_length)

@@ -18,6 +18,7 @@ from tcmu_rbd.shelf import Shelf
 LOOK = 1.0  # seconds between two looks at the image
 LOOK_ANEW = 5.0  # at one that is open read-only: it has to be opened for that
 SETTLE = 10.0  # seconds for a gateway that has lost the lock to stand by
+FENCE_ATTEMPTS = 3
 GOODBYE = 60.0  # seconds that closing waits for a cluster that does not answer
 
 # What says that this connection can't go on: on the blocklist, without the lock, timed out.
@@ -30,6 +31,7 @@ CAPACITY_CHANGED = (0x2A, 0x09)  # SPC-4 annex F
 class Standby(NotReady):
     """Another gateway has the disk: the target port is in the standby state."""
 
+    of_storage = False  # the log has it once, and not for each command
     ascq = 0x0B
 
 
@@ -140,6 +142,8 @@ class Keeper:
                 elif self.link is not None:
                     self._look(self.link)
                     self._publish(self.link)
+                elif self._standby is not None:
+                    self._resized(self._standby.size())
             except OSError as error:  # the cluster does not answer just now; the commands in flight find out the same
                 self._device.log.debug("looking at %s: %s", self._config.name, error)
             except Exception:
@@ -201,7 +205,7 @@ class Keeper:
         try:
             link = Link.connect(self._binding, self._config, read_only=False, lost=fence, lock=False)
             if self._shelf is not None:
-                self._shelf.refresh(force=True)  # the loop has broken the old connections when this returns
+                self._shelf.refresh()  # the loop has broken the old connections when this returns
         except (ConfigError, OSError) as error:
             self._device.log.debug("%s: %s", self._config.name, error)
             return False
@@ -227,26 +231,40 @@ class Keeper:
 
     def _fence(self, aware: set[int]) -> None:
         """Take the lock from a gateway that does not know of a change of the reservations; raises OSError."""
+        for attempts in reversed(range(FENCE_ATTEMPTS)):
+            try:
+                fenced = self._fence_once(aware)
+            except OSError as error:  # what we had has become something else meanwhile: the lock has moved
+                if error.errno not in LOST or not attempts:
+                    raise
+            else:
+                break
+        if fenced:
+            self._device.log.warning(
+                "%s: %s has lost the lock: it did not take a change of reservations", self._config.name, fenced
+            )
+
+    def _fence_once(self, aware: set[int]) -> str:
         link = self.link
         if link is not None:
-            try:
-                if link.locked():
-                    return
-            except OSError as error:
-                if error.errno not in LOST:
-                    raise
+            if self._has_lock(link):
+                return ""
             # Whoever asks to have others fenced is no late comer: its connection is not broken.
             self._give_up(link, errno.ESHUTDOWN, drop=False)
         if not self._settled.wait(SETTLE):
             raise OSError(errno.EBUSY, f"{self._config.name}: who has the lock is not known now")
         standby = self._standby
         if standby is None:
-            return  # we have the lock again, and hold initiators to what is stored
-        fenced = standby.fence_unaware(aware)
-        if fenced:
-            self._device.log.warning(
-                "%s: %s has lost the lock: it did not take a change of reservations", self._config.name, fenced
-            )
+            return ""  # we have the lock again, and hold initiators to what is stored
+        return standby.fence_unaware(aware)
+
+    def _has_lock(self, link: Link) -> bool:
+        try:
+            return link.locked()
+        except OSError as error:
+            if error.errno not in LOST:
+                raise
+            return False
 
     def _look(self, link: Link) -> None:
         if not link.read_only:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import threading
 from collections.abc import Callable
@@ -19,6 +20,7 @@ CONNECT = 30  # seconds that the monitors may take to answer, unless ceph.conf h
 CEPH_CONNECT = 300  # that one (client_mount_timeout)
 SLACK = 5  # seconds beyond the time in which a cluster notices that an OSD is gone
 FENCED = 3600  # seconds that a connection of ours which was given up stays on the blocklist
+SERIAL_DIGITS = 32  # as many as a UUID has
 FAST_OBJECTS, SLOW_OBJECTS = 1024, 16  # how many are asked about at once, with and without the object map
 
 
@@ -26,8 +28,8 @@ class LockedElsewhere(ConfigError):
     """Another client holds the image's exclusive lock."""
 
 
-def connected(binding: Binding, config: Config) -> Any:
-    """Return a connection to the cluster; raises what librados does."""
+def connected(binding: Binding, config: Config, **settings: str) -> Any:
+    """Return a connection to the cluster, with settings of Ceph's of its own; raises what librados does."""
     names = {"rados_id": config.id} if config.id else {}
     cluster = binding.rados.Rados(conffile=config.conf, **names)
     cluster.conf_parse_env()
@@ -38,6 +40,8 @@ def connected(binding: Binding, config: Config) -> Any:
     cluster.conf_set("rados_mon_op_timeout", timeout)
     if int(cluster.conf_get("client_mount_timeout")) == CEPH_CONNECT:
         cluster.conf_set("client_mount_timeout", str(CONNECT))
+    for name, value in settings.items():
+        cluster.conf_set(name, value)
     cluster.connect()
     return cluster
 
@@ -138,15 +142,20 @@ class Link:
                 # librbd puts the holder on the blocklist before it takes the lock away.
                 with contextlib.suppress(rbd.ImageNotFound):  # the holder has let it go meanwhile
                     image.lock_break(rbd.RBD_LOCK_MODE_EXCLUSIVE, holder)
+            elif self.config.lock == "move":  # to ask for it would take as long as that gateway stands still
+                raise self._locked_elsewhere()
         try:
             image.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
         except rbd.ReadOnlyImage as error:
-            holder = ", ".join(self._holders()) or "another client"
-            raise LockedElsewhere(
-                f"{self.config.name} is in use by {holder}: two writers would destroy each other's data. If that "
-                "client has died, its lock ends within 30 seconds; lock=break takes it away at once"
-            ) from error
+            raise self._locked_elsewhere() from error
         image.metadata_set(owner.KEY, owner.note(self.address, shelf))
+
+    def _locked_elsewhere(self) -> LockedElsewhere:
+        holder = ", ".join(self._holders()) or "another client"
+        return LockedElsewhere(
+            f"{self.config.name} is in use by {holder}: two writers would destroy each other's data. If that "
+            "client has died, its lock ends within 30 seconds; lock=break takes it away at once"
+        )
 
     def _holders(self) -> list[str]:
         rbd = self.binding.rbd
@@ -275,6 +284,14 @@ class Link:
     def image_id(self) -> str:
         """Return the image's internal id."""
         return str(self._ask(self._id))
+
+    def serial(self) -> str:
+        """Return a unit serial number that the image has at each of its gateways, and no other image has."""
+        return str(self._ask(self._serial))
+
+    def _serial(self) -> str:
+        place = self._cluster.get_fsid(), str(self._ioctx.get_pool_id()), self.config.namespace, self._id()
+        return hashlib.sha256("/".join(place).encode()).hexdigest()[:SERIAL_DIGITS]
 
     def _id(self) -> str:
         return str(self._image.id())
