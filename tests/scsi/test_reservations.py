@@ -406,6 +406,7 @@ def between(rig: Rig, other: Rig, who: str, action: int, key: int = 0, new: int 
 def test_what_is_shared_needs_no_aptpl_and_has_one_generation() -> None:
     first, second = shared_gateways()
     assert keys(first) == keys(second, "b") == [1, 2]
+    assert between(first, second, "a", RESERVE, 1, kind=5) == 0  # which is not counted (SPC-4 6.15.2)
     assert ask(first, 0)[:4] == ask(second, 0, "b")[:4] == (2).to_bytes(4, "big")
     assert not ask(first, 2)[3] & 1  # nobody has asked for APTPL
 
@@ -422,12 +423,34 @@ def test_a_change_is_answered_when_the_other_gateway_has_it() -> None:
     assert second.send(cdb10(0x28, 0, 1), room=BLOCK, who="b").status == CONFLICT
 
 
+def test_a_change_that_waits_for_another_gateway_keeps_nobody_waiting_and_may_be_aborted() -> None:
+    first, second = shared_gateways()
+    register = bytes([0x5F, IGNORE, 0, 0, 0, 0, 0, 0, 24, 0])
+    command, waits = first.start(register, bytes(8) + (7).to_bytes(8, "big") + bytes(8), who="a")
+    _, next_one = first.start(register, bytes(8) + (8).to_bytes(8, "big") + bytes(8), who="c")
+    first.turn()
+    assert keys(first) == [7, 2, 8]
+    first.engine.abort(command, lambda: None)
+    first.turn()
+    assert [one.aborted for one in waits] == [True]
+    assert next_one == []
+    second.turn()
+    first.turn()
+    assert [one.status for one in next_one] == [0]
+    assert keys(second, "b") == [7, 2, 8]
+
+
+def test_preempt_and_abort_has_another_gateway_drop_what_waits_for_its_data() -> None:
+    first, second = shared_gateways()
+    cleared: list[str] = []
+    for who in ("b", "c"):
+        second.nexus(who).luns[0][1].on_clear = lambda who=who: cleared.append(who)
+    assert between(first, second, "a", PREEMPT_ABORT, 1, 2, 5) == 0
+    assert cleared == ["b"]
+
+
 def test_preempt_and_abort_reaches_what_another_gateway_has_in_flight() -> None:
-    shelf = Shelf(shared=True)
-    first, second = make_rig(shelf=shelf), make_rig(shelf=shelf)
-    for rig, other, who, key in ((first, second, "a", 1), (second, first, "b", 2)):
-        rig.nexus(who)
-        assert between(rig, other, who, REGISTER, new=key) == 0
+    first, second = shared_gateways()
     second.memory.hold = True
     _, late = second.start(cdb10(0x2A, 0, 1), DATA, who="b")
     data = (1).to_bytes(8, "big") + (2).to_bytes(8, "big") + bytes(8)

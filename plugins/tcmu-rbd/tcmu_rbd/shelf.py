@@ -24,6 +24,7 @@ WATCH = 6  # seconds after which a gateway that is silent watches no more
 # Seconds that other gateways have to take a change, before the one that has the lock loses it. More than for a silent
 # one to be forgotten: as long as somebody does not answer, librados's Python binding does not tell who has.
 PATIENCE = 8.0
+TAKING = 5.0  # seconds that a gateway gives itself to take one, so that the other hears in time that it has not
 TAKEN = b"taken"  # what a gateway that has taken a change says to a notification; any other answer is none
 _NOT_TAKEN = b""  # of librados's Python binding: without an answer it sends one of any length
 _OTHER_VERSION = (errno.ERANGE, errno.EOVERFLOW)  # what an assertion of the version fails with
@@ -122,7 +123,7 @@ class Shelf:
         with self._asking() as ioctx:
             self._read(ioctx)
         pending = [callback() for callback in tuple(self._callbacks)]
-        if wait(pending, PATIENCE).not_done:
+        if wait(pending, TAKING).not_done:
             raise TimeoutError(errno.ETIMEDOUT, f"{self.name}: the change was not taken in time")
         for one in pending:
             one.result()

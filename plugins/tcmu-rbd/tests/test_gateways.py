@@ -13,6 +13,7 @@ from tcmu_core import Busy, ConfigError
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.testing import open_device
 from tcmu_rbd import RbdHandler
+from tcmu_rbd.shelf import WATCH
 from tests.clusters.ceph import Ceph
 from tests.clusters.gateway import Gateways
 from tests.clusters.paths import BLOCK, SILENCE, STANDBY, Disk, Out, Registration, Status
@@ -20,7 +21,6 @@ from tests.clusters.processes import until
 from tests.iscsi.initiator import cdb_10
 
 WRITE_EXCLUSIVE, REGISTRANTS_ONLY = 1, 5
-WATCHED = 10  # seconds after which the cluster forgets a gateway that says nothing
 PREEMPTED = {(0x2A, 0x03), (0x2A, 0x05)}  # RESERVATIONS PREEMPTED, REGISTRATIONS PREEMPTED
 
 Node = Callable[..., Disk]
@@ -92,7 +92,8 @@ def test_what_needs_no_medium_leaves_the_lock_where_it_is(gateways: Gateways, no
         (bytes([0xA3, 0x0A, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]), 256),  # REPORT TARGET PORT GROUPS
     ):
         assert two.send(cdb, read=room)[0] == Status.GOOD
-    assert two.keys() == []
+    assert two.out(Out.REGISTER, 0, 2) == Status.GOOD
+    assert two.keys() == [2]
     assert one.write(1, block("1")) == Status.GOOD
     assert ceph.blocklist() == fenced
     assert two.read(1) == block("1")  # and what does need it takes it
@@ -193,15 +194,26 @@ def test_a_node_is_fenced_though_the_gateway_that_it_uses_stands_still(gateways:
 
 
 @pytest.mark.soak
-def test_a_gateway_that_the_cluster_has_forgotten_takes_what_it_has_missed(gateways: Gateways, node: Node) -> None:
+def test_a_gateway_that_the_cluster_has_forgotten_hears_again_of_changes(gateways: Gateways, node: Node) -> None:
     one, two = node("a", 1), node("b", 2)
     assert two.write(0, block("2")) == Status.GOOD  # the other one has the lock: nothing else makes it look
     with gateways.standing_still(1):
-        time.sleep(2 * WATCHED)
+        time.sleep(2 * WATCH)
         assert two.out(Out.REGISTER, 0, 2) == Status.GOOD
     until(lambda: one.keys() == [2], "it has heard of the registration")
-    assert two.out(Out.RESERVE, 2, kind=WRITE_EXCLUSIVE) == Status.GOOD
-    assert one.write(0, block("1")) == Status.CONFLICT
+    assert two.out(Out.REGISTER, 2, 3) == Status.GOOD
+    assert one.keys() == [3]
+
+
+@pytest.mark.soak
+def test_a_gateway_that_takes_the_lock_knows_what_it_has_missed(gateways: Gateways, node: Node) -> None:
+    one, two = node("a", 1), node("b", 2)
+    assert two.write(0, block("2")) == Status.GOOD
+    with gateways.standing_still(1):
+        time.sleep(2 * WATCH)
+        assert two.out(Out.REGISTER, 0, 2) == Status.GOOD
+        assert two.out(Out.RESERVE, 2, kind=WRITE_EXCLUSIVE) == Status.GOOD
+    assert one.write(0, block("1")) == Status.CONFLICT  # before it has noticed that nobody tells it of changes
 
 
 # -- what clusters do with them, each across the end of the gateway that is used ---------------------------------------
