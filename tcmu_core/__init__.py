@@ -5,7 +5,7 @@ This is all that a handler imports.
 
 from tcmu_core._version import __version__ as __version__
 from tcmu_core.cfgstring import CfgString, boolean, parse_cfgstring, size
-from tcmu_core.disk.device import Change, Device, Extent
+from tcmu_core.disk.device import Change, Device, Extent, StateStore
 from tcmu_core.errors import (
     AbortedCommand,
     BecomingReady,
@@ -34,6 +34,7 @@ from tcmu_core.errors import (
     ReadError,
     SavingNotSupported,
     SpaceAllocationFailed,
+    StaleVersion,
     StorageTimeout,
     TaskSetFull,
     TcmuError,
@@ -87,6 +88,8 @@ __all__ = [
     "ReadError",
     "SavingNotSupported",
     "SpaceAllocationFailed",
+    "StaleVersion",
+    "StateStore",
     "Status",
     "StorageTimeout",
     "TaskSetFull",

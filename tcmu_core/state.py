@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -33,12 +34,14 @@ class Later(Protocol):
 
 
 class AptplFile:
-    """A store of the engine's (`reservations.StateStore`): a file, replaced as a whole.
+    """A store of the engine's (`StateStore`): a file, replaced as a whole.
 
     After a crash there is the old or the new. Processes of one host that have the same file take turns by a lock of its
     directory. A version is a digest of the content. A file that a person has removed counts as what it was: nobody is
     to lose a reservation that is in force by that.
     """
+
+    shared = False
 
     def __init__(self, path: str | Path, later: Later | None = None) -> None:
         self.path = Path(path)
@@ -72,7 +75,10 @@ class AptplFile:
             self._seen, self._known = self._look(), state
         return _version(state)
 
-    def watch(self, callback: Callable[[], object]) -> Callable[[], object]:
+    def announce(self) -> None:
+        """Do nothing: others look for themselves."""
+
+    def watch(self, callback: Callable[[], Future[None]]) -> Callable[[], object]:
         """Look at the file every other second, by the loop that we were given; return what ends that.
 
         Without a loop nobody looks: then a change is found by the next `replace` alone.

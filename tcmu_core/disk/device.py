@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from tcmu_core.disk.threads import Threads
 from tcmu_core.posix.engines import Reactor
@@ -34,6 +34,42 @@ class Change:
     size: int | None = None
     cfgstring: str | None = None
     write_cache: bool | None = None
+
+
+Version = str  # of what a store holds; equal ones mean equal states, and nothing else is known of them
+
+
+class StateStore(Protocol):
+    """Where reservations outlive a loss of power. Several processes may have the same one.
+
+    All of it is called on the loop's thread, and must not wait for a network: what may take long is a Future.
+    """
+
+    # Whether what is stored is the state of all gateways, not only what outlives a loss of power: then registrations
+    # without APTPL are in it too, and last as long as the storage does.
+    shared: bool
+
+    def load(self) -> tuple[bytes, Version]:
+        """Return what it holds, nothing at first, and the version of that; raises `OSError`."""
+
+    def replace(self, state: bytes, version: Version) -> Version | Future[Version]:
+        """Hold `state` in place of this version, as one step; return its own version, then or later.
+
+        Then it is on stable storage.
+
+        Raises:
+            StaleVersion: another version is there, which `load` returns, and stays. The Future may have this, too.
+            OSError: nothing was replaced.
+        """
+
+    def announce(self) -> Future[None] | None:
+        """Have the others that watch take what was replaced; the Future ends when they have, or can do no harm."""
+
+    def watch(self, callback: Callable[[], Future[None]]) -> Callable[[], object]:
+        """Call `callback()`, on any thread, when somebody else has replaced the state; return what ends that.
+
+        What `callback` returns ends when the new state is in force, and what it had to abort has ended.
+        """
 
 
 class DeviceLog(logging.LoggerAdapter[logging.Logger]):
@@ -81,6 +117,7 @@ class Device:
     opcodes: tuple[Opcode, ...] = ()  # commands that handle_cmd serves beyond the engine's
 
     reactor: Reactor | None = None  # the loop that data hooks are called on, for `posix.engine`, if there is one
+    reservations: StateStore | None = None  # where those of the portal lie, if not in a file of this host
     options: Mapping[str, str] = field(default_factory=dict)  # the handler's section of tcmu.conf
     state: Any = None
 

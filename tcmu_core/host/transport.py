@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from tcmu_core.codec import Message
+from tcmu_core.disk.device import StateStore
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.host.messages import Logout, SessionStatus, WayIn
 from tcmu_core.loop import Loop
 from tcmu_core.scsi.engine import Engine
-from tcmu_core.scsi.reservations import StateStore
 
 if TYPE_CHECKING:
     from tcmu_core.disk.disk import Disk

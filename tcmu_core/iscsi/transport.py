@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tcmu_core.channel import Channel
 from tcmu_core.codec import Message
+from tcmu_core.disk.device import StateStore
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.host.messages import Logout, SessionStatus, WayIn
 from tcmu_core.host.transport import Served
@@ -22,7 +23,7 @@ from tcmu_core.iscsi.roster import dismiss, roster
 from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.target import Target
 from tcmu_core.scsi.transition import Transition
-from tcmu_core.state import AptplFile, aptpl_file, default_directory
+from tcmu_core.state import aptpl_file, default_directory
 
 if TYPE_CHECKING:
     from tcmu_core.disk.disk import Disk
@@ -51,8 +52,10 @@ class TargetTransport:
         del takes_over
         return disks
 
-    def store(self, _lun: int, disk: Disk) -> AptplFile:
-        """Return the file of the disk's persistent reservations."""
+    def store(self, _lun: int, disk: Disk) -> StateStore:
+        """Return where the disk's persistent reservations lie: where its handler says, or in a file."""
+        if disk.device.reservations is not None:
+            return disk.device.reservations
         spec = disk.spec
         directory = self.way.state or default_directory()
         identity = spec.handler, disk.device.serial, self.way.name

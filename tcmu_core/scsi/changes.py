@@ -21,6 +21,7 @@ from tcmu_core.scsi.attention import (
 from tcmu_core.scsi.command import Command, Initiator, Nexus
 from tcmu_core.scsi.commands.data import flushed
 from tcmu_core.scsi.opcodes import Op, Opcode
+from tcmu_core.scsi.reservations import Registrant
 from tcmu_core.scsi.stepping import Stepper
 from tcmu_core.scsi.steps import Shielded, Steps
 from tcmu_core.scsi.taskset import MEDIUM
@@ -73,13 +74,28 @@ class Changes(Stepper):
         if not transition.ended.done():
             moving(transition)
 
-    def _restored(self) -> None:
-        """Take the reservations that another process has put into the store."""
+    def _stored_elsewhere(self) -> Future[None]:
+        """Another process has put other reservations into the store; may be called on any thread."""
+        taken: Future[None] = Future()
+        self.post(self._restored, taken)
+        return taken
+
+    def _restored(self, taken: Future[None]) -> None:
+        """Take them, and abort whose commands they want to be; `taken` ends when those have."""
+        reservations = self.unit.reservations
         try:
-            self.unit.tell(self.unit.reservations.reload())
+            self.unit.tell(reservations.reload())
         except OSError as error:
             self.device.log.error("reservations that another process has changed can't be read: %s", text_of(error))
+            taken.set_exception(error)
+            return
         self.gate()
+        due = reservations.take_due()
+        for nexus in self.unit.nexuses:
+            if nexus.on_clear is not None and Registrant.of(nexus) in due:
+                nexus.on_clear()
+        victims = [command for command in self.unit.tasks.active if Registrant.of(command.nexus) in due]
+        self._abort_all(victims, lambda: taken.set_result(None), by=None)
 
     def change(self, change: Change) -> Future[None] | None:
         """Have the disk take a change (bytes), and the unit and its nexuses learn of it; raises as `Disk.change`.

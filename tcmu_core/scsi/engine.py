@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+from tcmu_core.disk.device import StateStore
 from tcmu_core.disk.disk import Disk
 from tcmu_core.errors import InvalidFieldInCdb, InvalidOpcode, NotHandled, TcmuError, UnitAttention, text_of
 from tcmu_core.log import DEBUG_SCSI_CMD
@@ -19,7 +20,6 @@ from tcmu_core.scsi.failures import Failures
 from tcmu_core.scsi.following import Followed, Follower
 from tcmu_core.scsi.management import Post
 from tcmu_core.scsi.opcodes import Direction, Opcode, Table, describe, find
-from tcmu_core.scsi.reservations import StateStore
 from tcmu_core.scsi.steps import Ask, Steps, status_of
 from tcmu_core.scsi.table import every_row, table_for
 from tcmu_core.scsi.taskset import countdown
@@ -50,7 +50,7 @@ class Engine(Changes):
         self._version = -1  # of the unit, when table and fast paths were made
         self._trace = False
         self._follower: Follower | None = None
-        self._unwatch = store.watch(lambda: post(self._restored)) if store is not None else _nothing
+        self._unwatch = store.watch(self._stored_elsewhere) if store is not None else _nothing
         self.device.changed = self._notified
         self.device.prevented = lambda: bool(self.unit.prevented)
         self.refresh()

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Protocol
 
+from tcmu_core.disk.device import StateStore, Version
 from tcmu_core.errors import CommandError, InvalidFieldInParameterList, ReservationConflict
 from tcmu_core.scsi.attention import REGISTRATIONS_PREEMPTED, RESERVATIONS_PREEMPTED, RESERVATIONS_RELEASED
 from tcmu_core.scsi.command import Nexus
@@ -69,29 +69,6 @@ class InvalidRelease(CommandError):
     sense_key, asc, ascq = 0x5, 0x26, 0x04
 
 
-Version = str  # of what a store holds; equal ones mean equal states, and nothing else is known of them
-
-
-class StateStore(Protocol):
-    """Where reservations outlive a loss of power. Several processes may have the same one."""
-
-    def load(self) -> tuple[bytes, Version]:
-        """Return what it holds, nothing at first, and the version of that; raises `OSError`."""
-
-    def replace(self, state: bytes, version: Version) -> Version | Future[Version]:
-        """Hold `state` in place of this version, as one step; return its own version, then or later.
-
-        Then it is on stable storage.
-
-        Raises:
-            StaleVersion: another version is there by now; it stays. The Future may have this, too.
-            OSError: nothing was replaced.
-        """
-
-    def watch(self, callback: Callable[[], object]) -> Callable[[], object]:
-        """Call `callback()`, on any thread, when somebody else has replaced the state; return what ends that."""
-
-
 def same_transport_id(data: bytes) -> bytes:
     """Return a TransportID as every other spelling of it: an iSCSI name has no case, and any padding (SPC-4 7.6.4.6).
 
@@ -123,7 +100,8 @@ class Registrant:
 class Registrations:
     """Who is registered with which key, and the reservation.
 
-    A draft of a change is one too; `told` is what it has for whom: unit attentions by registrant.
+    A draft of a change is one too; `told` is what it has for whom: unit attentions by registrant. `aborted` has the
+    generation in which a registrant's commands were aborted last, for gateways that are to do the same.
     """
 
     keys: dict[Registrant, int] = field(default_factory=dict)
@@ -131,11 +109,13 @@ class Registrations:
     type: PrType | None = None
     generation: int = 0
     aptpl: bool = False
+    aborted: dict[Registrant, int] = field(default_factory=dict)
     told: dict[Registrant, list[tuple[int, int]]] = field(default_factory=dict)
+    stored: tuple[Version, Version, bytes] | None = None  # of a draft: what it replaced, as what it is there, itself
 
     def draft(self) -> Registrations:
         """Return a copy to change."""
-        return replace(self, keys=dict(self.keys), told={})
+        return replace(self, keys=dict(self.keys), aborted=dict(self.aborted), told={}, stored=None)
 
     def holds(self, who: Registrant) -> bool:
         """Return whether `who` holds the persistent reservation; every registrant does in the all registrants types."""
@@ -269,6 +249,18 @@ class Registrations:
         self._set(to, new)
         self.holder = to
 
+    def abort(self, whose: Iterable[Registrant]) -> None:
+        """Note in this generation whose commands are aborted, everywhere."""
+        for who in whose:
+            self.aborted.pop(who, None)
+            self.aborted[who] = self.generation
+        while len(self.aborted) > MAX_REGISTRATIONS:
+            del self.aborted[next(iter(self.aborted))]
+
+    def aborted_since(self, before: Registrations) -> set[Registrant]:
+        """Return whose commands were aborted after `before`."""
+        return {who for who, generation in self.aborted.items() if before.aborted.get(who) != generation}
+
     def _must_be(self, who: Registrant, key: int) -> None:
         if self.keys.get(who) != key or who not in self.keys:
             raise ReservationConflict
@@ -284,30 +276,45 @@ class Registrations:
 
     # -- APTPL --------------------------------------------------------------------------------------------------------
 
-    def dump(self) -> bytes:
-        """Return what outlives a loss of power: nothing, unless the last registration asked for it."""
-        if not self.aptpl or not self.keys:
+    def dump(self, *, shared: bool = False) -> bytes:
+        """Return what outlives a loss of power: nothing, unless the last registration asked for it.
+
+        `shared`: return all that other gateways have to know.
+        """
+        if not shared and not (self.aptpl and self.keys):
             return b""
-        return json.dumps(
-            {
-                "keys": [[who.transport_id.hex(), who.port, key] for who, key in self.keys.items()],
-                "type": self.type,
-                "holder": None if self.holder is None else [self.holder.transport_id.hex(), self.holder.port],
-            }
-        ).encode()
+        state: dict[str, object] = {
+            "keys": [_written(who, key) for who, key in self.keys.items()],
+            "type": self.type,
+            "holder": None if self.holder is None else _written(self.holder),
+        }
+        if shared:
+            aborted = [_written(who, generation) for who, generation in self.aborted.items()]
+            state |= {"generation": self.generation, "aptpl": self.aptpl, "aborted": aborted}
+        return json.dumps(state).encode()
 
     @classmethod
     def parse(cls, data: bytes) -> Registrations:
         """Return what `dump` has kept; raises `ValueError` for anything else."""
         try:
             state = json.loads(data)
-            keys = {Registrant(bytes.fromhex(name), int(port)): int(key) for name, port, key in state["keys"]}
+            keys = _numbers(state["keys"])
             kind = None if state["type"] is None else PrType(state["type"])
             holder = state["holder"]
             who = None if holder is None else Registrant(bytes.fromhex(holder[0]), int(holder[1]))
+            aptpl, generation = bool(state.get("aptpl", keys)), int(state.get("generation", 0))
+            aborted = _numbers(state.get("aborted", ()))
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError(f"no saved reservations: {error!r}") from None
-        return cls(keys, who, kind, aptpl=bool(keys))
+        return cls(keys, who, kind, generation, aptpl, aborted)
+
+
+def _written(who: Registrant, *number: int) -> list[str | int]:
+    return [who.transport_id.hex(), who.port, *number]
+
+
+def _numbers(rows: Iterable[tuple[str, int, int]]) -> dict[Registrant, int]:
+    return {Registrant(bytes.fromhex(name), int(port)): int(number) for name, port, number in rows}
 
 
 class Reservations:
@@ -320,8 +327,7 @@ class Reservations:
         self._log = log
         self._saved = b""
         self._version: Version = ""
-        self._saving = False
-        self._missed = False  # somebody else has replaced the state while ours was on its way
+        self._due: set[Registrant] = set()  # whose commands somebody else wants to be aborted
         if store is not None:
             self.now = self._load(store) or Registrations()
 
@@ -366,23 +372,23 @@ class Reservations:
             StaleVersion: somebody else has changed them: `reload`, and draft anew. The Future may have this, too.
             OSError: they can't be stored.
         """
-        data = draft.dump()
-        if self.store is None or data == self._saved:
+        if self.store is None:
             return None
-        answer = self.store.replace(data, self._version)
+        data, base = draft.dump(shared=self.store.shared), self._version
+        if data == self._saved:
+            return None
+        answer = self.store.replace(data, base)
         if not isinstance(answer, Future):
             self._version, self._saved = answer, data
             return None
         stored: Future[None] = Future()
-        self._saving = True
 
         def take(done: Future[Version]) -> None:
-            self._saving = False
             error = done.exception()
             if error is not None:
                 stored.set_exception(error)
                 return
-            self._version, self._saved = done.result(), data
+            draft.stored = base, done.result(), data
             stored.set_result(None)
 
         answer.add_done_callback(take)
@@ -396,27 +402,35 @@ class Reservations:
         """
         if self.store is None:
             return {}
-        if self._saving:
-            self._missed = True
-            return {}
-        self._missed = False
         version, before = self._version, self.now
         after = self._load(self.store)
         if self._version == version or after is None:
             return {}
-        after.generation = (before.generation + 1) & 0xFFFFFFFF
+        if not self.store.shared:
+            after.generation = (before.generation + 1) & 0xFFFFFFFF
+        self._due |= after.aborted_since(before)
         self.now = after
         return _told(before, after)
 
-    def catch_up(self) -> Mapping[Registrant, list[tuple[int, int]]]:
-        """Reload, if that could not be done while ours was on its way."""
-        return self.reload() if self._missed else {}
+    def take_due(self) -> set[Registrant]:
+        """Return whose commands somebody else's PREEMPT AND ABORT wants to be aborted here, once."""
+        due, self._due = self._due, set()
+        return due
 
     def commit(self, draft: Registrations) -> Mapping[Registrant, list[tuple[int, int]]]:
         """Let a draft take effect; returns the unit attentions that it has for registrants."""
-        self.now = draft
         told, draft.told = draft.told, {}
+        if draft.stored is not None:
+            base, version, data = draft.stored
+            if base != self._version:  # what was loaded meanwhile is the draft itself, or was made upon it
+                return told
+            self._version, self._saved = version, data
+        self.now = draft
         return told
+
+    def announce(self) -> Future[None] | None:
+        """Have others take what was stored; they have when the Future ends."""
+        return None if self.store is None else self.store.announce()
 
     def nexus_lost(self, nexus: Nexus) -> None:
         """Release RESERVE(6); persistent reservations stay."""

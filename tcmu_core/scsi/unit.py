@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tcmu_core.disk.device import StateStore
 from tcmu_core.disk.disk import Disk
 from tcmu_core.errors import MediumNotPresent, NotReadyStopped
 from tcmu_core.scsi.alua import Access
@@ -16,7 +17,7 @@ from tcmu_core.scsi.identity import Identity
 from tcmu_core.scsi.limits import MAX_TRANSFER, MAX_UNMAP_BLOCKS, MAX_WRITE_SAME
 from tcmu_core.scsi.modes import ModePages
 from tcmu_core.scsi.opcodes import Table
-from tcmu_core.scsi.reservations import Registrant, Reservations, StateStore
+from tcmu_core.scsi.reservations import Registrant, Reservations
 from tcmu_core.scsi.tally import Tallies, Tally
 from tcmu_core.scsi.taskset import TaskSet
 

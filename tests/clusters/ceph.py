@@ -1,8 +1,9 @@
-"""A Ceph of one monitor and one OSD on 127.0.0.1, without authentication."""
+"""A Ceph of one monitor and one OSD on one address of this machine, without authentication."""
 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ GRACE = 3  # seconds without one, after which an OSD counts as down
 CONF = """\
 [global]
 fsid = {fsid}
-mon_host = [v2:127.0.0.1:{v2}/0,v1:127.0.0.1:{v1}/0]
-public_addr = 127.0.0.1
+mon_host = [v2:{address}:{v2}/0,v1:{address}:{v1}/0]
+public_addr = {address}
 auth_cluster_required = none
 auth_service_required = none
 auth_client_required = none
@@ -64,8 +65,9 @@ class Ceph:
     `store` is `bluestore`, on a sparse file, or `memstore`, which is faster and forgets everything when its OSD ends.
     """
 
-    def __init__(self, directory: Path, store: str = "bluestore") -> None:
+    def __init__(self, directory: Path, store: str = "bluestore", address: str = "127.0.0.1") -> None:
         self.store = store
+        self.address = address
         self.directory = directory
         self.conf = directory / "ceph.conf"
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -79,6 +81,7 @@ class Ceph:
         self.conf.write_text(
             CONF.format(
                 directory=directory,
+                address=self.address,
                 fsid=fsid,
                 v1=v1,
                 v2=v2,
@@ -88,7 +91,7 @@ class Ceph:
                 grace=GRACE,
             )
         )
-        addresses = f"[v2:127.0.0.1:{v2},v1:127.0.0.1:{v1}]"
+        addresses = f"[v2:{self.address}:{v2},v1:{self.address}:{v1}]"
         self._tool("monmaptool", "--create", "--fsid", fsid, "--addv", "a", addresses, directory / "monmap")
         self._tool("ceph-mon", "--mkfs", "-i", "a", "--monmap", directory / "monmap")
         self.start_daemon("mon")
@@ -119,6 +122,15 @@ class Ceph:
             yield
         finally:
             self.start_daemon(name)
+
+    @contextmanager
+    def standing_still(self, name: str) -> Iterator[None]:
+        """Have a daemon do nothing for a while."""
+        self._daemons[name].send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._daemons[name].send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """Stop everything."""

@@ -120,10 +120,12 @@ class Plain:
 class Shelf:
     """A store that several units may have. `later` collects what is to be replaced, and a Future is given for each."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shared: bool = False) -> None:
+        self.shared = shared
         self.data = b""
         self.version = 0
-        self.watching: list[Callable[[], object]] = []
+        self.watching: list[Callable[[], Future[None]]] = []
+        self.taken: list[Future[None]] = []  # what those who watch have said to the last change
         self.later: list[Callable[[], None]] | None = None
 
     def load(self) -> tuple[bytes, str]:
@@ -134,8 +136,7 @@ class Shelf:
             if version != str(self.version):
                 raise StaleVersion("it has been replaced")
             self.data, self.version = state, self.version + 1
-            for callback in self.watching:
-                callback()
+            self.taken = [callback() for callback in self.watching]
             return str(self.version)
 
         if self.later is None:
@@ -151,7 +152,21 @@ class Shelf:
         self.later.append(run)
         return future
 
-    def watch(self, callback: Callable[[], object]) -> Callable[[], object]:
+    def announce(self) -> Future[None] | None:
+        if not self.shared:
+            return None
+        announced: Future[None] = Future()
+        waiting = list(self.taken)
+
+        def one_took(_future: Future[None]) -> None:
+            if all(one.done() for one in waiting) and not announced.done():
+                announced.set_result(None)
+
+        for one in waiting:
+            one.add_done_callback(one_took)
+        return announced
+
+    def watch(self, callback: Callable[[], Future[None]]) -> Callable[[], object]:
         self.watching.append(callback)
         return lambda: self.watching.remove(callback)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import Future
 
 import pytest
 
@@ -375,6 +376,117 @@ def test_a_unit_that_is_closed_watches_no_more() -> None:
     first.engine.close()
     second.engine.close()
     assert shelf.watching == []
+
+
+# -- a store that is the state of all gateways -------------------------------------------------------------------------
+
+
+def shared_gateways() -> tuple[Rig, Rig]:
+    """Return two targets of one disk and one state; a is registered through the first, b through the second."""
+    shelf = Shelf(shared=True)
+    first, second = make_rig(shelf=shelf), make_rig(shelf=shelf)
+    for rig, other, who, key in ((first, second, "a", 1), (second, first, "b", 2)):
+        rig.nexus(who)
+        assert between(rig, other, who, REGISTER, new=key) == 0
+    return first, second
+
+
+def between(rig: Rig, other: Rig, who: str, action: int, key: int = 0, new: int = 0, kind: int = 0) -> int:
+    """Send PERSISTENT RESERVE OUT to a gateway; it is not answered before the other one has taken the change."""
+    data = key.to_bytes(8, "big") + new.to_bytes(8, "big") + bytes(8)
+    _, ended = rig.start(bytes([0x5F, action, kind, 0, 0, 0, 0, 0, 24, 0]), data, who=who)
+    rig.turn()
+    if not ended:
+        other.turn()
+        rig.turn()
+    (command,) = ended
+    return command.status
+
+
+def test_what_is_shared_needs_no_aptpl_and_has_one_generation() -> None:
+    first, second = shared_gateways()
+    assert keys(first) == keys(second, "b") == [1, 2]
+    assert between(first, second, "a", RESERVE, 1, kind=5) == 0  # which is not counted (SPC-4 6.15.2)
+    assert ask(first, 0)[:4] == ask(second, 0, "b")[:4] == (2).to_bytes(4, "big")
+    assert not ask(first, 2)[3] & 1  # nobody has asked for APTPL
+
+
+def test_a_change_is_answered_when_the_other_gateway_has_it() -> None:
+    first, second = shared_gateways()
+    data = (1).to_bytes(8, "big") + bytes(16)
+    _, ended = first.start(bytes([0x5F, RESERVE, 3, 0, 0, 0, 0, 0, 24, 0]), data, who="a")
+    first.turn()
+    assert ended == []
+    second.turn()
+    first.turn()
+    assert [one.status for one in ended] == [0]
+    assert second.send(cdb10(0x28, 0, 1), room=BLOCK, who="b").status == CONFLICT
+
+
+def test_a_change_that_waits_for_another_gateway_keeps_nobody_waiting_and_may_be_aborted() -> None:
+    first, second = shared_gateways()
+    register = bytes([0x5F, IGNORE, 0, 0, 0, 0, 0, 0, 24, 0])
+    command, waits = first.start(register, bytes(8) + (7).to_bytes(8, "big") + bytes(8), who="a")
+    _, next_one = first.start(register, bytes(8) + (8).to_bytes(8, "big") + bytes(8), who="c")
+    first.turn()
+    assert keys(first) == [7, 2, 8]
+    first.engine.abort(command, lambda: None)
+    first.turn()
+    assert [one.aborted for one in waits] == [True]
+    assert next_one == []
+    second.turn()
+    first.turn()
+    assert [one.status for one in next_one] == [0]
+    assert keys(second, "b") == [7, 2, 8]
+
+
+def test_preempt_and_abort_has_another_gateway_drop_what_waits_for_its_data() -> None:
+    first, second = shared_gateways()
+    cleared: list[str] = []
+    for who in ("b", "c"):
+        second.nexus(who).luns[0][1].on_clear = lambda who=who: cleared.append(who)
+    assert between(first, second, "a", PREEMPT_ABORT, 1, 2, 5) == 0
+    assert cleared == ["b"]
+
+
+def test_preempt_and_abort_reaches_what_another_gateway_has_in_flight() -> None:
+    first, second = shared_gateways()
+    second.memory.hold = True
+    _, late = second.start(cdb10(0x2A, 0, 1), DATA, who="b")
+    data = (1).to_bytes(8, "big") + (2).to_bytes(8, "big") + bytes(8)
+    _, ended = first.start(bytes([0x5F, PREEMPT_ABORT, 5, 0, 0, 0, 0, 0, 24, 0]), data, who="a")
+    for _ in range(3):
+        first.turn()
+        second.turn()
+    assert ended == []  # its hook has not returned: it may still write
+    second.memory.release()
+    for _ in range(3):
+        second.turn()
+        first.turn()
+    assert [one.status for one in ended] == [0]
+    assert [one.aborted for one in late] == [True]
+    assert attention(second, "b") == (6, 0x2A, 5)
+
+
+def test_a_state_that_was_loaded_while_ours_was_on_its_way_stays() -> None:
+    shelf, first, second = gateways()
+    replace, versions, answer = shelf.replace, [], Future[str]()
+
+    def slow(state: bytes, version: str) -> Future[str]:
+        versions.append(replace(state, version))
+        return answer
+
+    shelf.replace = slow  # type: ignore[method-assign]
+    data = bytes(8) + (3).to_bytes(8, "big") + bytes(4) + bytes([1, 0, 0, 0])
+    _, ended = first.start("5f 0 0 0 0 0 0 0 18 0", data, who="c")
+    shelf.replace = replace  # type: ignore[method-assign]
+    second.turn()
+    assert out(second, "b", REGISTER, new=2, flags=1) == 0
+    first.turn()
+    answer.set_result(versions[0])  # it was there before the other's, and the answer is late
+    first.turn()
+    assert [one.status for one in ended] == [0]
+    assert keys(first) == keys(second, "b") == [1, 3, 2]
 
 
 # -- RESERVE(6) --------------------------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ EVENTS = {"complete": 110, "fail": 10, "tear": 22, "turn": 80, "full": 8}
 class Store:
     """Where registrations outlive the process; its file system may be full."""
 
+    shared = False
+
     def __init__(self, run: Run) -> None:
         self._run = run
         self.data = b""
@@ -38,7 +40,10 @@ class Store:
         """Return what was saved."""
         return self.data, str(self._version)
 
-    def watch(self, _callback: Callable[[], object]) -> Callable[[], object]:
+    def announce(self) -> None:
+        """Tell nobody."""
+
+    def watch(self, _callback: Callable[[], Future[None]]) -> Callable[[], object]:
         """Watch nothing: nobody else has it."""
         return lambda: None
 

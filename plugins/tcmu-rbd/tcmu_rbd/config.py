@@ -10,7 +10,12 @@ from tcmu_core import Body, ConfigError, Option, Options, path
 OPTIONS = Options(
     Option("conf", path, "the cluster's configuration file, where it is not Ceph's default"),
     Option("id", help="who connects: client.ID"),
-    Option("lock", help="what to do when another client has the image", default="refuse", choices=("refuse", "break")),
+    Option(
+        "lock",
+        help="what to do when another client has the image",
+        default="refuse",
+        choices=("refuse", "break", "move"),
+    ),
     Option("namespace", help="the namespace of the pool that the image is in"),
     Option("osd_op_timeout", int, "seconds after which an operation that no OSD answers is given up", least=1),
     Option("snapshot", help="a snapshot of the image; the disk is read-only"),

@@ -12,7 +12,8 @@ from tcmu_core import Busy, Change, ConfigError, Device, Extent, hookimpl
 from tcmu_rbd import binding
 from tcmu_rbd.config import OPTIONS, parse
 from tcmu_rbd.keeper import Keeper
-from tcmu_rbd.link import FAST_OBJECTS, SLOW_OBJECTS, Link
+from tcmu_rbd.link import FAST_OBJECTS, SLOW_OBJECTS, Link, LockedElsewhere
+from tcmu_rbd.shelf import Shelf
 
 MAX_TRANSFER = 16 << 20  # bytes of one command, however large the objects are
 OBJECTS_OF_A_TRANSFER = 4
@@ -41,15 +42,28 @@ class RbdHandler:
         config = parse(device.cfgstring, device.options)
         modules = binding.load()
         device.read_only = device.read_only or bool(config.snapshot)
-        link = Link.connect(modules, config, read_only=device.read_only, take=config.lock == "break")
+        standing_by, shelf = False, None
+        try:
+            link = Link.connect(modules, config, read_only=device.read_only, take=config.lock == "break")
+        except LockedElsewhere:
+            if config.lock != "move":
+                raise
+            standing_by = True
+            link = Link.connect(modules, config, read_only=False, lock=False)
         try:
             self._describe(device, link)
+            if not link.read_only:
+                shelf = device.reservations = Shelf(device, modules, config, link.image_id())
+                if not standing_by and config.lock == "move":
+                    link.note_shelf(shelf.instance)
         except BaseException:
             link.close()
+            if shelf is not None:
+                shelf.close()
             raise
         self._thick = modules.rbd.RBD_WRITE_ZEROES_FLAG_THICK_PROVISION
         self._name = config.name
-        self._keeper = Keeper(device, modules, config, link)
+        self._keeper = Keeper(device, modules, config, link, shelf, standing_by=standing_by)
         self._keeper.start()
 
     def _describe(self, device: Device, link: Link) -> None:
@@ -72,6 +86,11 @@ class RbdHandler:
         granularity = int(settings.get("rbd_discard_granularity_bytes") or 0) or link.object_size()
         unit = self._object_size = link.object_size()
         locked, self._fast_diff = link.features()
+        if not locked and link.config.lock == "move":
+            raise ConfigError(
+                f"{link.config.name} has no exclusive lock that could move between gateways: "
+                f"rbd feature enable {link.config.name} exclusive-lock"
+            )
         if not locked and not link.read_only:
             device.log.warning(
                 "%s has no exclusive lock, so nothing keeps two gateways from writing to it at once: "
@@ -79,6 +98,8 @@ class RbdHandler:
                 link.config.name,
                 link.config.name,
             )
+        if link.config.lock == "move":  # initiators are to see one disk, by whatever gateway
+            device.serial = device.serial or link.serial()
         most = min(OBJECTS_OF_A_TRANSFER * unit, device.max_transfer_length or MAX_TRANSFER)
         device.max_transfer_length = max(most, device.block_size)
         device.optimal_transfer_length = min(unit, device.max_transfer_length)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import threading
 from collections.abc import Callable
@@ -19,11 +20,36 @@ CONNECT = 30  # seconds that the monitors may take to answer, unless ceph.conf h
 CEPH_CONNECT = 300  # that one (client_mount_timeout)
 SLACK = 5  # seconds beyond the time in which a cluster notices that an OSD is gone
 FENCED = 3600  # seconds that a connection of ours which was given up stays on the blocklist
+SERIAL_DIGITS = 32  # as many as a UUID has
 FAST_OBJECTS, SLOW_OBJECTS = 1024, 16  # how many are asked about at once, with and without the object map
 
 
 class LockedElsewhere(ConfigError):
     """Another client holds the image's exclusive lock."""
+
+
+def connected(binding: Binding, config: Config, **settings: str) -> Any:
+    """Return a connection to the cluster, with settings of Ceph's of its own; raises what librados does."""
+    names = {"rados_id": config.id} if config.id else {}
+    cluster = binding.rados.Rados(conffile=config.conf, **names)
+    cluster.conf_parse_env()
+    # What was answered is on the disks of the OSDs: another gateway may go on from there at any time.
+    cluster.conf_set("rbd_cache", "false")
+    timeout = str(_timeout(cluster, config.osd_op_timeout))
+    cluster.conf_set("rados_osd_op_timeout", timeout)
+    cluster.conf_set("rados_mon_op_timeout", timeout)
+    if int(cluster.conf_get("client_mount_timeout")) == CEPH_CONNECT:
+        cluster.conf_set("client_mount_timeout", str(CONNECT))
+    for name, value in settings.items():
+        cluster.conf_set(name, value)
+    cluster.connect()
+    return cluster
+
+
+def _timeout(cluster: Any, wanted: int) -> int:
+    """Return the seconds after which an operation is given up: not before an OSD can have been replaced."""
+    noticed = int(cluster.conf_get("osd_heartbeat_grace")) + int(cluster.conf_get("osd_heartbeat_interval"))
+    return wanted if wanted > noticed else noticed + SLACK
 
 
 class Link:
@@ -49,11 +75,21 @@ class Link:
     # -- opening ----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def connect(cls, binding: Binding, config: Config, *, read_only: bool, lost: str = "", take: bool = False) -> Link:
-        """Connect and open the image, with its lock unless `read_only`.
+    def connect(
+        cls,
+        binding: Binding,
+        config: Config,
+        *,
+        read_only: bool,
+        lost: str = "",
+        take: bool = False,
+        lock: bool = True,
+        shelf: int = 0,
+    ) -> Link:
+        """Connect and open the image, with its lock unless `read_only` or not `lock`.
 
         `lost` is the address of a connection of ours that was given up: it is fenced before anything else is done.
-        `take` takes the lock from whoever holds it.
+        `take` takes the lock from whoever holds it. `shelf` is noted beside it (`owner.note`).
 
         Raises:
             ConfigError: what is wrong, in words; LockedElsewhere when somebody else has the lock.
@@ -67,8 +103,8 @@ class Link:
                 if lost:
                     link._fence(lost)
                 link._open()
-                if not link.read_only:
-                    link._lock(lost, take=take)
+                if lock and not link.read_only:
+                    link._lock(lost, take=take, shelf=shelf)
             except (binding.rados.Error, binding.rbd.Error) as error:
                 link.close()
                 if getattr(error, "errno", 0) == errno.ESHUTDOWN and attempts:
@@ -80,25 +116,8 @@ class Link:
             return link
 
     def _connect(self) -> None:
-        config = self.config
-        names = {"rados_id": config.id} if config.id else {}
-        cluster = self._cluster = self.binding.rados.Rados(conffile=config.conf, **names)
-        cluster.conf_parse_env()
-        # What was answered is on the disks of the OSDs: another gateway may go on from there at any time.
-        cluster.conf_set("rbd_cache", "false")
-        timeout = str(self._timeout(cluster))
-        cluster.conf_set("rados_osd_op_timeout", timeout)
-        cluster.conf_set("rados_mon_op_timeout", timeout)
-        if int(cluster.conf_get("client_mount_timeout")) == CEPH_CONNECT:
-            cluster.conf_set("client_mount_timeout", str(CONNECT))
-        cluster.connect()
-        self.address = cluster.get_addrs()
-
-    def _timeout(self, cluster: Any) -> int:
-        """Return the seconds after which an operation is given up: not before an OSD can have been replaced."""
-        noticed = int(cluster.conf_get("osd_heartbeat_grace")) + int(cluster.conf_get("osd_heartbeat_interval"))
-        wanted = self.config.osd_op_timeout
-        return wanted if wanted > noticed else noticed + SLACK
+        self._cluster = connected(self.binding, self.config)
+        self.address = self._cluster.get_addrs()
 
     def _open(self) -> None:
         config = self.config
@@ -114,7 +133,7 @@ class Link:
         self._cluster.blocklist_add(address, FENCED)
         self._cluster.wait_for_latest_osdmap()  # what we send from now on makes OSDs look at the blocklist first
 
-    def _lock(self, lost: str, *, take: bool) -> None:
+    def _lock(self, lost: str, *, take: bool, shelf: int) -> None:
         image, rbd = self._image, self.binding.rbd
         if not image.features() & rbd.RBD_FEATURE_EXCLUSIVE_LOCK:
             return
@@ -123,15 +142,20 @@ class Link:
                 # librbd puts the holder on the blocklist before it takes the lock away.
                 with contextlib.suppress(rbd.ImageNotFound):  # the holder has let it go meanwhile
                     image.lock_break(rbd.RBD_LOCK_MODE_EXCLUSIVE, holder)
+            elif self.config.lock == "move":  # to ask for it would take as long as that gateway stands still
+                raise self._locked_elsewhere()
         try:
             image.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
         except rbd.ReadOnlyImage as error:
-            holder = ", ".join(self._holders()) or "another client"
-            raise LockedElsewhere(
-                f"{self.config.name} is in use by {holder}: two writers would destroy each other's data. If that "
-                "client has died, its lock ends within 30 seconds; lock=break takes it away at once"
-            ) from error
-        image.metadata_set(owner.KEY, owner.note(self.address))
+            raise self._locked_elsewhere() from error
+        image.metadata_set(owner.KEY, owner.note(self.address, shelf))
+
+    def _locked_elsewhere(self) -> LockedElsewhere:
+        holder = ", ".join(self._holders()) or "another client"
+        return LockedElsewhere(
+            f"{self.config.name} is in use by {holder}: two writers would destroy each other's data. If that "
+            "client has died, its lock ends within 30 seconds; lock=break takes it away at once"
+        )
 
     def _holders(self) -> list[str]:
         rbd = self.binding.rbd
@@ -145,6 +169,30 @@ class Link:
             return str(self._image.metadata_get(owner.KEY))
         except KeyError:
             return ""
+
+    def note_shelf(self, shelf: int) -> None:
+        """Note by which connection we hear of reservations, where we have the lock; raises OSError."""
+        self._ask(lambda: self._image.metadata_set(owner.KEY, owner.note(self.address, shelf)))
+
+    def locked(self) -> bool:
+        """Return whether it is this link that has the lock; raises OSError."""
+        return self.address in self._ask(self._holders)
+
+    def fence_unaware(self, aware: set[int]) -> str:
+        """Take the lock from who does not hear of reservations by one of these connections; returns its address.
+
+        It is on the blocklist then: nothing that it has on the way is carried out. Raises OSError.
+        """
+        return str(self._ask(lambda: self._fence_unaware(aware)))
+
+    def _fence_unaware(self, aware: set[int]) -> str:
+        fenced = ""
+        for holder in self._holders():
+            if holder != self.address and owner.shelf_of(self._noted(), holder) not in aware:
+                with contextlib.suppress(self.binding.rbd.ImageNotFound):  # it has let go meanwhile
+                    self._image.lock_break(self.binding.rbd.RBD_LOCK_MODE_EXCLUSIVE, holder)
+                fenced = holder
+        return fenced
 
     def _explain(self, error: Any) -> ConfigError:
         """Say what to do about an error of opening."""
@@ -236,6 +284,14 @@ class Link:
     def image_id(self) -> str:
         """Return the image's internal id."""
         return str(self._ask(self._id))
+
+    def serial(self) -> str:
+        """Return a unit serial number that the image has at each of its gateways, and no other image has."""
+        return str(self._ask(self._serial))
+
+    def _serial(self) -> str:
+        place = self._cluster.get_fsid(), str(self._ioctx.get_pool_id()), self.config.namespace, self._id()
+        return hashlib.sha256("/".join(place).encode()).hexdigest()[:SERIAL_DIGITS]
 
     def _id(self) -> str:
         return str(self._image.id())

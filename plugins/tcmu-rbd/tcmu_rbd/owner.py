@@ -15,10 +15,13 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _STARTED = 19  # field 22 of /proc/PID/stat, counted from behind the name: when it started, in ticks since boot
 
 
-def note(address: str) -> str:
-    """Return what this process writes down when it has taken the lock with the connection `address`."""
+def note(address: str, shelf: int = 0) -> str:
+    """Return what this process writes down when it has taken the lock with the connection `address`.
+
+    `shelf` is the number of the connection by which it hears of reservations.
+    """
     pid = os.getpid()
-    return json.dumps({"address": address, "pid": pid, "started": _started(pid), **_place()})
+    return json.dumps({"address": address, "shelf": shelf, "pid": pid, "started": _started(pid), **_place()})
 
 
 def has_died(noted: str, holder: str) -> bool:
@@ -29,6 +32,15 @@ def has_died(noted: str, holder: str) -> bool:
         return bool(same and _started(int(told["pid"])) != told["started"])
     except (ValueError, KeyError, TypeError):
         return False
+
+
+def shelf_of(noted: str, holder: str) -> int:
+    """Return by which connection the process that has the lock with `holder` hears of reservations; 0 if unknown."""
+    try:
+        told = json.loads(noted)
+        return int(told["shelf"]) if told["address"] == holder else 0
+    except (ValueError, KeyError, TypeError):
+        return 0
 
 
 def _place() -> dict[str, str]:

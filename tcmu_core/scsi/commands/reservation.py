@@ -87,6 +87,8 @@ def persistent_reserve_out(unit: Unit, command: Command) -> Steps:
             draft.aptpl = keep
         if action not in (OutAction.RESERVE, OutAction.RELEASE):
             draft.generation = (draft.generation + 1) & 0xFFFFFFFF  # SPC-4 6.15.2: PRGENERATION
+        if action is OutAction.PREEMPT_AND_ABORT:
+            draft.abort(aborted)
         try:
             yield Shielded(state.save(draft))
             break
@@ -95,9 +97,12 @@ def persistent_reserve_out(unit: Unit, command: Command) -> Steps:
     else:
         raise Busy
     unit.tell(state.commit(draft))
-    unit.tell(state.catch_up())
+    announced = state.announce()
     if action is OutAction.PREEMPT_AND_ABORT:
         yield from _abort(unit, command, aborted)
+    elif announced is not None:
+        unit.tasks.step_back(command)
+    yield announced  # when it is answered, other gateways hold initiators to it too
 
 
 def _check_flags(data: bytes, action: OutAction, length: int) -> None:

@@ -1,0 +1,155 @@
+"""The gateway that is used dies, stands still, or is cut off, under a load: nothing that was acknowledged is lost.
+
+The initiator tries its other path when one fails, and hears of no other error. What the first gateway had on its way is
+refused when it goes on, since it is on the cluster's blocklist.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clusters.ceph import Ceph
+from tests.clusters.gateway import Gateways
+from tests.clusters.island import Island, island
+from tests.clusters.paths import BLOCK, Disk, Status
+from tests.clusters.processes import until
+
+pytestmark = pytest.mark.soak
+
+BLOCKS = 32  # so few that what lands late lands on something newer
+WRITES = 400
+SILENCE = 5.0  # seconds without an answer, after which the initiator tries the other path
+
+
+class Load(threading.Thread):
+    """Writes blocks, reads some, and knows what has to be there."""
+
+    def __init__(self, disk: Disk) -> None:
+        super().__init__()
+        self.disk = disk
+        self.count = 0
+        self.acknowledged: dict[int, bytes] = {}
+        self.error: BaseException | None = None
+        self._enough = threading.Event()
+
+    def run(self) -> None:
+        chance = random.Random(11)
+        try:
+            while not self._enough.is_set():
+                lba, data = chance.randrange(BLOCKS), (self.count + 1).to_bytes(8, "big") * (BLOCK // 8)
+                assert self.disk.write(lba, data) == Status.GOOD
+                self.acknowledged[lba] = data
+                self.count += 1
+                if not self.count % 8:
+                    self.verify(chance.choice(list(self.acknowledged)))
+        except BaseException as error:
+            self.error = error
+
+    def verify(self, lba: int) -> None:
+        """Read a block."""
+        assert self.disk.read(lba) == self.acknowledged[lba], f"block {lba}"
+
+    def more(self) -> None:
+        """Wait until many more writes were acknowledged."""
+        before = self.count
+        until(lambda: self.error is not None or self.count >= before + WRITES, "writes go on", 2 * 60.0)
+        assert self.error is None, self.error
+
+    def finish(self) -> None:
+        """End it, and look for everything by both paths."""
+        self._enough.set()
+        self.join(60)
+        assert self.error is None, self.error
+        for number in (2, 1):
+            self.disk.use(number)
+            for lba in self.acknowledged:
+                self.verify(lba)
+
+
+@pytest.fixture
+def gateways(make, tmp_path: Path) -> Iterator[Gateways]:
+    both = Gateways(tmp_path, "rbd", make(more=";lock=move").cfgstring)
+    try:
+        both.start(1, 2)
+        yield both
+    finally:
+        both.stop()
+
+
+@pytest.fixture
+def load(gateways: Gateways) -> Iterator[Load]:
+    with Disk("loader", gateways.addresses, SILENCE) as disk:
+        yield Load(disk)
+
+
+def test_the_gateway_that_is_used_is_killed(gateways: Gateways, load: Load) -> None:
+    load.start()
+    load.more()
+    gateways.kill(1)
+    load.more()
+    gateways.start(1)
+    gateways.kill(2)  # and back
+    load.more()
+    gateways.start(2)
+    load.finish()
+    assert load.disk.failures >= 2
+
+
+def test_the_gateway_that_is_used_stands_still_and_goes_on(gateways: Gateways, load: Load, ceph: Ceph) -> None:
+    load.start()
+    load.more()
+    before = ceph.blocklist()
+    with gateways.standing_still(1):
+        load.more()
+        assert len(ceph.blocklist()) > len(before)
+    load.more()
+    load.finish()
+    assert load.disk.failures
+
+
+# -- a network that is cut ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def isle() -> Iterator[Island]:
+    with island() as made:
+        yield made
+
+
+@pytest.fixture
+def far(isle: Island) -> Iterator[Ceph]:
+    """A Ceph that is reached by the cable that can be pulled."""
+    with tempfile.TemporaryDirectory(prefix="tcmu-ceph-") as directory:
+        cluster = Ceph(Path(directory), address=isle.mainland)
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+def test_the_gateway_that_is_used_is_cut_off_from_the_cluster(isle: Island, far: Ceph, tmp_path: Path) -> None:
+    # It does not give an operation up before the cable is in again: what it has on its way is sent then.
+    cfgstring = far.create("disk", "16M") + ";lock=move;osd_op_timeout=300"
+    both = Gateways(tmp_path, "rbd", cfgstring, away=[(isle.clients, isle.prefix)])
+    try:
+        both.start(1, 2)
+        with Disk("loader", both.addresses, SILENCE) as disk:
+            load = Load(disk)
+            load.start()
+            load.more()
+            before = far.blocklist()
+            with isle.cut_off():
+                load.more()
+                assert len(far.blocklist()) > len(before)
+            load.more()
+            load.finish()
+            assert disk.failures
+    finally:
+        both.stop()
