@@ -4,8 +4,6 @@ import errno
 import mmap
 import os
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -383,37 +381,6 @@ def test_without_a_loop_there_are_threads_without_a_word(bench, caplog):
     caplog.set_level("INFO")
     assert isinstance(engine(None, bench.pool.submit), ThreadEngine)
     assert not caplog.messages
-
-
-FORBIDDEN = """
-import ctypes, os, struct, sys, tempfile
-from concurrent.futures import ThreadPoolExecutor
-# seccomp(2): system call 425 fails with EPERM (linux/filter.h, linux/seccomp.h)
-load, equal, give = 0x20, 0x15, 0x06
-program = b"".join(struct.pack("=HBBI", *one) for one in [
-    (load, 0, 0, 0), (equal, 0, 1, 425), (give, 0, 0, 0x00050001), (give, 0, 0, 0x7FFF0000)])
-memory = ctypes.create_string_buffer(program)
-filters = ctypes.create_string_buffer(struct.pack("@HP", 4, ctypes.addressof(memory)))
-libc = ctypes.CDLL(None, use_errno=True)
-libc.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong]
-assert libc.prctl(38, 1, None, 0, 0) == 0
-assert libc.prctl(22, 2, ctypes.addressof(filters), 0, 0) == 0
-from tcmu_core.loop import Loop
-from tcmu_core.posix import engine
-loop = Loop()
-with ThreadPoolExecutor(1) as pool, tempfile.TemporaryFile() as file:
-    file.write(b"x" * 10)
-    file.flush()
-    room = bytearray(10)
-    one = engine(loop, pool.submit)
-    one.read(file.fileno(), 0, [memoryview(room)]).result(60)
-    print(type(one).__name__, room.decode())
-"""
-
-
-def test_where_seccomp_forbids_it_there_are_threads():
-    done = subprocess.run([sys.executable, "-c", FORBIDDEN], capture_output=True, text=True, check=False, timeout=LONG)
-    assert done.stdout == "ThreadEngine xxxxxxxxxx\n", done.stderr
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ def test_and_so_does_a_device_with_blocks_of_4096_bytes(disk_dir):
     check_handler(make, persistent=True, examples=5, claims=["own block size"])  # the cfgstring's
 
 
+@pytest.mark.uring
 @pytest.mark.parametrize("option", ["", ";direct=1"])
 def test_on_a_loop_nothing_goes_to_a_thread(disk_dir, loop, option):
     with open_device(FileHandler, f"{disk_dir}/disk{option}", size=1 << 20, reactor=loop) as disk:

@@ -314,6 +314,7 @@ def test_it_keeps_the_promises_on_a_loop(kind: str, disk_path: Path, qemu: objec
     qemu.check(disk_path)
 
 
+@pytest.mark.uring
 def test_mapped_clusters_that_are_not_cached_are_read_and_written_without_a_thread(
     disk_path: Path, qemu: object, loop: Loop
 ) -> None:
