@@ -26,7 +26,7 @@ tcmu-runner is shown to root.
                           exit status 1 when it is not served
 
 A disk that could not be opened is shown with the reason, and makes the exit
-status 1.
+status 1; with --check nothing that is served does, too.
 """
 
 
@@ -37,6 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     state_dir(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument("--check", action="store_true", help="exit status 1 when nothing is served: for a health check")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
             if args.disk is not None:
                 for disk in status.disks:
                     _show_counters(out, control.counted(places[status.pid], disk.lun))
-    return Exit.FAILED if any(status.missing for status in hosts) else Exit.OK
+    wrong = any(status.missing for status in hosts) or (args.check and not any(status.disks for status in hosts))
+    return Exit.FAILED if wrong else Exit.OK
 
 
 def _only(status: Status, name: str | None) -> Status:
