@@ -14,6 +14,9 @@ from tests.release.interpreters import ROOT
 # What a package manager remembers by itself, whatever was removed.
 REMEMBERED = ("/var/lib/dpkg/", "/var/lib/apt/", "/var/cache/", "/var/log/apt/", "/var/log/dpkg.log")
 
+# What a root has anywhere but in a sandbox: apt takes it for part of the system, and never removes it by itself.
+COMMON = "ca-certificates,media-types,netbase,tzdata"
+
 # All that is changed lies in memory, in mounts that nobody else sees; both are gone with the last process.
 SANDBOX = """
 mount -t tmpfs -o mode=755 tmpfs {place}
@@ -32,7 +35,7 @@ exec chroot . sh -c 'echo ready; exec sleep infinity'
 def make_root(goal: Path, *options: str) -> None:
     """Make a root of the Debian that runs here, with apt that was updated; `options` are mmdebstrap's."""
     tool = ROOT / "tools" / "debian-root"
-    words = [tool, goal, "--variant=apt", "--skip=cleanup/apt/lists", '--aptopt=APT::Get::Assume-Yes "true";', *options]
+    words = [tool, goal, "--variant=apt", f"--include={COMMON}", "--skip=cleanup/apt/lists", '--aptopt=APT::Get::Assume-Yes "true";', *options]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
