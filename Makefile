@@ -1,9 +1,12 @@
-# run: serve a disk. test, soak, lint, bench, dist, docs: each sets up what it needs. Python 3.11 or later and make are enough
-# for `run`; `test` installs system packages when it is root, and names them when it is not.
+# run: serve a disk. test, soak, lint, bench, dist, deb, image, docs: each sets up what it needs. Python 3.11 or later and
+# make are enough for `run`; `test` installs system packages when it is root, and names them when it is not; `deb` and
+# `image` need some of these.
 
 PYTHON ?= python3
 VENV   ?= .venv
 DIST   ?= dist
+DEBS   ?= build/deb
+IMAGE  ?= build/tcmu-image.tar
 SITE   ?= build/site
 
 # Which tests `make test` runs, in pytest's words; `make unit` runs those that need no programs but Python.
@@ -25,7 +28,7 @@ PYTEST        := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-
 
 space := $(subst ,, )
 
-.PHONY: run test unit soak lint bench dist docs tools clean
+.PHONY: run test unit soak lint bench dist deb image docs tools clean
 
 run: $(VENV)/.run
 	$(BIN)/tcmu serve file ./disk.img --size 1G
@@ -54,6 +57,14 @@ dist: $(VENV)/.dist
 	rm -rf $(DIST)
 	for project in $(RELEASED); do $(BIN)/python -m build --no-isolation --outdir $(DIST) $$project || exit 1; done
 	$(BIN)/twine check --strict $(DIST)/*
+
+# Packages of Debian; tools/debian-packages says what they are built with.
+deb: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
+deb: $(VENV)/.dist
+	tools/debian-packages $(DEBS) $(BIN)/python
+
+image: deb
+	tools/container-image $(DEBS) $(IMAGE)
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m tools.site $(SITE)

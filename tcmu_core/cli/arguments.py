@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from tcmu_core import cfgstring, files
 from tcmu_core.errors import ConfigError
-from tcmu_core.iscsi.settings import parse_address
+from tcmu_core.iscsi.settings import parse_address, parse_advertised
 from tcmu_core.state import default_directory
 
 MAX_CREDENTIALS = 256 << 10  # bytes of a file of passwords
@@ -52,6 +52,7 @@ def converter(convert: Callable[[str], T]) -> Callable[[str], T]:
 
 size = converter(cfgstring.size)
 address = converter(parse_address)
+advertised = converter(parse_advertised)
 
 
 @converter

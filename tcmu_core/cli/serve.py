@@ -127,6 +127,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help=f"listen there (127.0.0.1:{PORT}; with --run a free port of 127.0.0.1); port 0 is a free one; "
         "may be given again",
     )
+    net.add_argument(
+        "--advertise",
+        metavar="HOST:PORT",
+        type=convert.advertised,
+        action="append",
+        default=[],
+        help="tell clients this address instead, in front of a port mapping; HOST may be a name; may be given again",
+    )
     chap = net.add_mutually_exclusive_group()
     chap.add_argument(
         "--chap", metavar="USER:PASSWORD", type=convert.credentials, help="ask for this login; `ps` shows it to all"

@@ -74,7 +74,12 @@ class Server:
             initiators=tuple(self.args.acl),
         )
         addresses = self.args.portal or [("127.0.0.1", 0 if self.args.shell_command else PORT)]
-        return PortalSettings(tuple(format_address(*one) for one in addresses), access, insecure=self.args.insecure)
+        return PortalSettings(
+            tuple(format_address(*one) for one in addresses),
+            access,
+            insecure=self.args.insecure,
+            advertise=tuple(format_address(*one) for one in self.args.advertise),
+        )
 
     @property
     def addresses(self) -> list[str]:
@@ -123,10 +128,13 @@ class Server:
         self.host.standing_in = lambda: StandIn(control.rendezvous, self.host.answer)
 
     def _reach(self) -> Reach:
-        """Return how a client on this host reaches the disk."""
-        host, port = parse_address(self.addresses[0])
-        if ipaddress.ip_address(host).is_unspecified:
-            host = "::1" if ":" in host else "127.0.0.1"
+        """Return how a client reaches the disk: one on this host, or where `--advertise` says."""
+        if self.args.advertise and not self.args.shell_command:  # that command is here
+            host, port = self.args.advertise[0]
+        else:
+            host, port = parse_address(self.addresses[0])
+            if ipaddress.ip_address(host).is_unspecified:
+                host = "::1" if ":" in host else "127.0.0.1"
         user, password = next(iter(self.users.items()), ("", ""))
         return Reach(host, port, self.target, user=user, password=password, secret_file=self.args.chap_file)
 

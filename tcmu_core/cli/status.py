@@ -29,7 +29,7 @@ tcmu-runner is shown to root.
 
 A disk that could not be opened is shown with the reason, one that its handler
 is about to open as being opened. Either makes the exit status 1, and so does a
-process that does not answer.
+process that does not answer; with --check nothing that is served does, too.
 """
 
 
@@ -40,6 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     state_dir(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument("--check", action="store_true", help="exit status 1 when nothing is served: for a health check")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,7 +67,9 @@ def run(args: argparse.Namespace) -> int:
         Output(sys.stderr).line(
             f"tcmu: process {pid} ({_comm(pid)}) does not answer: a handler holds it up, or it hangs"
         )
-    return Exit.FAILED if silent or any(status.missing for status in hosts) else Exit.OK
+    wrong = silent or any(status.missing for status in hosts)
+    nothing = args.check and not any(status.disks for status in hosts)
+    return Exit.FAILED if wrong or nothing else Exit.OK
 
 
 def _comm(pid: int) -> str:

@@ -599,6 +599,26 @@ def test_several_portals_are_all_listened_on(serve: Serve) -> None:
         assert run("iscsi-inq", f"iscsi://{address}/{disk.said['target']}/0").returncode == 0
 
 
+def test_what_is_advertised_is_told_to_clients(serve: Serve, command: Start) -> None:
+    mapped = ("--advertise", "disks.example.com:3261", "--advertise", "192.0.2.7")
+    disk = serve("ram", "--size", "1M", *mapped)
+    assert disk.uri == f"iscsi://disks.example.com:3261/{disk.said['target']}/0"
+    (listening,) = disk.said["portals"]
+    told = run("iscsi-ls", f"iscsi://{listening}").stdout
+    assert {word.split(",")[0] for word in told.split() if word.startswith("Portal:")} == {
+        "Portal:disks.example.com:3261", "Portal:192.0.2.7:3260",
+    }  # fmt: skip
+    process = command("serve", "ram", "--size", "1M", *mapped, "--run", "iscsi-inq $uri")
+    assert "Vendor" in process.communicate()[0]  # that command is here
+    assert process.returncode == 0
+
+
+def test_an_address_that_nobody_can_reach_is_not_advertised(call: Call, tmp_path: Path) -> None:
+    said = call("serve", "ram", "--size", "1M", "--advertise", "0.0.0.0:3260", "--state-dir", tmp_path)
+    assert said.status == 2
+    assert "clients need one that they can reach" in said.err
+
+
 @pytest.mark.parametrize(("password", "warned"), [("a", True), ("elevenchars", True), ("twelve chars", False)])
 def test_a_password_that_can_be_guessed_is_warned_of(command: Start, password: str, warned: bool) -> None:
     process = command("serve", "ram", "--size", "1M", "--chap", f"alice:{password}", "--run", "iscsi-inq $uri")

@@ -142,3 +142,9 @@ def test_a_process_that_does_not_answer_is_named(
 
 def test_where_nothing_is_served_it_says_so(call: Call, state: list[str]) -> None:
     assert call("status", *state).out == "No process of yours serves a disk.\n"
+
+
+def test_a_health_check_fails_where_nothing_is_served(serve: Serve, call: Call, state: list[str]) -> None:
+    assert [call("status", *state).status, call("status", "--check", *state).status] == [0, 1]
+    serve("ram", "--size", "1M")
+    assert call("status", "--check", *state).status == 0

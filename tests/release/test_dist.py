@@ -15,6 +15,7 @@ import pytest
 
 import tcmu_core
 from tests.release.interpreters import NOBODY, ROOT, installed, ordinary
+from tests.release.making import make
 from tests.release.test_metadata import META, PLUGINS, PROJECTS, read
 
 pytestmark = pytest.mark.soak
@@ -90,13 +91,8 @@ def place() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def dist(place: Path) -> Path:
     """All distributions, as `make dist` leaves them."""
-    goal = place / "dist"
-    surroundings = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    subprocess.run(
-        ["make", "--no-print-directory", "dist", f"DIST={goal}", f"VENV={sys.prefix}"],
-        cwd=ROOT, env=surroundings, capture_output=True, check=True,
-    )  # fmt: skip
-    return goal
+    make("dist", DIST=place / "dist")
+    return place / "dist"
 
 
 @pytest.fixture
