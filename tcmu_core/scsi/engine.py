@@ -128,10 +128,7 @@ class Engine(Changes):
             return (Direction.NONE, 0) if self.unit.operations.handle_cmd is None else (Direction.ANY, None)
         if row.direction is Direction.NONE:
             return Direction.NONE, 0
-        if row.amount is None:
-            return row.direction, None
-        count = row.blocks(cdb)[1] if row.blocks is not None else 0
-        return row.direction, row.amount(cdb, count, self.unit.block_size)
+        return row.direction, row.most(cdb, self.unit.block_size)
 
     # -- running commands ---------------------------------------------------------------------------------------------
 
