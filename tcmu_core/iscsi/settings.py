@@ -45,7 +45,7 @@ class Access:
 
     def __post_init__(self) -> None:
         for pattern in (*self.initiators, *(pattern for user in self.users for pattern in user.initiators)):
-            _check_pattern(pattern)
+            check_pattern(pattern)
         for user in (*self.users, *([self.outgoing] if self.outgoing else [])):
             if not user.name or not user.secret:
                 raise ConfigError("CHAP needs a name and a secret that are not empty")
@@ -190,7 +190,7 @@ def parse_advertised(text: str) -> tuple[str, int]:
     return host, number
 
 
-def _check_pattern(pattern: str) -> None:
+def check_pattern(pattern: str) -> None:
     """Raise ConfigError for a pattern that no initiator's name can fit: whoever wrote it has meant something else."""
     plain = _CLASS.sub("", pattern)
     if not pattern or not pattern.isprintable() or any(char in plain for char in " ,[]"):
