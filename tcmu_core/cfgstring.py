@@ -6,13 +6,14 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 from urllib.parse import unquote
 
 from tcmu_core.errors import ConfigError
 
 MAX_LENGTH = 255  # target_core_user: TCMU_CONFIG_LEN less its end
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtpe]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
+_SIZE = re.compile(r"(\d{1,30}(?:\.\d{1,30})?)\s*([kmgtpe]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
 _TRUE = ("1", "yes", "true", "on")
 _FALSE = ("0", "no", "false", "off")
@@ -54,7 +55,7 @@ def size(text: str) -> int:
     if match is None:
         raise ConfigError(f"{text!r} is no size: write a number with K, M, G or T, such as 64M")
     unit = 1 << _UNITS[match[2].lower()]
-    return int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
+    return int(Fraction(match[1]) * unit)
 
 
 def boolean(text: str) -> bool:

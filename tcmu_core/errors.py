@@ -47,6 +47,14 @@ def text_of(error: BaseException) -> str:
     return f"{name}: {text}" if text else name
 
 
+def repr_of(value: object) -> str:
+    """Return how Python writes a value, or its type where its `__repr__` breaks; never raises."""
+    try:
+        return repr(value)
+    except BaseException:
+        return f"a {type(value).__name__} (which can't be printed)"
+
+
 class CommandError(TcmuError):
     """A command ends with something else than GOOD. Raise one of the subclasses.
 

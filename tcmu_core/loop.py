@@ -15,6 +15,7 @@ import select
 import signal
 import socket
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from types import FrameType
@@ -27,6 +28,7 @@ WRITE = select.EPOLLOUT
 SPIN = 300e-6  # seconds: a few times what it takes to wake a thread on another processor, even a virtual one
 ALONE = 32  # so many commands that came one by one tell of an initiator that never has two under way
 MOST_MISSES = 6  # counted up to here, so at least every 64th short sleep is preceded by spinning
+LONGEST_SLEEP = 3600.0  # seconds; epoll_wait(2) takes no more than 2^31 ms, and a timer may be due later
 
 
 class Timer:
@@ -76,6 +78,21 @@ class Pace:
         return self._spin if self._alone >= ALONE and self._alone % ALONE else 0.0
 
 
+_at_work: weakref.WeakSet[Loop] = weakref.WeakSet()  # loops that run in this process
+
+
+def _forked() -> None:
+    """Keep a child that a callback has forked, and that returns from it, from being a second server.
+
+    What it would send goes nowhere, and when the callback has returned it ends. One that calls exec(2) never sees this.
+    """
+    for loop in list(_at_work):
+        loop.let_go()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 class Loop:
     """Runs callbacks on one thread. Only `post` and `stop` may be called from another one.
 
@@ -98,6 +115,7 @@ class Loop:
         self._soon: list[Callable[[], object]] = []
         self._elsewhere: list[Callable[[], int]] = []
         self._running = False
+        self._is_childs = False  # it was its parent's
         self._asleep = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._old_signals: dict[int, Any] = {}
@@ -187,6 +205,28 @@ class Loop:
     def run(self) -> None:
         """Run until `stop`."""
         self._running = True
+        _at_work.add(self)
+        try:
+            self._run()
+        finally:
+            if self._is_childs:
+                log.error("a hook has forked, and has returned in the child too: the child ends here")
+                os._exit(1)
+            _at_work.discard(self)
+
+    def let_go(self) -> None:
+        """Have no hold of anything any more: this is a child of the process whose loop it was."""
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for fd in self._callbacks:
+            os.dup2(null, fd, inheritable=False)
+        os.close(null)
+        self._callbacks.clear()
+        self._posted.clear()
+        self._timers.clear()
+        self._soon.clear()
+        self._running, self._is_childs = False, True
+
+    def _run(self) -> None:
         poll, clock, rest = self._epoll.poll, time.monotonic, os.sched_yield
         callbacks = self._callbacks
         posted = self._posted
@@ -266,7 +306,7 @@ class Loop:
             heapq.heappop(self._timers)
         if not self._timers:
             return -1
-        return max(0.0, self._timers[0][0] - time.monotonic())
+        return min(max(0.0, self._timers[0][0] - time.monotonic()), LONGEST_SLEEP)
 
     def _run_timers(self) -> None:
         now = time.monotonic()

@@ -32,7 +32,25 @@ def test_a_size_is_a_number_with_a_unit(text, value):
     assert size(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "G", "-1", "1X", "1G1", "0x10", "1,5G", ".5G", "1..5G", "\u0661", "1\u212a"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "G",
+        "-1",
+        "1X",
+        "1G1",
+        "0x10",
+        "1,5G",
+        ".5G",
+        "1..5G",
+        "9" * 31,
+        "9" * 5000,
+        f"{'9' * 400}.5",
+        "\u0661",
+        "1\u212a",
+    ],
+)
 def test_what_is_no_size_is_refused_with_an_example(text):
     with pytest.raises(ConfigError, match="is no size: write a number with K, M, G or T, such as 64M"):
         size(text)

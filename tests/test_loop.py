@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -157,3 +159,40 @@ def test_timers_are_due_in_their_order_after_others_were_swept(loop: Loop) -> No
     loop.call_later(0.01, loop.stop)
     loop.run()
     assert seen == [1, 2, 3]
+
+
+def test_a_timer_that_is_due_in_an_age_harms_nobody(loop: Loop) -> None:
+    for late in (1e10, 1e300, float("inf")):
+        loop.call_later(late, pytest.fail)
+    loop.call_later(0.01, loop.stop)
+    loop.run()
+
+
+FORKS = """
+import os, sys
+from tcmu_core.loop import READ, Loop
+
+loop = Loop()
+heard, told = os.pipe()
+
+def call(_events):
+    os.read(heard, 1)
+    child = os.fork()
+    os.write(mine, b"child " if not child else b"parent ")  # where it had a descriptor of the loop
+    if child:
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        loop.stop()
+
+other, mine = os.pipe()
+loop.register(heard, READ, call)
+loop.register(mine, 0, lambda _events: None)
+loop.call_later(0, os.write, told, b"x")
+loop.run()
+print(os.read(other, 100).decode(), flush=True)
+"""
+
+
+def test_a_child_that_returns_from_a_callback_ends_and_says_nothing_to_anybody() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    assert done.stdout == "1\nparent \n"
+    assert "the child ends here" in done.stderr

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tcmu_core import cfgstring, files
 from tcmu_core.errors import ConfigError
@@ -14,14 +14,37 @@ from tcmu_core.iscsi.settings import parse_address, parse_advertised
 from tcmu_core.state import default_directory
 
 MAX_CREDENTIALS = 256 << 10  # bytes of a file of passwords
+MOST_DIGITS = 18  # of a number
+YEAR = 365 * 86400.0  # seconds
 
 T = TypeVar("T")
 
 
+class Once(argparse.Action):
+    """An option with one value: a second one is a mistake, and would have the first dropped without a word."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Take the value."""
+        if self.option_strings and getattr(namespace, self.dest, self.default) is not self.default:
+            parser.error(f"argument {option_string}: given twice")
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
-    """A subcommand's parser: its arguments may stand before, between and after its options."""
+    """A command's parser: its arguments may stand before, between and after its options, each option once."""
 
     _inside = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in (None, "store"):
+            self.register("action", name, Once)
 
     # argparse alone takes `check file --json PATH` for a HANDLER without its optional CFGSTRING and a stray word.
     def parse_known_args(  # type: ignore[override]
@@ -56,6 +79,26 @@ advertised = converter(parse_advertised)
 
 
 @converter
+def count(text: str) -> int:
+    """Return a number of things, of which there is one at least."""
+    if not (text.isascii() and text.isdigit()) or not 0 < len(text) <= MOST_DIGITS or not int(text):
+        raise ConfigError(f"{text!r}: write a whole number, 1 or more")
+    return int(text)
+
+
+@converter
+def seconds(text: str) -> float:
+    """Return a time in seconds, some of them and no more than a year."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= YEAR:  # nor is it no number
+        raise ConfigError(f"{text!r}: write seconds, more than 0")
+    return number
+
+
+@converter
 def block_size(text: str) -> int:
     """Return a block size in bytes."""
     number = cfgstring.size(text)
@@ -65,12 +108,39 @@ def block_size(text: str) -> int:
 
 
 @converter
+def command(text: str) -> str:
+    """Return a shell command; one that is empty comes of a variable that is not set."""
+    if not text.strip():
+        raise ConfigError("no command: write one")
+    return text
+
+
+@converter
 def credentials(text: str) -> tuple[str, str]:
     """Return user and password of `USER:PASSWORD`."""
     user, sep, password = text.partition(":")
     if not (user and sep and password):
         raise ConfigError("write USER:PASSWORD")
+    _sendable(text)
     return user, password
+
+
+def logins(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return passwords by user; raises ConfigError for a user that is there twice."""
+    users: dict[str, str] = {}
+    for user, password in pairs:
+        if user in users:
+            raise ConfigError(f"user {user!r} is there twice: one of the passwords would not work")
+        users[user] = password
+    return users
+
+
+def _sendable(text: str) -> None:
+    """Raise ConfigError for bytes that are no UTF-8: no client could send them as text (RFC 7143 6.1)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError("a user and a password are UTF-8 text") from None
 
 
 def directory(text: str) -> Path:
@@ -107,6 +177,8 @@ def credentials_file(path: Path) -> dict[str, str]:
         user, _sep, password = line.partition(":")
         if not user or not password:
             raise ConfigError(f"{path}:{number}: write USER:PASSWORD")
+        if user in users:
+            raise ConfigError(f"{path}:{number}: user {user!r} is there twice: one of the passwords would not work")
         users[user] = password
     if not users:
         raise ConfigError(f"{path}: no USER:PASSWORD in it")

@@ -8,10 +8,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from tcmu_core.cli.arguments import state_dir
+from tcmu_core import files
+from tcmu_core.cli.arguments import seconds, state_dir
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.errors import ConfigError
 from tcmu_core.filters.registry import FilterRegistry
+from tcmu_core.filters.rules import MAX_FILE
 from tcmu_core.host import control
 from tcmu_core.host.control import ControlError
 from tcmu_core.host.messages import FilterAnswer, FilterCommand
@@ -183,7 +185,7 @@ def fault_run(args: argparse.Namespace) -> int:
     """Run `tcmu fault`."""
     message: Message = {"action": args.do}
     if args.do == "add":
-        given = [args.file.read_text("utf-8")] if args.file else []
+        given = [files.text(args.file, MAX_FILE, "file of rules")[0]] if args.file else []
         if not (given or args.rules):
             raise ConfigError("no rule: write one, such as 'write lba=0-7 -> write-error', or --file FILE")
         message["rules"] = "\n".join([*given, *args.rules])
@@ -218,7 +220,7 @@ def record_arguments(parser: argparse.ArgumentParser) -> None:
         default="writes",
         help="keep what is written, and of what is read a hash (writes); both (all); or hashes only (hash)",
     )
-    parser.add_argument("--seconds", metavar="N", type=float, help="stop after so long, rather than at Ctrl-C")
+    parser.add_argument("--seconds", metavar="N", type=seconds, help="stop after so long, rather than at Ctrl-C")
 
 
 def record_run(args: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tcmu_core.cfgstring import split_runner_options
-from tcmu_core.cli.arguments import Parser, directory
+from tcmu_core.cli.arguments import Parser, block_size, count, directory
 from tcmu_core.cli.arguments import size as size_argument
 from tcmu_core.cli.handlers import absolute, kernel_config
 from tcmu_core.cli.output import Exit, Output, human
@@ -52,8 +52,8 @@ def add_commands(subparsers: Any) -> None:
     create.add_argument("size", metavar="SIZE", type=size_argument, help="4096, 64M, 1.5G …")
     create.add_argument("handler", metavar="HANDLER", help="a handler's name, as `tcmu handlers` lists it")
     create.add_argument("cfgstring", metavar="CFGSTRING", nargs="?", default="", help="what the handler is to open")
-    create.add_argument("--block-size", type=int, metavar="BYTES", help="of a logical block (512)")
-    create.add_argument("--data-area", type=int, metavar="MIB", help="memory for data in flight (1024)")
+    create.add_argument("--block-size", type=block_size, metavar="BYTES", help="of a logical block (512)")
+    create.add_argument("--data-area", type=count, metavar="MIB", help="memory for data in flight (1024)")
     create.add_argument("--serial", help="unit serial number (a random one)")
 
     delete = _command(subparsers, "delete", _delete, "remove a kernel device; its storage stays")

@@ -170,9 +170,13 @@ def crash_arguments(parser: argparse.ArgumentParser) -> None:
                         help="the first flush after which cuts are tried, and not before (0)")  # fmt: skip
     parser.add_argument("--atomic", metavar="SIZE", type=arguments.size,
                         help="a torn write has whole pieces of this size (the disk's block size)")  # fmt: skip
-    parser.add_argument("--limit", metavar="N", type=int, default=100, help="states from one flush to the next (100)")
+    parser.add_argument(
+        "--limit", metavar="N", type=arguments.count, default=100, help="states from one flush to the next (100)"
+    )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="for those that are chosen by chance (0)")
-    parser.add_argument("--timeout", metavar="S", type=float, default=60.0, help="seconds for one check (60)")
+    parser.add_argument(
+        "--timeout", metavar="S", type=arguments.seconds, default=60.0, help="seconds for one check (60)"
+    )
     parser.add_argument("--all", action="store_true", help="go on after a failure, to the end")
     parser.add_argument("--keep", metavar="IMAGE", type=Path, help="keep the image that the last failure is of")
     parser.add_argument(

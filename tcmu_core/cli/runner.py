@@ -17,7 +17,7 @@ from pathlib import Path
 import tcmu_core
 from tcmu_core import sdnotify, stdout
 from tcmu_core.bus import BusService
-from tcmu_core.cli.arguments import directory
+from tcmu_core.cli.arguments import Parser, directory
 from tcmu_core.cli.output import Exit, sentence
 from tcmu_core.codec import Message
 from tcmu_core.config.check import problems, unknown
@@ -41,7 +41,7 @@ JUDGE_SECONDS = 5.0  # for the handlers to look at new settings
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         "tcmu-runner",
         description="Serve the kernel's TCM-user devices with handlers, and the [targets] of tcmu.conf by iSCSI.",
         epilog="What tcmu.conf says outranks the options. SIGHUP reopens the logs and looks for handlers; SIGTERM and "

@@ -21,6 +21,7 @@ from tcmu_core.errors import ConfigError
 from tcmu_core.handlers import Handler, Registry
 from tcmu_core.iscsi.settings import MIN_SECRET, PORT
 from tcmu_core.loop import Loop, spin_time
+from tcmu_core.scsi.identity import Identity
 from tcmu_core.state import default_directory
 
 log = logging.getLogger("tcmu.serve")
@@ -137,7 +138,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     chap = net.add_mutually_exclusive_group()
     chap.add_argument(
-        "--chap", metavar="USER:PASSWORD", type=convert.credentials, help="ask for this login; `ps` shows it to all"
+        "--chap",
+        metavar="USER:PASSWORD",
+        type=convert.credentials,
+        action="append",
+        default=[],
+        help="ask for this login, or another one of several; `ps` shows it to all",
     )
     chap.add_argument(
         "--chap-file", metavar="FILE", type=Path, help="ask for a login; a USER:PASSWORD a line, in a file of mode 600"
@@ -157,6 +163,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--run",
         dest="shell_command",
         metavar="CMD",
+        type=convert.command,
         help="run CMD by the shell with $uri, $portal, $iqn and $lun set, stop when it ends, exit with its status",
     )
     does.add_argument("--json", action="store_true", help="say what is served as one line of JSON, for programs")
@@ -172,6 +179,11 @@ def run(args: argparse.Namespace) -> int:
         disk.name = disk.name or (f"disk{lun}" if lun else "disk")
     if len({disk.name for disk in disks.values()}) < len(disks):
         raise ConfigError("two disks have the same name: give each a --name of its own")
+    serials = [disk.serial for disk in disks.values() if disk.serial]
+    if len({Identity.of(serial).naa for serial in serials}) < len(serials):
+        raise ConfigError(
+            "two disks have the same --serial, or UUIDs that begin alike: an initiator would take them for one"
+        )
     handlers = {lun: registry.get(disk.handler) for lun, disk in disks.items()}
     users = _users(args)
     target = iscsi_name(args.target or IQN_PREFIX + _NOT_IN_IQN.sub("-", args.name.lower()))
@@ -219,9 +231,7 @@ def _config(path: Path | None) -> Config:
 
 
 def _users(args: argparse.Namespace) -> dict[str, str]:
-    users = dict([args.chap]) if args.chap else {}
-    if args.chap_file:
-        users = convert.credentials_file(args.chap_file)
+    users = convert.credentials_file(args.chap_file) if args.chap_file else convert.logins(args.chap)
     for user, password in users.items():
         if len(password.encode()) < MIN_SECRET:
             log.warning("the password of %s is shorter than %d characters: it can be guessed", user, MIN_SECRET)

@@ -27,6 +27,7 @@ from tcmu_core.iscsi.settings import (
     ChapUser,
     Limits,
     PortalSettings,
+    check_pattern,
     parse_address,
     parse_advertised,
 )
@@ -254,6 +255,13 @@ class _Reader:
                     "it can be guessed"
                 )
         acl = tuple(values["acl"])
+        for key, own in ((("acl",), acl), *((("names", name), own) for name, own in names.items())):
+            try:
+                for pattern in own:
+                    check_pattern(pattern)
+            except ConfigError as error:
+                self._problem(self._at((*place, *key)), str(error))
+                return Access()
         if general is not None:
             users, acl = users or general.users, acl or general.initiators
             outgoing = outgoing or general.outgoing

@@ -13,7 +13,7 @@ from tcmu_core.disk.device import Change, Device
 from tcmu_core.disk.layers import Operations, chain_change, changes_nothing, plugin_manager, resolve, stack
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.disk.threads import wrong_result
-from tcmu_core.errors import ConfigError, HandlerError, TcmuError, text_of
+from tcmu_core.errors import ConfigError, HandlerError, TcmuError, repr_of, text_of
 from tcmu_core.identity import fresh_serial, serial_of
 from tcmu_core.options import Options, declared
 from tcmu_core.scsi.opcodes import Opcode
@@ -113,8 +113,7 @@ class Disk:
     def opening(self) -> Iterator[Future[Any]]:
         """Open in steps: yields what has to have ended before the next one; raises as `open` does."""
         device, hooks = self.device, self._manager.hook
-        if self._declared is not None:
-            self._declared.parse(device.cfgstring, device.options)
+        _parse(self._declared, self.spec.handler, device.cfgstring, device.options)
         _ask(self._manager, self.spec.handler, device.cfgstring)
         if device.size:
             self._check_size(device.size)  # before the handler makes a file of a size that no disk has
@@ -190,21 +189,25 @@ class Disk:
         for name in _NUMBERS:
             value: Any = getattr(device, name)
             if not _is_whole(value) or value < 0:
-                raise HandlerError(f"{who}: {name} is {value!r}: it must be a whole number, not negative")
+                raise HandlerError(f"{who}: {name} is {repr_of(value)}: it must be a whole number, not negative")
         for name in _YES_OR_NO:
             value = getattr(device, name)
             if not isinstance(value, bool):
-                raise HandlerError(f"{who}: {name} is {value!r}: it must be True or False")
+                raise HandlerError(f"{who}: {name} is {repr_of(value)}: it must be True or False")
         if device.device_type > MAX_DEVICE_TYPE:
             raise HandlerError(f"{who}: device_type is {device.device_type:#x}: it has five bits (SPC-4 6.6.2)")
         opcodes: Any = device.opcodes
         if not isinstance(opcodes, tuple | list) or not all(isinstance(one, Opcode) for one in opcodes):
             raise HandlerError(f"{who}: opcodes must be a tuple of tcmu_core.Opcode")
+        for row in opcodes:
+            problem = row.problem
+            if problem:
+                raise HandlerError(f"{who}: opcodes: {repr_of(row.name)}: {problem}")
         size: Any = device.size
         if size is None:
             raise ConfigError(f"{who}: no size: give one (tcmu serve --size 1G), the handler could not find it out")
         if not _is_whole(size):
-            raise HandlerError(f"{who}: size is {size!r}: it must be a whole number of bytes")
+            raise HandlerError(f"{who}: size is {repr_of(size)}: it must be a whole number of bytes")
         block = device.block_size
         if not 512 <= block <= LARGEST_BLOCK or block & (block - 1):
             raise HandlerError(f"{who}: block_size {block} is no power of two from 512 to {LARGEST_BLOCK}")
@@ -243,7 +246,7 @@ class Disk:
     def _check_text(self, who: str, name: str, most: int) -> None:
         text: Any = getattr(self.device, name)
         if not isinstance(text, str) or len(text) > most or not (text.isascii() and (text.isprintable() or not text)):
-            raise HandlerError(f"{who}: {name} is {text!r}: at most {most} printable ASCII characters")
+            raise HandlerError(f"{who}: {name} is {repr_of(text)}: at most {most} printable ASCII characters")
 
     def resolve(self) -> None:
         """Turn hooks into callables; again after the handler changed `device.threads`, or a filter what it does."""
@@ -339,8 +342,8 @@ class Disk:
             self._check_size(change.size)
         if change.write_cache and self.operations.flush is None:
             raise ConfigError("there is no write cache to be switched on: nothing here can be flushed")
-        if change.cfgstring is not None and self._declared is not None:
-            self._declared.parse(change.cfgstring, device.options)
+        if change.cfgstring is not None:
+            _parse(self._declared, self.spec.handler, change.cfgstring, device.options)
         busy = device.doing
         try:
             chain_change(self.filters[: self._open_filters], device, self._change_handler)(change)
@@ -433,10 +436,25 @@ def _is_whole(value: object) -> bool:
 
 def check_config(plugin: object, name: str, cfgstring: str, defaults: Mapping[str, str] | None = None) -> None:
     """Ask a handler, and the options that it declares, whether `cfgstring` can be right; raises `ConfigError`."""
-    options = declared(plugin)
-    if options is not None:
-        options.parse(cfgstring, defaults)
+    _parse(declared(plugin), name, cfgstring, defaults)
     _ask(plugin_manager(plugin, name), name, cfgstring)
+
+
+def _parse(options: Options | None, name: str, cfgstring: str, defaults: Mapping[str, str] | None) -> None:
+    """Hold a cfgstring against the options that a handler declares, if it does.
+
+    Raises:
+        ConfigError: it can't be right.
+        HandlerError: one of the handler's own converters broke.
+    """
+    if options is None:
+        return
+    try:
+        options.parse(cfgstring, defaults)
+    except ConfigError:
+        raise
+    except BaseException as error:
+        raise HandlerError(f"handler {name!r} broke while it read its options: {text_of(error)}") from error
 
 
 def _ask(manager: pluggy.PluginManager, name: str, cfgstring: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ class Threads:
         self.busy = 0
         self._name = name
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         self._pool: ThreadPoolExecutor | None = None
 
     def submit(self, count: int, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
@@ -37,6 +39,8 @@ class Threads:
         return future
 
     def _ended(self, _future: Future[Any] | None) -> None:
+        if os.getpid() != self._pid:  # a child that the call has forked: it has nothing to answer, and would wait here
+            os._exit(1)
         with self._lock:
             self.busy -= 1
 
@@ -59,12 +63,15 @@ def chained(future: Future[Any]) -> Future[Any]:
             _copy(done, outer)
             return
         result = done.result()
-        if isinstance(result, Future):
-            result.add_done_callback(ended)
-        elif result is None:
-            outer.set_result(None)
-        else:
-            outer.set_exception(HandlerError(wrong_result(result)))
+        try:
+            if isinstance(result, Future):
+                result.add_done_callback(ended)
+            elif result is None:
+                outer.set_result(None)
+            else:
+                outer.set_exception(HandlerError(wrong_result(result)))
+        except BaseException as error:  # a result that can't even be looked at: a command waits for it all the same
+            outer.set_exception(error)
 
     def ended(done: Future[Any]) -> None:
         _copy(done, outer)

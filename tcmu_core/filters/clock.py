@@ -16,6 +16,7 @@ from tcmu_core.filters.waiting import failure
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(|s|ms|us|m)", re.ASCII)
 _UNITS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "m": 60.0}
+LONGEST_WAIT = 3600.0  # seconds; a condition takes no more than some centuries, and a delay may be longer
 
 
 class Clock(Protocol):
@@ -52,7 +53,7 @@ class MonotonicClock:
         while True:
             with self._changed:
                 while not self._due or (wait := self._due[0][0] - self.now()) > 0:
-                    self._changed.wait(wait if self._due else None)
+                    self._changed.wait(min(wait, LONGEST_WAIT) if self._due else None)
                 fn = heapq.heappop(self._due)[2]
             fn()
 

@@ -8,13 +8,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tcmu_core import files
 from tcmu_core.disk.device import Device
 from tcmu_core.disk.layers import CHANGES, Operations
 from tcmu_core.errors import AbortedCommand, ConfigError, MediumNotPresent
 from tcmu_core.filters.base import Filter, after
 from tcmu_core.filters.clock import CLOCK, Clock, Waiting
 from tcmu_core.filters.faults import Action, error_of, parse_action
-from tcmu_core.filters.rules import DATA, HOOKS, Event, Rule, parse_conditions, parse_rule, parse_rules
+from tcmu_core.filters.rules import (
+    DATA,
+    HOOKS,
+    MAX_FILE,
+    Event,
+    Rule,
+    parse_conditions,
+    parse_rule,
+    parse_rules,
+)
 from tcmu_core.options import Option, Options, path
 from tcmu_core.scsi.command import Command, slice_buffers
 from tcmu_core.scsi.opcodes import Op
@@ -52,8 +62,9 @@ class Fault(Filter):
         self._seed = options.get("seed", "0")
         if "file" in options:
             path = Path(options["file"])
+            text, _mode = files.text(path, MAX_FILE, "file of rules")
             try:
-                self._extend(parse_rules(path.read_text("utf-8"), self._seed))
+                self._extend(parse_rules(text, self._seed))
             except ConfigError as error:
                 raise ConfigError(f"{path}: {error}") from None
         self._extend(parse_rules(options.get("rule", ""), self._seed, self._added))

@@ -19,6 +19,7 @@ from tcmu_core.scsi.opcodes import Op
 
 HOOKS = ("read", "write", "flush", "discard", "write_zeroes", "extents")
 ARROW = "->"
+MAX_FILE = 1 << 20  # bytes of a file of rules
 _COUNTS = ("nth", "every", "after", "times")
 # Actions that change what a hook does with data, and the hooks that have such data.
 DATA = {

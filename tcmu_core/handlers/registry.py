@@ -18,7 +18,7 @@ from tcmu_core.disk.disk import check_config as ask_handler
 from tcmu_core.disk.layers import plugin_manager
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.entrypoints import announced, reason
-from tcmu_core.errors import ConfigError, HandlerError, text_of
+from tcmu_core.errors import ConfigError, HandlerError, repr_of, text_of
 from tcmu_core.filters.registry import installed, make
 from tcmu_core.handlers.api import check_api
 from tcmu_core.hookspecs import HOOKS
@@ -195,6 +195,8 @@ def _from_file(file: Path) -> Handler:
     """Load a drop-in file: it has one class with hooks, or hooks of its own as a module."""
     name = file.stem.removeprefix("handler_")
     source = str(file)
+    if not file.is_file():  # a FIFO would keep whoever reads it waiting
+        return Handler(name, source, error="it is no regular file")
     module_name = f"tcmu_dropin_{name}"
     spec = importlib.util.spec_from_file_location(module_name, file)
     if spec is None or spec.loader is None:
@@ -226,7 +228,7 @@ def _inspect(name: str, source: str, version: str, factory: object) -> Handler:
     """Check the hooks of a loaded handler and note what it can do."""
     if not isinstance(factory, type | ModuleType):
         return Handler(
-            name, source, version, error=f"the entry point names {factory!r}: it must be a class or a module"
+            name, source, version, error=f"the entry point names {repr_of(factory)}: it must be a class or a module"
         )
     if not name.replace("_", "").replace("-", "").isalnum():
         return Handler(name, source, version, error=f"the name {name!r} may hold letters, digits, - and _ only")

@@ -17,6 +17,8 @@ MIN_SECRET = 12  # bytes; a CHAP secret of less than 96 bits can be found by try
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _NAMED = re.compile(rf"({_LABEL}(?:\.{_LABEL})*)(?::([0-9]{{1,5}}))?")  # a host name (RFC 1123 2.1), and a port
 _DIGITS = re.compile(r"[0-9.]+")
+_CLASS = re.compile(r"\[!?\]?[^\]]*\]")  # a choice of characters in a pattern, as fnmatch has it
+MAX_SECONDS = 86400.0  # a day: of a time that somebody is waited for
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class Access:
     algorithms: tuple[Algorithm, ...] = tuple(Algorithm)
 
     def __post_init__(self) -> None:
+        for pattern in (*self.initiators, *(pattern for user in self.users for pattern in user.initiators)):
+            check_pattern(pattern)
         for user in (*self.users, *([self.outgoing] if self.outgoing else [])):
             if not user.name or not user.secret:
                 raise ConfigError("CHAP needs a name and a secret that are not empty")
@@ -58,7 +62,7 @@ class Access:
     @property
     def restricted(self) -> bool:
         """Return whether anybody is kept out."""
-        return bool(self.users or (self.initiators and "*" not in self.initiators))
+        return bool(self.users) or bool(self.initiators and not any(map(_fits_all, self.initiators)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,9 @@ class Limits:
         for name in ("connections", "queue_depth", "outstanding_r2t"):
             if not 1 <= getattr(self, name) <= 65535:
                 raise ConfigError(f"{name}: must be 1 to 65535")
+        for name in ("login_timeout", "nop_interval", "nop_timeout"):
+            if not 0 < getattr(self, name) <= MAX_SECONDS:  # nor is it no number at all
+                raise ConfigError(f"{name}: must be at most {MAX_SECONDS:g} seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +188,21 @@ def parse_advertised(text: str) -> tuple[str, int]:
     if ipaddress.ip_address(host).is_unspecified or not number:
         raise ConfigError(f"advertised address {text!r}: clients need one that they can reach")
     return host, number
+
+
+def check_pattern(pattern: str) -> None:
+    """Raise ConfigError for a pattern that no initiator's name can fit: whoever wrote it has meant something else."""
+    plain = _CLASS.sub("", pattern)
+    if not pattern or not pattern.isprintable() or any(char in plain for char in " ,[]"):
+        raise ConfigError(
+            f"initiator pattern {pattern!r}: no name fits it: write one such as iqn.1993-08.org.debian:*, "
+            "each by itself"
+        )
+
+
+def _fits_all(pattern: str) -> bool:
+    """Return whether every name fits a pattern: it has no character of its own, and names no length."""
+    return "*" in pattern and not pattern.strip("*?")
 
 
 def _matches(patterns: tuple[str, ...], initiator: str) -> bool:

@@ -79,6 +79,7 @@ class UioDevice:
             raise
         try:
             self.memory = mmap.mmap(self.fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+            self.memory.madvise(mmap.MADV_DONTFORK)  # a child that a hook has forked must not answer in our place
         except BaseException:
             os.close(self.fd)
             raise

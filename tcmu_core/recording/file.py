@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
@@ -103,13 +104,15 @@ class Writer:
     """Appends records to a file; from any thread. Each is one system call, so a killed process loses none."""
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
-        """Begin a new file; raises `OSError`, `FileExistsError` if there is one that holds something."""
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        """Begin a new file; raises `OSError`, `FileExistsError` if there is one that holds something, or is no file."""
+        # O_NONBLOCK: a FIFO must not keep us waiting for who reads it. It means nothing to files.
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
         self._lock = threading.Lock()
         self.count = 0
-        if os.fstat(self._fd).st_size:
+        info = os.fstat(self._fd)
+        if info.st_size or not stat.S_ISREG(info.st_mode):
             os.close(self._fd)
-            raise FileExistsError(f"{path}: there is something in it already")
+            raise FileExistsError(f"{path}: there is something in it already, or it is no regular file")
         text = json.dumps(about, separators=(",", ":")).encode()
         os.write(self._fd, HEAD.pack(MAGIC, len(text), crc32c.crc32c(text)) + text)
 

@@ -128,10 +128,7 @@ class Engine(Changes):
             return (Direction.NONE, 0) if self.unit.operations.handle_cmd is None else (Direction.ANY, None)
         if row.direction is Direction.NONE:
             return Direction.NONE, 0
-        if row.amount is None:
-            return row.direction, None
-        count = row.blocks(cdb)[1] if row.blocks is not None else 0
-        return row.direction, row.amount(cdb, count, self.unit.block_size)
+        return row.direction, row.most(cdb, self.unit.block_size)
 
     # -- running commands ---------------------------------------------------------------------------------------------
 
@@ -172,17 +169,24 @@ class Engine(Changes):
     def _pending(self, command: Command, result: Any) -> bool:
         """Wait for what the hook of a fast path returned: its end is the command's."""
         self._decode(command)
-        if not isinstance(result, Future) or result.done():
-            return self._first(command, _waiting(result))
-        self.unit.tasks.enter(command, spans_of(command))
-        result.add_done_callback(partial(self.post, self._landed, command))
-        return False
+        try:
+            waits = isinstance(result, Future) and not result.done()
+            if waits:
+                self.unit.tasks.enter(command, spans_of(command))
+                result.add_done_callback(partial(self.post, self._landed, command))
+        except BaseException as error:  # a Future that is none inside
+            self.fail(command, error)
+            return self._ended_at_once(command)
+        return not waits and self._first(command, _waiting(result))
 
     def _landed(self, command: Command, hook: Future[Any]) -> None:
         """The hook of a fast path has returned for which its command waited."""
         if command not in self.unit.tasks.active:
             return  # it was aborted while it waited
-        well = not hook.cancelled() and hook.exception() is None and hook.result() is None
+        try:
+            well = not hook.cancelled() and hook.exception() is None and hook.result() is None
+        except BaseException:  # the general path says so
+            well = False
         if well or command.aborted:
             self._end(command, harmless=True)
         else:

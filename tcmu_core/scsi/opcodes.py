@@ -113,6 +113,8 @@ class Touches(Enum):
     OWN_WAY = "blocks of several units, which the command itself asks for"
 
 
+MAX_SERVICE_ACTION = 0x1F  # five bits of byte 1 (SPC-4 4.2.5.2)
+
 Blocks = Callable[[bytes], tuple[int, int]]  # LBA and number of blocks that a CDB names
 Amount = Callable[
     [bytes, int, int], int
@@ -226,6 +228,43 @@ class Opcode:
         """Return what the table is keyed by: the operation code and the service action, if there is one."""
         return self.code, self.service_action
 
+    @property
+    def problem(self) -> str:
+        """What would break those who read the row, a transport or the log; empty where nothing does."""
+        row: Any = self  # its types are a handler's word
+        action = row.service_action
+        checks = (
+            (isinstance(row.code, int) and 0 <= row.code <= 0xFF, "code must be a number of one byte"),
+            (
+                action is None or (isinstance(action, int) and 0 <= action <= MAX_SERVICE_ACTION),
+                "service_action must be a number of five bits, or None",
+            ),
+            (isinstance(row.name, str), "name must be a str"),
+            (isinstance(row.usage, bytes) and row.usage, "usage must be bytes, one for each byte of the CDB"),
+            (isinstance(row.direction, Direction), "direction must be a Direction"),
+        )
+        return next((problem for right, problem in checks if not right), "")
+
+    def named(self, cdb: bytes) -> tuple[int, int] | None:
+        """Return the LBA and number of blocks of a CDB; None where it names none, or a handler's `blocks` breaks."""
+        if self.blocks is None:
+            return None
+        try:
+            lba, count = self.blocks(cdb)
+        except Exception:
+            return None
+        return lba, count
+
+    def most(self, cdb: bytes, size: int) -> int | None:
+        """Return how many bytes a CDB can move on blocks of `size` bytes; None where nobody knows."""
+        if self.amount is None:
+            return None
+        try:
+            amount: Any = self.amount(cdb, self.blocks(cdb)[1] if self.blocks is not None else 0, size)
+        except Exception:  # a handler's own row: the command itself will fail for it
+            return None
+        return amount if isinstance(amount, int) and amount >= 0 else None
+
 
 Table = dict[tuple[int, int | None], Opcode]
 
@@ -240,10 +279,8 @@ def describe(cdb: bytes, table: Table) -> str:
     length = cdb_length(cdb[0]) or len(cdb)
     row = find(table, cdb)
     text = " ".join(f"{byte:x}" for byte in cdb[:length]) + " " + (row.name if row is not None else name_of(cdb[0]))
-    if row is not None and row.blocks is not None:
-        lba, count = row.blocks(cdb)
-        text += f" lba {lba} blocks {count}"
-    return text
+    named = row.named(cdb) if row is not None else None
+    return text if named is None else f"{text} lba {named[0]} blocks {named[1]}"
 
 
 def name_of(code: int) -> str:

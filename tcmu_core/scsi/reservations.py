@@ -304,8 +304,12 @@ class Registrations:
             who = None if holder is None else Registrant(bytes.fromhex(holder[0]), int(holder[1]))
             aptpl, generation = bool(state.get("aptpl", keys)), int(state.get("generation", 0))
             aborted = _numbers(state.get("aborted", ()))
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, IndexError, RecursionError) as error:
             raise ValueError(f"no saved reservations: {error!r}") from None
+        if not all(0 < key < 1 << 64 and 0 <= one.port < 1 << 16 for one, key in keys.items()):
+            raise ValueError("no saved reservations: a key or a port is none")
+        if (kind is None or kind in ALL_REGISTRANTS) != (who is None) or (who is not None and who not in keys):
+            raise ValueError("no saved reservations: the holder is not registered")
         return cls(keys, who, kind, generation, aptpl, aborted)
 
 

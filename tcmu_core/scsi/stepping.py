@@ -62,29 +62,38 @@ class Stepper(TaskManager):
                 if len(self._paused) == 1:
                     self.post(self._next_paused)
                 return False
-            if isinstance(waiting, OnItsOwn):
-                self.post(self._carry, Command(command.cdb, [], 0, command.nexus), waiting.steps)
-                continue
-            if isinstance(waiting, Abort):
-                waiting = self._abort_for(command, waiting.commands)
-            elif isinstance(waiting, Shielded):
-                if waiting.future is None:
+            try:  # what a hook returned may be anything, a Future that is none inside too
+                future, asked = self._to_wait_for(command, waiting)
+                if future is None or future.done():
                     continue
                 self._enter(command)
-                tasks.shield(command, True)
-                waiting = waiting.future
-            elif isinstance(waiting, Ask):
-                asked, waiting = True, waiting.future
-            waiting = checked(waiting)
-            if not waiting.done():
-                self._enter(command)
                 if command in self._carried:
-                    self._carried[command] = waiting
-                waiting.add_done_callback(
+                    self._carried[command] = future
+                future.add_done_callback(
                     lambda done, asked=asked: self.post(self._resume, command, steps, done, asked)  # type: ignore[misc]
                 )
-                return False
-            future = waiting
+            except BaseException as error:
+                self.fail(command, error)
+                self._break_off(command, steps)
+                return True
+            return False
+
+    def _to_wait_for(self, command: Command, waiting: Any) -> tuple[Future[Any] | None, bool]:
+        """Return the Future that a step waits for, None for none; and whether it has asked for the result."""
+        if isinstance(waiting, OnItsOwn):
+            self.post(self._carry, Command(command.cdb, [], 0, command.nexus), waiting.steps)
+            return None, False
+        if isinstance(waiting, Abort):
+            return self._abort_for(command, waiting.commands), False
+        if isinstance(waiting, Shielded):
+            if waiting.future is None:
+                return None, False
+            self._enter(command)
+            self.unit.tasks.shield(command, True)
+            return checked(waiting.future), False
+        if isinstance(waiting, Ask):
+            return checked(waiting.future), True
+        return checked(waiting), False
 
     def _resumed(self, steps: Steps, future: Future[Any] | None, asked: bool) -> Any:
         """Let `steps` go on with what became of `future`; return what it waits for next."""

@@ -14,7 +14,7 @@ from tcmu_core.scsi.background import Background
 from tcmu_core.scsi.command import Initiator, Nexus
 from tcmu_core.scsi.copies import CopyResults
 from tcmu_core.scsi.identity import Identity
-from tcmu_core.scsi.limits import MAX_TRANSFER, MAX_UNMAP_BLOCKS, MAX_WRITE_SAME
+from tcmu_core.scsi.limits import MAX_COMPARE_AND_WRITE, MAX_TRANSFER, MAX_UNMAP_BLOCKS, MAX_WRITE_SAME
 from tcmu_core.scsi.modes import ModePages
 from tcmu_core.scsi.opcodes import Table
 from tcmu_core.scsi.reservations import Registrant, Reservations
@@ -78,6 +78,16 @@ class Unit:
         return self.read_only or self.modes.software_write_protect
 
     @property
+    def has_medium(self) -> bool:
+        """Whether there is something to read: a drive may be empty, or its medium ejected."""
+        return self.loaded and bool(self.blocks)
+
+    @property
+    def max_compare_blocks(self) -> int:
+        """MAXIMUM COMPARE AND WRITE LENGTH (VPD page B0), blocks: each goes over twice in one transfer."""
+        return min(MAX_COMPARE_AND_WRITE, self.max_blocks // 2)
+
+    @property
     def max_unmap_blocks(self) -> int:
         """MAXIMUM UNMAP LBA COUNT (VPD page B0), blocks."""
         limit = self.device.max_discard_length
@@ -96,7 +106,7 @@ class Unit:
 
     def must_have_medium(self) -> None:
         """Raise what a command is told while there is no medium, or it is stopped."""
-        if not self.loaded or not self.blocks:
+        if not self.has_medium:
             raise MediumNotPresent
         if not self.started:
             raise NotReadyStopped

@@ -419,6 +419,28 @@ BAD = [
     (("ram", "--size", "1M", "--target", "disk"), 4, "'disk' is no iSCSI name: write one such as iqn."),
     (("ram", "--size", "1M", "--portal", "0.0.0.0:0"), 4, "anybody on the network could write to the disks"),
     (("ram", "--size", "1M", "--portal", "192.0.2.1:0", "--insecure"), 4, "Cannot assign requested address"),
+    (("ram", "--size", "1M", "--acl", "["), 4, "initiator pattern '[': no name fits it: write one such as iqn."),
+    (("ram", "--size", "1M", "--acl", ""), 4, "initiator pattern '': no name fits it"),
+    (("ram", "--size", "1M", "--portal", "0.0.0.0:0", "--acl", "?*"), 4, "anybody on the network could write"),
+    (("ram", "--size", "1M", "--chap", "a:one", "--chap", "a:two"), 4, "user 'a' is there twice"),
+    (
+        ("ram", "--size", "1M", "--serial", "same", "--lun", "ram --size 1M --serial same"),
+        4,
+        "two disks have the same --serial",
+    ),
+    (
+        (
+            "ram",
+            "--size",
+            "1M",
+            "--serial",
+            "11111111-1111-4111-8111-111111111111",
+            "--lun",
+            "ram --size 1M --serial 11111111-1111-4111-8111-111111111112",
+        ),
+        4,
+        "UUIDs that begin alike",
+    ),
     (("ram", "--size", "1M", "--chap-file", "none"), 1, "none: No such file or directory"),
     (("ram", "--size", "1M", "--config", "none"), 4, "none: No such file or directory"),
     (("ram", "--size", "1M", "--handler-path", "none"), 4, "handler path 'none' is no directory"),
@@ -461,6 +483,22 @@ def test_passwords_that_others_can_read_are_refused(command: Start, tmp_path: Pa
     _out, err = process.communicate()
     assert process.returncode == 4
     assert f"others can read the passwords in it: chmod 600 {file}" in err
+
+
+def test_a_user_that_is_in_the_password_file_twice_is_refused(command: Start, tmp_path: Path) -> None:
+    file = tmp_path / "secrets"
+    file.write_text("a:one\n# b:none\na:two\n")
+    file.chmod(0o600)
+    process = command("serve", "ram", "--size", "1M", "--chap-file", file)
+    assert f"{file}:3: user 'a' is there twice" in process.communicate()[1]
+
+
+def test_each_of_several_logins_is_taken(command: Start) -> None:
+    check = "LIBISCSI_CHAP_USERNAME={0} LIBISCSI_CHAP_PASSWORD={0}longpassword iscsi-inq $uri"
+    process = command("serve", "ram", "--size", "1M", "--chap", "a:alongpassword", "--chap", "b:blongpassword",
+                      "--run", " && ".join(check.format(name) for name in "ab"))  # fmt: skip
+    assert process.communicate()[0].count("Peripheral Qualifier") == 2
+    assert process.returncode == 0
 
 
 def test_a_password_file_that_is_a_pipe_is_refused_at_once(command: Start, tmp_path: Path) -> None:

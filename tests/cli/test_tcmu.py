@@ -75,6 +75,16 @@ def test_version_is_the_distributions(call: Call) -> None:
         (("status", "--state-dir", __file__), f"{__file__} is not a directory"),
         (("doctor", "--state-dir", __file__), f"{__file__} is not a directory"),
         (("serve", "ram", "--chap", "a:b", "--chap-file", "x"), "not allowed with argument --chap"),
+        (("serve", "ram", "--chap", "a:\udcff"), "argument --chap: a user and a password are UTF-8 text"),
+        (("serve", "ram", "--size", "1M", "--size", "2M"), "argument --size: given twice"),
+        (("serve", "ram", "--lun", "ram --name a --name b"), "argument --lun: argument --name: given twice"),
+        (("serve", "ram", "--run", ""), "argument --run: no command: write one"),
+        (("status", "--state-dir", "/a", "--state-dir", "/b"), "argument --state-dir: given twice"),
+        (("create", "a", "1M", "ram", "--block-size", "513"), "'513' is no block size"),
+        (("create", "a", "1M", "ram", "--data-area", "0"), "'0': write a whole number, 1 or more"),
+        (("crash", "f", "--check", "true", "--timeout", "nan"), "'nan': write seconds, more than 0"),
+        (("crash", "f", "--check", "true", "--limit", "-1"), "--limit"),
+        (("record", "disk", "f", "--seconds", "1e300"), "'1e300': write seconds, more than 0"),
     ],
 )
 def test_wrong_usage_is_status_2_and_says_why(call: Call, argv: tuple[str, ...], message: str) -> None:

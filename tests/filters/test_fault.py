@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -428,6 +429,13 @@ def test_rules_come_from_a_file_and_a_wrong_line_is_named(tmp_path: Path) -> Non
                 call()
     file.write_text("read -> read-error\nrite -> busy\n")
     with pytest.raises(ConfigError, match="rules: line 2: 'rite' is no condition"), upon(given(Fault(), file=file)):
+        pass
+
+
+def test_a_file_of_rules_that_is_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "rules"
+    os.mkfifo(file)
+    with pytest.raises(ConfigError, match="no regular file"), upon(given(Fault(), file=file)):
         pass
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from concurrent.futures import Future
 from functools import partial
@@ -234,3 +235,13 @@ def test_limits_change_while_the_disk_is_in_use(clock: HandClock) -> None:
         for wrong in ({"iops": "many"}, {"ios": "5"}, {"iops": "-5"}):
             with pytest.raises(ConfigError):
                 disk.disk.tell("rate", wrong)
+
+
+def test_a_delay_of_ages_keeps_no_other_one_from_its_end() -> None:
+    clock, ended = MonotonicClock(), threading.Event()
+    clock.later(1e300, ended.clear)
+    clock.later(0.0, ended.set)
+    assert ended.wait(60)
+    ended.clear()
+    clock.later(0.0, ended.set)  # the thread is still there
+    assert ended.wait(60)

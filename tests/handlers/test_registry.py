@@ -1,3 +1,4 @@
+import os
 import re
 import shutil
 import subprocess
@@ -377,3 +378,28 @@ def test_a_class_that_ends_the_process_for_one_disk_fails_that_one(tmp_path):
         handler.open(DiskSpec("once"))
     with pytest.raises(HandlerError, match="can't be made: SystemExit: 3"):
         handler.check_config("")
+
+
+def test_a_drop_in_that_is_a_pipe_disables_itself_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "handler_pipe.py")
+    drop_in(tmp_path, "twenty", TWENTY_LINES)
+    found = Registry([tmp_path])
+    assert found.handlers["pipe"].error == "it is no regular file"
+    assert not found.handlers["twenty"].error
+
+
+def test_an_option_whose_converter_breaks_is_the_handlers_error(tmp_path: Path) -> None:
+    own = """
+import sys
+from tcmu_core import Option, Options
+
+def leave(text):
+    sys.exit(3)
+
+Handler.options = Options(Option("odd", leave))
+"""
+    drop_in(tmp_path, "odd", TWENTY_LINES + own)
+    handler = Registry([tmp_path]).get("odd")
+    for call in (lambda: handler.check_config(";odd=1"), lambda: handler.open(DiskSpec("odd", ";odd=1"))):
+        with pytest.raises(HandlerError, match="broke while it read its options: SystemExit: 3"):
+            call()

@@ -133,6 +133,19 @@ def test_a_file_that_holds_something_is_not_overwritten(tmp_path: Path) -> None:
     assert path.read_bytes() == b"precious"
 
 
+def test_a_recording_goes_into_no_pipe_and_waits_for_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # who is there, for a pipe without one can't be opened
+    try:
+        with pytest.raises(ConfigError, match="no regular file"), upon(given(Recorder(), file=path)):
+            pass
+    finally:
+        os.close(reader)
+    with pytest.raises(OSError, match="No such device"), upon(given(Recorder(), file=path)):
+        pass
+
+
 # -- the filter -------------------------------------------------------------------------------------------------------
 
 

@@ -191,3 +191,19 @@ def test_a_disk_is_not_closed_before_the_hook_of_a_background_operation_has_retu
     late.join()
     assert rig.memory.closed_with == 0
     rig.turn()
+
+
+class Leaves(Memory):
+    """A handler whose hook ends as a generator that is closed does."""
+
+    @hookimpl
+    def discard(self, offset: int, length: int) -> None:
+        raise GeneratorExit
+
+
+@pytest.mark.parametrize("flags", [0, IMMED])
+def test_a_hook_that_raises_generator_exit_fails_the_operation_and_nobody_waits(flags: int) -> None:
+    rig = make_rig(Leaves())
+    got = rig.send(*sanitize(BLOCK_ERASE, flags=flags))
+    assert got.error == ((0, 0, 0) if flags else (4, 0x44, 0))
+    assert rig.send(cdb10(0x28, 0, 1), room=BLOCK).error == (3, 0x31, 3)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tcmu_core import Command, CommandError, NotReady, Opcode, Status, hookimpl
+from tcmu_core import Command, CommandError, Device, NotReady, Opcode, Status, hookimpl
 from tcmu_core.disk.device import Change
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.errors import ConfigError, HandlerError
@@ -297,6 +297,76 @@ def test_a_drive_that_is_empty_says_so_and_another_medium_has_its_own_size() -> 
     rig.turn()
     assert rig.send(TEST_UNIT_READY).error == (6, 0x28, 0)
     assert rig.good("25 00 00 00 00 00 00 00 00 00", room=8) == bytes.fromhex("000007ff 00000200")
+
+
+def _breaks(*_arguments: Any) -> Any:
+    raise ZeroDivisionError
+
+
+BROKEN_ROWS = {
+    "blocks": {"blocks": _breaks},
+    "amount": {"amount": _breaks},
+    "blocks of one number": {"blocks": lambda cdb: 7},
+    "a negative amount": {"amount": lambda cdb, count, size: -1},
+    "spared": {"spared": _breaks, "spared_6": _breaks},
+    "run": {"run": _breaks},
+}
+
+
+@pytest.mark.parametrize("fields", BROKEN_ROWS.values(), ids=BROKEN_ROWS)
+def test_a_row_that_breaks_is_its_commands_error_alone(fields: dict[str, Any]) -> None:
+    class Vendor(Memory):
+        @hookimpl
+        def open(self, device: Device) -> None:
+            super().open(device)
+            device.opcodes = (Opcode(0xC1, "BLINK", bytes(b"\xff" * 6), **fields),)
+
+        @hookimpl
+        def handle_cmd(self, command: Command) -> None:
+            if command.cdb[0] == 0xC1:
+                raise OSError("it is told in the log, with the command's name")
+
+    rig = make_rig(Vendor())
+    rig.nexus()
+    assert rig.engine.expects(bytes([0xC1]) + bytes(5))[1] is None
+    assert rig.send(bytes([0xC1]) + bytes(5), room=BLOCK).status == Status.CHECK_CONDITION
+    assert rig.good(READ, room=BLOCK) == bytes(BLOCK)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"code": 256}, {"code": "c1"}, {"name": 7}, {"usage": "ff"}, {"usage": b""}, {"service_action": 99},
+     {"direction": "in"}],
+)  # fmt: skip
+def test_a_row_that_nobody_could_read_is_refused(fields: dict[str, Any]) -> None:
+    class Vendor(Memory):
+        @hookimpl
+        def open(self, device: Device) -> None:
+            super().open(device)
+            row: Any = {"code": 0xC1, "name": "BLINK", "usage": b"\xff" * 6} | fields
+            device.opcodes = (Opcode(**row),)
+
+    with pytest.raises(HandlerError, match=f"opcodes: .*{next(iter(fields))} must be"):
+        make_rig(Vendor())
+
+
+class Unprintable:
+    """A value that can't be shown."""
+
+    def __repr__(self) -> str:
+        raise SystemExit(3)
+
+
+@pytest.mark.parametrize("name", ["size", "threads", "read_only", "vendor"])
+def test_a_value_that_can_not_be_shown_is_refused_as_any_other(name: str) -> None:
+    class Odd(Memory):
+        @hookimpl
+        def open(self, device: Device) -> None:
+            super().open(device)
+            setattr(device, name, Unprintable())
+
+    with pytest.raises(HandlerError, match=f"{name} is a Unprintable"):
+        make_rig(Odd())
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------

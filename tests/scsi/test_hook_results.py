@@ -59,6 +59,21 @@ async def coroutine() -> None:
     pass
 
 
+class Disguised:
+    """A result that does not even say what it is."""
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("nobody asks me")
+
+
+class Deaf(Future[Any]):
+    """A Future that can't be waited for."""
+
+    def add_done_callback(self, fn: Any) -> None:
+        raise RuntimeError("no callbacks here")
+
+
 PATHS = {
     "fast": (cdb10(0x2A, 0, 1), b"x" * BLOCK),
     "general": (cdb10(0x2A, 0, 1, 8), b"x" * BLOCK),
@@ -77,6 +92,8 @@ WRONG = {
     "a future of a number": lambda: ended_with(512),
     "a future of bytes": lambda: ended_with(b"secret"),
     "a cancelled future": cancelled,
+    "what hides its type": Disguised,
+    "a future that can't be waited for": Deaf,
     "SystemExit": lambda: throw(SystemExit(3)),
     "KeyboardInterrupt": lambda: throw(KeyboardInterrupt()),
     "GeneratorExit": lambda: throw(GeneratorExit()),

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from tcmu_core import hookimpl
 from tcmu_core.scsi.command import Status
-from tests.scsi.harness import BLOCK, Plain, Rig, cdb10, cdb12, cdb16, make_rig
+from tests.scsi.harness import BLOCK, Memory, Plain, Rig, cdb10, cdb12, cdb16, make_rig
 
 LAST = 2047
 A, B = b"a" * BLOCK, b"b" * BLOCK
@@ -308,3 +309,28 @@ def test_the_fast_path_answers_as_the_general_one_does(rig: Rig) -> None:
     assert [(got.status, got.wanted, got.transferred) for got in fast] == [
         (got.status, got.wanted, got.transferred) for got in slow
     ]
+
+
+def test_what_a_hook_does_with_its_list_of_buffers_is_its_own_matter() -> None:
+    class Eats(Memory):
+        @hookimpl
+        def write(self, offset: int, buffers: list[memoryview]) -> None:
+            while buffers:
+                buffers.pop()
+
+    for code in (0x2E, 0x8E):  # nothing is written, and the comparison must tell
+        make = cdb10 if code == 0x2E else cdb16
+        assert make_rig(Eats()).send(make(code, 3, 1, 0x02), A).error == (0x0E, 0x1D, 0)
+
+
+@pytest.mark.parametrize(
+    ("block", "transfer", "most"), [(512, 0, 255), (4096, 1 << 20, 128), (65536, 0, 128), (4096, 4096, 0)]
+)
+def test_no_more_is_compared_and_written_than_a_transfer_can_hold(block: int, transfer: int, most: int) -> None:
+    rig = make_rig(size=64 << 20, block_size=block, max_transfer_length=transfer)
+    assert rig.good("12 1 b0 0 40 0", room=64)[5] == most
+    if most:
+        rig.good(b"\x89" + bytes(12) + bytes([most, 0, 0]), bytes(2 * most * block))
+    if most < 255:
+        got = rig.send(b"\x89" + bytes(12) + bytes([most + 1, 0, 0]), bytes(2 * (most + 1) * block))
+        assert (got.error, got.field) == ((5, 0x24, 0), (13, 7))

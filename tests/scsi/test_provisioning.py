@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import pytest
 
-from tests.scsi.harness import BLOCK, Plain, Rig, cdb10, cdb16, make_rig
+from tcmu_core import Extent, hookimpl
+from tests.scsi.harness import BLOCK, Memory, Plain, Rig, cdb10, cdb16, make_rig
 
 A = b"a" * BLOCK
 
@@ -119,3 +124,35 @@ def test_get_lba_status_tells_runs_from_the_start_asked_for(rig: Rig) -> None:
 @pytest.mark.parametrize("lba", [2048, 1 << 63, (1 << 64) - 1])
 def test_get_lba_status_past_the_end_is_refused(rig: Rig, lba: int) -> None:
     assert rig.send(b"\x9e\x12" + lba.to_bytes(8, "big") + bytes([0, 0, 0, 64, 0, 0]), room=64).error == (5, 0x21, 0)
+
+
+class Telling(Memory):
+    """Memory whose extents are told by a test."""
+
+    def __init__(self, tell: Callable[[], Iterable[Extent]]) -> None:
+        super().__init__()
+        self.tell = tell
+
+    @hookimpl
+    def extents(self, offset: int, length: int) -> Any:
+        return self.tell()
+
+
+DISORDER: dict[str, Callable[[], Iterable[Extent]]] = {
+    "overlapping": lambda: [Extent(0, 4 * BLOCK, mapped=False), Extent(2 * BLOCK, BLOCK, mapped=True)],
+    "backwards": lambda: [Extent(4 * BLOCK, BLOCK, mapped=False), Extent(0, BLOCK, mapped=False)],
+    "negative": lambda: [Extent(0, -BLOCK, mapped=False)],
+    "empty, without an end": lambda: itertools.repeat(Extent(0, 0, mapped=False)),
+    "the same, without an end": lambda: itertools.repeat(Extent(0, BLOCK, mapped=False)),
+}
+
+
+@pytest.mark.parametrize("extents", DISORDER.values(), ids=DISORDER)
+@pytest.mark.parametrize("cdb", ["9e 12 0 0 0 0 0 0 0 0 0 0 1 0 0 0", "4d 0 4c 0 0 0 0 1 0 0"])
+def test_extents_that_are_not_in_order_are_an_error(cdb: str, extents: Callable[[], Iterable[Extent]]) -> None:
+    assert make_rig(Telling(extents)).send(cdb, room=256).error == (4, 0x44, 0)
+
+
+def test_extents_without_an_end_are_looked_at_as_far_as_the_disk_goes() -> None:
+    endless = (Extent(number * BLOCK, BLOCK, mapped=False) for number in itertools.count())
+    assert status(make_rig(Telling(lambda: endless)), 0) == [(0, 2048, 1)]

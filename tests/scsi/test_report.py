@@ -288,3 +288,15 @@ def test_maximum_transfer_length_is_never_more_than_transports_move(told: int) -
     assert int.from_bytes(limits[8:12], "big") == (16 << 20) // 512
     assert int.from_bytes(limits[12:16], "big") <= (16 << 20) // 512
     assert rig.send(cdb16(0x88, 0, (16 << 20) // 512 + 1), room=16 << 20).error == (5, 0x24, 0)
+
+
+@pytest.mark.parametrize("descriptor", [0, 1])
+def test_request_sense_says_that_there_is_no_medium(descriptor: int) -> None:
+    rig = make_rig(removable=True)
+    rig.good("1b 0 0 0 2 0")  # eject
+    data = rig.good(bytes([3, descriptor, 0, 0, 0xFF, 0]), room=252)
+    assert (data[1:4] if descriptor else (data[2], data[12], data[13])) == (
+        bytes([2, 0x3A, 0]) if descriptor else (2, 0x3A, 0)
+    )
+    rig.good("1b 0 0 0 3 0")
+    assert not any(rig.good("3 0 0 0 12 0", room=18)[8:])

@@ -47,10 +47,10 @@ def _guarded(unit: Unit, background: Background, steps: Steps, ended: Future[Non
     _advance(unit, background, 0)
     try:
         yield from steps
-    except GeneratorExit:
-        unit.background = None
-        raise
     except BaseException as error:
+        if isinstance(error, GeneratorExit) and not _of_a_hook(error):  # it is broken off: the disk closes
+            unit.background = None
+            raise
         background.failed = True
         unit.device.log.error("the background operation failed: %s", text_of(error))
         ended.set_exception(error)
@@ -59,6 +59,11 @@ def _guarded(unit: Unit, background: Background, steps: Steps, ended: Future[Non
         unit.device.progress(0, 0)
     unit.background = None
     ended.set_result(None)
+
+
+def _of_a_hook(error: BaseException) -> bool:
+    """Return whether it was raised below the steps that caught it, and not thrown into them."""
+    return error.__traceback__ is not None and error.__traceback__.tb_next is not None
 
 
 def _advance(unit: Unit, background: Background, count: int) -> None:

@@ -81,7 +81,8 @@ def _write(unit: Unit, command: Command) -> Steps:
     wanted = command.count * size
     blocks = min(command.count, command.length // size)
     if blocks:
-        yield put_blocks(unit, command.lba, command.window(blocks * size))
+        # The list is the hook's to use up, while the data is looked at again by who verifies it.
+        yield put_blocks(unit, command.lba, list(command.window(blocks * size)))
     moved = blocks * size
     if partial(command, size):
         rest = command.length - moved
@@ -180,6 +181,8 @@ def compare_and_write(unit: Unit, command: Command) -> Steps:
     """COMPARE AND WRITE: SBC-4 5.3. The first half of the data is compared, the second half written."""
     bounded(unit, command, count_at=13)
     size, count = unit.block_size, command.count
+    if count > unit.max_compare_blocks:
+        raise InvalidFieldInCdb("more blocks than MAXIMUM COMPARE AND WRITE LENGTH", field=(13, 7))
     if command.length != 2 * count * size:
         raise InvalidFieldInCdb("the data must be two times NUMBER OF LOGICAL BLOCKS", field=(13, 7))
     if not count:

@@ -6,7 +6,7 @@ from tcmu_core.errors import InvalidFieldInCdb
 from tcmu_core.scsi.alua import AccessState
 from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.identity import ASSOCIATION_UNIT, CODE_SET_ASCII, CODE_SET_BINARY, designator, of_port
-from tcmu_core.scsi.limits import MAX_ATOMIC, MAX_COMPARE_AND_WRITE, MAX_UNMAP_DESCRIPTORS
+from tcmu_core.scsi.limits import MAX_ATOMIC, MAX_UNMAP_DESCRIPTORS
 from tcmu_core.scsi.sense import MAX_SENSE_LENGTH
 from tcmu_core.scsi.unit import Unit
 
@@ -109,7 +109,7 @@ def _block_limits(unit: Unit) -> bytes:
     data[4] = 0x01  # WSNZ
     writable = unit.operations.write is not None
     if writable:
-        data[5] = MAX_COMPARE_AND_WRITE
+        data[5] = unit.max_compare_blocks
     # OPTIMAL TRANSFER LENGTH GRANULARITY: what the storage reads, writes and frees as a whole
     granularity = max(device.physical_block_size or size, device.discard_granularity) // size
     data[6:8] = min(granularity, 0xFFFF).to_bytes(2, "big")

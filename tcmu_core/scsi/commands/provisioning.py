@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
 from tcmu_core.disk.device import Extent
-from tcmu_core.errors import InvalidFieldInCdb, InvalidFieldInParameterList, LbaOutOfRange, ParameterListLengthError
+from tcmu_core.errors import (
+    HandlerError,
+    InvalidFieldInCdb,
+    InvalidFieldInParameterList,
+    LbaOutOfRange,
+    ParameterListLengthError,
+)
 from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.commands.block import on_medium
 from tcmu_core.scsi.commands.data import fill, flushed, parameter_list
@@ -91,14 +97,30 @@ def write_same(unit: Unit, command: Command) -> Steps:
 
 
 def extents_of(unit: Unit, lba: int, count: int) -> Generator[Any, Any, Iterable[Extent]]:
-    """Return (as the value of the steps) what the handler says is allocated; without a hook, or a word, all is."""
+    """Return (as the value of the steps) what the handler says is allocated; without a hook, or a word, all is.
+
+    Iterating raises `HandlerError` where the handler's extents are not in order.
+    """
     everything = [Extent(lba * unit.block_size, count * unit.block_size, True)]
     found: Any = None
     if unit.operations.extents is not None:
         found = unit.operations.extents(lba * unit.block_size, count * unit.block_size)
         if isinstance(found, Future):
             found = yield Ask(found)
-    return everything if found is None else found
+    return everything if found is None else _in_order(found, (lba + count) * unit.block_size)
+
+
+def _in_order(found: Iterable[Extent], end: int) -> Iterator[Extent]:
+    """Yield extents up to the byte `end`; raises where one overlaps the one before, or is empty: it might never end."""
+    at = 0
+    for extent in found:
+        if not (extent.offset >= at and extent.length > 0):
+            raise HandlerError(f"extents: {extent.length} bytes at {extent.offset} come after those up to {at}: "
+                               "they must be in order, and none empty")  # fmt: skip
+        at = extent.offset + extent.length
+        yield extent
+        if at >= end:
+            return
 
 
 def get_lba_status(unit: Unit, command: Command) -> Steps:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any
 
-from tcmu_core.errors import InvalidFieldInCdb, InvalidFieldInParameterList, MediumRemovalPrevented, UnitAttention
+from tcmu_core.errors import (
+    InvalidFieldInCdb,
+    InvalidFieldInParameterList,
+    MediumNotPresent,
+    MediumRemovalPrevented,
+    UnitAttention,
+)
 from tcmu_core.scsi import sense
 from tcmu_core.scsi.attention import MEDIUM_CHANGED
 from tcmu_core.scsi.command import Command
@@ -26,13 +32,15 @@ def test_unit_ready(unit: Unit, command: Command) -> None:
 
 
 def request_sense(unit: Unit, command: Command) -> None:
-    """REQUEST SENSE: SPC-4 6.39. A pending unit attention, the progress of a background operation, or NO SENSE."""
+    """REQUEST SENSE: SPC-4 6.39. A pending unit attention, why the unit is not ready, or NO SENSE."""
     descriptor = bool(command.cdb[1] & 0x01)
     attentions = command.nexus.attentions
     if attentions:
         data = sense.encode(UnitAttention.of(*attentions.popleft()), descriptor=descriptor)
     elif unit.background is not None:
         data = sense.encode(unit.background.not_ready(), descriptor=descriptor)
+    elif not unit.has_medium:
+        data = sense.encode(MediumNotPresent(), descriptor=descriptor)
     elif not unit.started:
         # LOW POWER CONDITION ON is for power conditions; a stopped unit says why it is not ready (SBC-4 4.20)
         data = bytes([0x72, 0x02, 0x04, 0x02, 0, 0, 0, 0]) if descriptor else _stopped_fixed()
