@@ -446,6 +446,7 @@ class Host:
             addresses=self.transport.addresses,
             commands=commands,
             in_flight=in_flight,
+            passes_on=self.transport.passes_on,
         )
 
     def _missing(self, lun: int) -> Missing:
