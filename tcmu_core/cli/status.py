@@ -97,6 +97,8 @@ def _show(out: Output, status: Status) -> None:
             out.line(f"         {out.style(initiator, 'dim')}")
     for one in status.missing:
         out.line(f"  LUN {one.lun}  {_reason(out, one)}")
+    if status.passes_on:
+        out.line(f"  passes logins on to {', '.join(status.passes_on)}")
 
 
 def _counted(status: Status, path: Path) -> dict[int, tuple[InitiatorCounters, ...]]:

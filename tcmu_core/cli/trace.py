@@ -31,8 +31,9 @@ whichever way it is served: `tcmu serve`, tcmu-runner, or the kernel.
 
 `queue` is the time from when all of a command had come until it might run: it
 waits there for others of the same blocks. `run` is the time from then until it
-had ended, which for data is the storage's time, filters included. The time that
-data takes on the network is in neither.
+had ended, which for data is the storage's time, filters included. `send` is the
+time until its status was handed to the network, or to the kernel; what data
+takes on the network is in none of them.
 
 While somebody looks the disk is slower, since every command takes the long way;
 afterwards it is as it was. A reader that can't keep up never holds up the disk:
@@ -141,7 +142,8 @@ def as_text(out: Output, line: Line) -> str:
     parts.append(command.status if command.good else out.style(command.status, "red"))
     if command.sense:
         parts.append(command.sense)
-    parts.append(f"queue {command.queued * 1000:.3f} ms, run {command.ran * 1000:.3f} ms")
+    sent = f", send {command.sent * 1000:.3f} ms" if command.sent is not None else ""
+    parts.append(f"queue {command.queued * 1000:.3f} ms, run {command.ran * 1000:.3f} ms{sent}")
     return "  ".join([*parts, out.style(command.initiator, "dim")])
 
 

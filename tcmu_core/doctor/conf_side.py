@@ -122,7 +122,7 @@ def listening(system: System) -> set[tuple[_Address, int]]:
 
 
 def images(system: System) -> Iterator[Finding]:
-    """Look whether others may read or write the files that disks stand on."""
+    """Look for the files that disks stand on: whether they can be there, and others may read or write them."""
     config = read(system)
     if config is None:
         return
@@ -137,9 +137,15 @@ def images(system: System) -> Iterator[Finding]:
             try:
                 spec = DiskSpec(lun.handler).configured(lun.cfgstring)
                 body = handler.options.parse(spec.cfgstring, config.handlers.get(lun.handler, {})).body
-                status = Path(handler.options.body.split(body)[1]).stat()
+                path = Path(handler.options.body.split(body)[1])
+                status = path.stat()
+            except FileNotFoundError:
+                if not path.parent.exists():
+                    text = f"{path.parent} is not there, so the LUN can't be opened."
+                    yield Finding(f"image of {lun.name}", Severity.ERROR, text, f"mkdir -p {path.parent}")
+                continue  # it is made when it is opened
             except (TcmuError, OSError):
-                continue  # told elsewhere, or made when it is opened
+                continue  # told elsewhere
             count += 1
             if stat.S_ISREG(status.st_mode) and status.st_mode & 0o002:
                 text = f"{body}: everybody on this host may write into the disk."

@@ -19,6 +19,7 @@ CHECKS: dict[str, Check] = {
     "access": conf_side.access,
     "ports": conf_side.ports,
     "images": conf_side.images,
+    "directories": process_side.directories,
     "open files": process_side.files,
     "locked memory": process_side.memlock,
     "io_uring": process_side.io_uring,

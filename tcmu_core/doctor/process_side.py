@@ -1,9 +1,10 @@
-"""What the kernel allows a process: limits and io_uring."""
+"""What the kernel allows a process: limits, io_uring, and the directories that are tcmu-runner's."""
 
 from __future__ import annotations
 
 import os
 import resource
+import stat
 from collections.abc import Callable, Iterator
 
 from tcmu_core.doctor.finding import Finding, Severity, System
@@ -35,6 +36,28 @@ def memlock(system: System, limits: Limits = resource.getrlimit) -> Iterator[Fin
         yield Finding("RLIMIT_MEMLOCK", Severity.WARNING, text, "ulimit -l 65536")
     else:
         yield Finding("RLIMIT_MEMLOCK", Severity.OK, "It limits nothing that is needed.")
+
+
+def directories(system: System) -> Iterator[Finding]:
+    """Look whether the daemon can use its directories, and nobody else can put anything there."""
+    places = system.places
+    found = 0
+    for what, path in (("state", places.state), ("sockets", places.hosts), ("log", places.logs)):
+        title = f"directory of its {what}"
+        if not path.exists():
+            continue  # it is made
+        mode = path.stat().st_mode
+        if not stat.S_ISDIR(mode):
+            yield Finding(title, Severity.ERROR, f"{path} is no directory.", f"mv {path} {path}.old")
+        elif mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX and what != "log":
+            text = f"Others may write into {path}: they could take reservations away, or speak for a disk."
+            yield Finding(title, Severity.WARNING, text, f"chmod go-w {path}")
+        elif not os.access(path, os.W_OK | os.X_OK):
+            severity = Severity.NOTE if system.euid else Severity.ERROR
+            yield Finding(title, severity, f"{path} can't be written to by this user.", f"ls -ld {path}; mount")
+        else:
+            found += 1
+    yield Finding("directories", Severity.OK, f"Looked at those of tcmu-runner: {found} can be used.")
 
 
 def probe() -> None:

@@ -85,7 +85,7 @@ class Host:
         self.altered: Callable[[], object] = _nothing  # called when a disk came or went later than it was asked to
         # What surrounds a handler's code that may take long, so that somebody tells of it meanwhile.
         self.standing_in: Callable[[], AbstractContextManager[None]] = nullcontext
-        self.traces = Traces(loop, self.engines)
+        self.traces = Traces(loop, self.engines, self.transport.watched)
         self.ended = False
         self._make_disk = make_disk
         self._opening: dict[int, Opening] = {}
@@ -446,6 +446,7 @@ class Host:
             addresses=self.transport.addresses,
             commands=commands,
             in_flight=in_flight,
+            passes_on=self.transport.passes_on,
         )
 
     def _missing(self, lun: int) -> Missing:

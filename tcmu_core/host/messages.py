@@ -267,7 +267,10 @@ class Missing(Message):
 
 @dataclass(frozen=True, slots=True)
 class Status(Message):
-    """What a host serves, by which way in (`title`, for people) and where."""
+    """What a host serves, by which way in (`title`, for people) and where.
+
+    A host without disks `passes_on` logins to the processes of these targets.
+    """
 
     pid: int
     disks: tuple[DiskStatus, ...] = ()
@@ -276,6 +279,7 @@ class Status(Message):
     commands: int = 0  # since the start
     in_flight: int = 0
     title: str = ""
+    passes_on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from tcmu_core.scsi.following import Followed
 KEPT = 4096  # commands that wait for a reader
 BATCH = 100  # commands of one message: at most two thirds of what a channel carries in one
 EVERY = 0.01  # seconds between two messages
+SENT_SECONDS = 1.0  # for the status of a command to be out, before it is told of without that time
 PATIENCE = 30.0  # seconds without taking anything, after which a reader is let go
 
 
@@ -73,6 +74,15 @@ class Reader(Protocol):
         """Close this end."""
 
 
+@dataclass(slots=True)
+class _Kept:
+    """A command that waits for its reader, and for its status to be out until `until`, on the loop's clock."""
+
+    at: float
+    command: Followed
+    until: float
+
+
 class _Trace:
     """One reader, and what waits for it."""
 
@@ -81,22 +91,42 @@ class _Trace:
         self.reader = reader
         self._traces = traces
         self._wanted = wanted
-        self._kept: deque[Line] = deque()
+        self._kept: deque[_Kept] = deque()
+        self._unsent: dict[int, _Kept] = {}  # by the identity of its command
         self._dropped = 0
         self._timer: Timer | None = None
         self._taken = traces.loop.clock()  # when the reader last took something
 
-    def told(self, command: Followed) -> None:
+    def told(self, command: Followed, *, final: bool) -> None:
         """A command has ended."""
         if not self._fits(command):
             return
         if len(self._kept) >= KEPT:
             self._dropped += 1
             return
-        self._kept.append(Line(time.time(), command))
+        now = self._traces.loop.clock()
+        kept = _Kept(time.time(), command, now if final else now + SENT_SECONDS)
+        self._kept.append(kept)
+        if not final:
+            self._unsent[id(command)] = kept
         if self._timer is None:
-            self._taken = self._traces.loop.clock()
+            self._taken = now
             self._timer = self._traces.loop.call_later(EVERY, self._send)
+
+    def sent(self, command: Followed, seconds: float) -> None:
+        """The status of a command is out."""
+        kept = self._unsent.pop(id(command), None)
+        if kept is not None:
+            kept.command, kept.until = replace(command, sent=seconds), 0.0
+
+    def _ready(self, now: float) -> Iterator[Line]:
+        """Take those of which all is known, or will not be, as many as a message has room for."""
+        for _ in range(BATCH):
+            if not self._kept or self._kept[0].until > now:
+                return
+            kept = self._kept.popleft()
+            self._unsent.pop(id(kept.command), None)
+            yield Line(kept.at, kept.command)
 
     def _fits(self, command: Followed) -> bool:
         wanted = self._wanted
@@ -112,9 +142,11 @@ class _Trace:
         now = self._traces.loop.clock()
         if not self.reader.busy:
             self._taken = now
-            count = min(BATCH, len(self._kept))
-            self.reader.send(Traced(tuple(self._kept.popleft() for _ in range(count)), self._dropped))
+            lines = tuple(self._ready(now))
+            if lines or self._dropped:
+                self.reader.send(Traced(lines, self._dropped))
             self._dropped = 0
+            self._traces.watched(self._wanted.lun)
         elif now - self._taken > PATIENCE:
             self.reader.close()
             self._traces.forget(self.reader)
@@ -124,16 +156,20 @@ class _Trace:
 
     def end(self) -> None:
         """Look no more."""
-        self.engine.unfollow(self.told)
+        self.engine.unfollow(self)
         if self._timer is not None:
             self._timer.cancel()
 
 
 class Traces:
-    """Those that look at the disks of a host; `engines` are by LUN."""
+    """Those that look at the disks of a host; `engines` are by LUN.
 
-    def __init__(self, loop: Loop, engines: Mapping[int, Engine]) -> None:
+    `watched(lun)` is called when somebody begins to look, and now and then for as long as he does.
+    """
+
+    def __init__(self, loop: Loop, engines: Mapping[int, Engine], watched: Callable[[int], object]) -> None:
         self.loop = loop
+        self.watched = watched
         self._engines = engines
         self._traces: dict[Reader, _Trace] = {}
 
@@ -145,7 +181,8 @@ class Traces:
             reader.send(Traced(over=f"LUN {wanted.lun} is not served"))
             return
         trace = self._traces[reader] = _Trace(self, engine, wanted, reader)
-        engine.follow(trace.told)
+        self.watched(wanted.lun)
+        engine.follow(trace)
         reader.send(Traced())
 
     def forget(self, reader: Reader) -> None:

@@ -32,6 +32,7 @@ class Transport(Protocol):
 
     needs_all: bool  # whether it is of no use with a disk missing
     title: str  # what people call it
+    passes_on: tuple[str, ...]  # targets that other processes serve, to which it passes logins on
 
     def prepare(self, disks: Mapping[int, DiskSpec], *, takes_over: bool) -> Mapping[int, DiskSpec]:
         """Take hold of the way in; return the specs completed with what it knows of them.

@@ -88,6 +88,7 @@ class Pump:
         self._luns[format_lun(lun)] = execute, nexus, ways
         self._timed[format_lun(lun)] = self._sampler.timed(execute), nexus, ways
         nexus.on_clear = partial(self._cleared, lun)
+        nexus.outgoing = self._sampler.follow
 
     def _look_for(self, raw: bytes) -> None:
         """Know a logical unit that was added to the target meanwhile."""

@@ -35,6 +35,7 @@ class TargetTransport:
     """Serves the units of its host as the LUNs of one target."""
 
     needs_all = False
+    passes_on: tuple[str, ...] = ()
 
     def __init__(self, way: TargetWay, served: Served) -> None:
         self.way = way
@@ -218,6 +219,11 @@ class RedirectorTransport:
         for name in self._links.keys() - set(way.targets):
             self._links.pop(name).close()
         self.portal.configure(way.settings)
+
+    @property
+    def passes_on(self) -> tuple[str, ...]:
+        """Return the targets whose processes are there."""
+        return tuple(sorted(name for name, link in self._links.items() if not link.closed))
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -225,12 +225,12 @@ class Ring:
             self._watch = None
             self._proceed, self._finished, self._doorbell = self._unit.proceed, self._end, self._bell
             self._unit.count(None)
-            self._nexus.tally = Uncounted()
+            self._nexus.tally, self._nexus.outgoing = Uncounted(), None
             return
         watch = self._watch = Watch(tally, self._unit.proceed, self._end, self._bell)
         self._proceed, self._finished, self._doorbell = watch.proceed, watch.finished, watch.doorbell
         self._unit.count(watch.over)
-        self._nexus.tally = tally
+        self._nexus.tally, self._nexus.outgoing = tally, watch.follow
 
     # -- taking -----------------------------------------------------------------------------------------------------
 

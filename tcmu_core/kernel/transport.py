@@ -66,6 +66,7 @@ class KernelTransport:
     """Serves the one unit of its host by the ring of a device."""
 
     needs_all = True
+    passes_on: tuple[str, ...] = ()
 
     def __init__(self, way: KernelDevice, served: Served) -> None:
         self.way = way

@@ -13,7 +13,7 @@ from typing import Any
 from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.hot import Fast
 from tcmu_core.scsi.sampling import Sampler
-from tcmu_core.scsi.tally import Tally
+from tcmu_core.scsi.tally import Sink, Tally
 
 
 class Watch:
@@ -39,6 +39,10 @@ class Watch:
         self._paths: dict[int, Fast] = {}  # what the ring finds: the one or the other of these
         self._counting: dict[int, Fast] = {}
         self._timing: dict[int, Fast] = {}
+
+    def follow(self, sink: Sink) -> None:
+        """Count, too, how long it takes until the doorbell rings for what has ended now."""
+        self._sampler.follow(sink)
 
     def over(self, paths: dict[int, Fast]) -> dict[int, Fast]:
         """Return what does as the fast paths do, and counts what they end."""

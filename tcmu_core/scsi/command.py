@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from tcmu_core.scsi.tally import Tally
+from tcmu_core.scsi.tally import Sink, Tally
 
 
 class Status(IntEnum):
@@ -58,6 +58,7 @@ class Nexus:
     attentions: deque[tuple[int, int]] = field(default_factory=deque)  # (asc, ascq), oldest first
     on_clear: Callable[[], None] | None = None  # a transport drops the commands that it has not handed over yet
     tally: Tally = field(default_factory=Tally)  # of the initiator at this disk, whatever nexus it has
+    outgoing: Callable[[Sink], object] | None = None  # a transport counts how long what ended now takes to be out
 
 
 def _ignore(command: Command) -> None:

@@ -17,7 +17,7 @@ from tcmu_core.scsi.admission import admit, permit, spans_of, turn_of
 from tcmu_core.scsi.changes import Changes
 from tcmu_core.scsi.command import Command, TaskAttribute
 from tcmu_core.scsi.failures import Failures
-from tcmu_core.scsi.following import Followed, Follower
+from tcmu_core.scsi.following import Follower, Reader
 from tcmu_core.scsi.management import Post
 from tcmu_core.scsi.opcodes import Direction, Opcode, Table, describe, find
 from tcmu_core.scsi.steps import Ask, Steps, status_of
@@ -101,14 +101,14 @@ class Engine(Changes):
         self._trace = value
         self.gate()
 
-    def follow(self, reader: Callable[[Followed], object]) -> None:
+    def follow(self, reader: Reader) -> None:
         """Tell `reader` of each command that comes from now on, as it ends; no fast path until it is let go."""
         if self._follower is None:
             self._follower = Follower(time.monotonic)
         self._follower.readers.append(reader)
         self.gate()
 
-    def unfollow(self, reader: Callable[[Followed], object]) -> None:
+    def unfollow(self, reader: Reader) -> None:
         """Tell `reader` nothing any more."""
         if self._follower is not None and reader in self._follower.readers:
             self._follower.readers.remove(reader)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from tcmu_core.scsi.command import Command, Status
 from tcmu_core.scsi.opcodes import name_of
@@ -16,7 +17,8 @@ class Followed:
 
     `status` is the status in words, ABORTED where the initiator gets none; `sense` the sense data in words, empty
     where there are none. Times in seconds: `queued` before it might run, `ran` from then until its status was known,
-    which for data is the storage's time, filters included.
+    which for data is the storage's time, filters included; `sent` from then until the status was out, None where that
+    is not known: its initiator is not told, or has gone, or the transport does not say.
     """
 
     name: str
@@ -30,6 +32,32 @@ class Followed:
     sense: str
     queued: float
     ran: float
+    sent: float | None = None
+
+
+class Reader(Protocol):
+    """Who looks at the commands of a disk."""
+
+    def told(self, command: Followed, *, final: bool) -> None:
+        """A command has ended; if that is not `final`, `sent` may follow."""
+
+    def sent(self, command: Followed, seconds: float) -> None:
+        """The status of a command of which it was told was out that much later."""
+
+
+class _Out:
+    """What a transport is given to say when the status of a command is out."""
+
+    __slots__ = ("_command", "_readers")
+
+    def __init__(self, command: Followed, readers: tuple[Reader, ...]) -> None:
+        self._command = command
+        self._readers = readers
+
+    def add(self, nanoseconds: int) -> None:
+        """It took so long."""
+        for reader in self._readers:
+            reader.sent(self._command, nanoseconds / 1e9)
 
 
 @dataclass(slots=True)
@@ -46,7 +74,7 @@ class Follower:
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.readers: list[Callable[[Followed], object]] = []
+        self.readers: list[Reader] = []
         self._clock = clock
         self._times: dict[Command, _Times] = {}
 
@@ -69,8 +97,12 @@ class Follower:
             return
         command.done = times.done
         told = self._told(command, times, self._clock())
-        for reader in tuple(self.readers):
-            reader(told)
+        readers, outgoing = tuple(self.readers), command.nexus.outgoing
+        final = outgoing is None or command.silent
+        for reader in readers:
+            reader.told(told, final=final)
+        if outgoing is not None and not final:
+            outgoing(_Out(told, readers))
 
     def _done(self, command: Command) -> None:
         done = self._times[command].done

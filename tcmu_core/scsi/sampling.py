@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 
 from tcmu_core.scsi.command import Command
-from tcmu_core.scsi.tally import Histogram, Tally
+from tcmu_core.scsi.tally import Sink, Tally
 
 INTERVAL = 10_000_000  # nanoseconds
-Sent = list[tuple[Histogram, int]]  # where to count how long the way out took, and when it began
+Sent = list[tuple[Sink, int]]  # where to count how long the way out took, and when it began
 
 
 class Sampler:
@@ -78,6 +78,10 @@ class Sampler:
         if not silent:
             self.ended.append((times.send, now))
 
+    def follow(self, sink: Sink) -> None:
+        """Count, too, how long what has ended now takes to be out."""
+        self.ended.append((sink, self.clock()))
+
     def take(self) -> Sent:
         """Return those that have ended, whose status is on its way out from now on."""
         ended, self.ended = self.ended, []
@@ -86,5 +90,5 @@ class Sampler:
     def sent(self, ended: Sent) -> None:
         """Their status is out."""
         now = self.clock()
-        for histogram, since in ended:
-            histogram.add(now - since)
+        for sink, since in ended:
+            sink.add(now - since)

@@ -31,6 +31,13 @@ class Ended(Protocol):
         """Whether its initiator is not told that it has ended."""
 
 
+class Sink(Protocol):
+    """What counts times."""
+
+    def add(self, nanoseconds: int) -> None:
+        """Count one."""
+
+
 class Histogram:
     """How often something took how long: `counts` by powers of two of a nanosecond, and the nanoseconds in all."""
 

@@ -119,6 +119,7 @@ def test_others_of_a_target_are_shown_while_one_is_being_opened(call: Call, tmp_
         directory = ("--state-dir", tmp_path / "own")
         said = wait_for(lambda: "late" in (now := call("status", *directory)).out and now)
         assert "LUN 0  disk-0, 1 MiB" in said.out
+        assert f"  passes logins on to {IQN}\n" in said.out
         assert "LUN 1  late is being opened" in said.out
         slow.touch()
         wait_for(lambda: "LUN 1  late, 1 MiB" in call("status", *directory).out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -63,6 +64,7 @@ def test_what_a_client_does_is_shown_for_programs(serve: Serve, trace: Trace) ->
         assert one["initiator"].startswith("iqn.")
         assert one["ran"] > 0
         assert one["queued"] >= 0
+        assert 0 <= one["sent"] < 60
         assert bytes.fromhex(one["cdb"])
 
 
@@ -73,6 +75,7 @@ def test_what_fails_is_shown_for_people_with_the_reason(serve: Serve, trace: Tra
     assert looking.stdout is not None
     line = looking.stdout.readline()
     assert "lba 0 blocks 8  CHECK CONDITION  MEDIUM ERROR: WRITE ERROR (0C/00)  queue " in line
+    assert re.search(r"queue \d+\.\d{3} ms, run \d+\.\d{3} ms, send \d+\.\d{3} ms  ", line)
     more, said = ended(looking)
     assert not [line for line in more if "GOOD" in line]
     assert " commands shown, 0 missed" in said

@@ -89,7 +89,7 @@ def said(*parts: str) -> Callable[[World], object]:
 
 
 def anew(what: str, *luns: str) -> Callable[[World], object]:
-    """It is done when the log says that LUNs, as `target/lun`, were opened anew for another `what`, and are there."""
+    """It is done when the log says that the disks `luns` were opened anew for another `what`, and are there."""
     return lambda world: (
         world.said().count(f": another {what}") == len(luns) == world.said().count(" is there") and world.all_served()
     )

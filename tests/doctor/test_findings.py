@@ -234,6 +234,32 @@ def test_an_image_that_others_may_use(host: Any, tmp_path: Path, mode: int, seve
     assert worst(conf_side.images(host(conf=TARGET.format(path=image)))) is severity
 
 
+def test_an_image_that_can_not_be_there(host: Any, tmp_path: Path) -> None:
+    assert not [*conf_side.images(host(conf=TARGET.format(path=tmp_path / "new.img")))]
+    (found,) = conf_side.images(host(conf=TARGET.format(path=tmp_path / "nowhere" / "disk.img")))
+    assert (found.severity, found.cure) == (ERROR, f"mkdir -p {tmp_path / 'nowhere'}")
+
+
+@pytest.mark.parametrize(
+    ("mode", "severity", "cure"), [(0o700, OK, ""), (0o755, OK, ""), (0o777, WARNING, "chmod go-w"), (0o1777, OK, "")]
+)
+def test_the_directories_of_the_daemon(host: Any, tmp_path: Path, mode: int, severity: Severity, cure: str) -> None:
+    places = Places(*(tmp_path / name for name in ("lock", "run", "state", "log")))
+    assert worst(process_side.directories(host(places=places))) is OK  # they are made
+    places.state.mkdir()
+    places.state.chmod(mode)
+    found = list(process_side.directories(host(places=places)))
+    assert worst(found) is severity
+    assert found[0].cure.startswith(cure)
+
+
+def test_a_directory_of_the_daemon_that_is_none(host: Any, tmp_path: Path) -> None:
+    places = Places(*(tmp_path / name for name in ("lock", "run", "state", "log")))
+    places.hosts.touch()
+    found = list(process_side.directories(host(places=places)))
+    assert (found[0].severity, found[0].cure) == (ERROR, f"mv {places.hosts} {places.hosts}.old")
+
+
 def test_the_limits(host: Any) -> None:
     assert worst(process_side.files(host(), lambda _: (1024, 1 << 20))) is OK
     assert worst(process_side.files(host(), lambda _: (1024, 4096))) is WARNING

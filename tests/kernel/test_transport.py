@@ -18,8 +18,8 @@ from tcmu_core.host.messages import Changed, Ping, Pong, Reconfigure
 from tcmu_core.kernel import release
 from tcmu_core.kernel.configfs import Backstore, ConfigfsError
 from tcmu_core.kernel.transport import KernelDevice, Record
-from tcmu_core.scsi.following import Followed
 from tests.kernel.device import INQUIRY_SERIAL, SIZE, FakeDevice
+from tests.scsi.harness import Looker
 
 READ_ONE = bytes([0x28, 0, 0, 0, 0, 2, 0, 0, 1, 0])
 
@@ -214,16 +214,19 @@ def test_a_stop_is_meant_unless_systemd_starts_the_service_again(
 
 def test_the_commands_of_the_ring_are_told_to_who_looks(bench: FakeDevice, tmp_path: Path) -> None:
     bench.open(cfgstring=str(tmp_path / "image"))
-    found: list[Followed] = []
+    looker = Looker()
     engine = bench.host.engines[0]
+    bench.host.transport.watched(0)  # as who looks has it
     bench.ask(INQUIRY_SERIAL)
-    engine.follow(found.append)
+    engine.follow(looker)
     bench.ask(READ_ONE, room=512)
     bench.ask(INQUIRY_SERIAL)
-    assert [(one.name, one.lba, one.initiator) for one in found] == [
+    assert [(one.name, one.lba, one.initiator) for one in looker.found] == [
         ("READ(10)", 2, "kernel"),
         ("INQUIRY", None, "kernel"),
     ]
-    engine.unfollow(found.append)
+    assert len(looker.out) == 2
+    assert all(seconds >= 0 for seconds in looker.out)
+    engine.unfollow(looker)
     bench.ask(READ_ONE, room=512)
-    assert len(found) == 2
+    assert len(looker.found) == 2

@@ -14,6 +14,7 @@ from tcmu_core.errors import StaleVersion
 from tcmu_core.scsi.alua import ONE_GROUP, Arrangement
 from tcmu_core.scsi.command import Command, Initiator, Status
 from tcmu_core.scsi.engine import Engine
+from tcmu_core.scsi.following import Followed
 from tcmu_core.scsi.target import Target
 from tcmu_core.scsi.unit import Unit
 from tcmu_core.testing.harness import make_disk
@@ -115,6 +116,21 @@ class Plain:
     def read(self, buffers: list[memoryview]) -> None:
         for buffer in buffers:
             buffer[:] = b"r" * len(buffer)
+
+
+class Looker:
+    """One that looks at the commands of an engine: what it was told, in order, and how long statuses took to be out."""
+
+    def __init__(self) -> None:
+        self.found: list[Followed] = []
+        self.out: list[float] = []
+
+    def told(self, command: Followed, *, final: bool) -> None:
+        self.found.append(command)
+
+    def sent(self, command: Followed, seconds: float) -> None:
+        assert command in self.found
+        self.out.append(seconds)
 
 
 class Shelf:

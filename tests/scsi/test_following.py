@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
 from tcmu_core import errors
 from tcmu_core.errors import CommandError
 from tcmu_core.scsi import attention, sense, words
 from tcmu_core.scsi.following import Followed, Follower
-from tests.scsi.harness import Rig, cdb10
+from tests.scsi.harness import Looker, Rig, cdb10
 
 READ, WRITE = 0x28, 0x2A
 RESERVE, RELEASE = "16 00 00 00 00 00", "17 00 00 00 00 00"
@@ -20,9 +17,9 @@ RESERVE, RELEASE = "16 00 00 00 00 00", "17 00 00 00 00 00"
 @pytest.fixture
 def told(rig: Rig) -> list[Followed]:
     """What is told of the commands of a rig, followed from the start."""
-    found: list[Followed] = []
-    rig.engine.follow(found.append)
-    return found
+    looker = Looker()
+    rig.engine.follow(looker)
+    return looker.found
 
 
 def test_a_command_that_ends_at_once_is_told_with_all_that_there_is_to_say(rig: Rig, told: list[Followed]) -> None:
@@ -76,8 +73,8 @@ def test_one_that_was_aborted_is_told_as_such(rig: Rig, told: list[Followed]) ->
 def test_the_time_is_told_that_it_waited_for_others_and_that_it_ran(rig: Rig) -> None:
     now = 0.0
     follower = Follower(lambda: now)
-    found: list[Followed] = []
-    follower.readers.append(found.append)
+    looker = Looker()
+    follower.readers.append(looker)
     rig.engine._follower = follower
     rig.engine.gate()
     rig.memory.hold = True
@@ -90,11 +87,11 @@ def test_the_time_is_told_that_it_waited_for_others_and_that_it_ran(rig: Rig) ->
     now = 7.0
     rig.memory.release()
     rig.turn()
-    assert [(one.queued, one.ran) for one in found] == [(0.0, 3.0), (2.0, 4.0)]
+    assert [(one.queued, one.ran) for one in looker.found] == [(0.0, 3.0), (2.0, 4.0)]
 
 
 def test_the_fast_path_is_closed_while_somebody_looks_and_open_afterwards(rig: Rig) -> None:
-    readers: list[Callable[[Followed], Any]] = [[].append, [].append]
+    readers = [Looker(), Looker()]
     rig.nexus()
     assert rig.engine.fast
     for reader in readers:
@@ -107,28 +104,45 @@ def test_the_fast_path_is_closed_while_somebody_looks_and_open_afterwards(rig: R
 
 
 def test_a_command_outlives_the_reader_that_saw_it_come(rig: Rig) -> None:
-    found: list[Followed] = []
-    rig.engine.follow(found.append)
+    first, later = Looker(), Looker()
+    rig.engine.follow(first)
     rig.memory.hold = True
     _, ended = rig.start(cdb10(READ, 0, 1), room=512)
-    rig.engine.unfollow(found.append)
-    rig.engine.follow(later := found.append)
+    rig.engine.unfollow(first)
+    rig.engine.follow(later)
     rig.memory.release()
     rig.turn()
     rig.engine.unfollow(later)
     assert len(ended) == 1
-    assert not found
+    assert not first.found
+    assert not later.found
+
+
+def test_when_its_status_is_out_is_told_too_unless_nobody_is_told_how_it_ended(rig: Rig) -> None:
+    looker, sinks = Looker(), []
+    rig.engine.follow(looker)
+    rig.nexus().luns[0][1].outgoing = sinks.append
+    rig.good(cdb10(READ, 5, 2), room=1024)
+    rig.memory.hold = True
+    command, _ = rig.start(cdb10(WRITE, 0, 1), bytes(512))
+    rig.engine.abort(command, lambda: None)
+    rig.memory.release()
+    rig.turn()
+    assert [one.status for one in looker.found] == ["GOOD", "ABORTED"]
+    (sink,) = sinks
+    sink.add(1_500_000)
+    assert looker.out == [0.0015]
 
 
 def test_one_that_was_there_before_is_not_told_of(rig: Rig) -> None:
     rig.memory.hold = True
     _, ended = rig.start(cdb10(READ, 0, 1), room=512)
-    found: list[Followed] = []
-    rig.engine.follow(found.append)
+    looker = Looker()
+    rig.engine.follow(looker)
     rig.memory.release()
     rig.turn()
     assert len(ended) == 1
-    assert not found
+    assert not looker.found
 
 
 def every_error(kind: type[CommandError] = CommandError) -> list[type[CommandError]]:
