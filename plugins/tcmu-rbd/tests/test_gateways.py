@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -205,15 +206,33 @@ def test_a_gateway_that_the_cluster_has_forgotten_hears_again_of_changes(gateway
     assert one.keys() == [3]
 
 
-@pytest.mark.soak
-def test_a_gateway_that_takes_the_lock_knows_what_it_has_missed(gateways: Gateways, node: Node) -> None:
-    one, two = node("a", 1), node("b", 2)
-    assert two.write(0, block("2")) == Status.GOOD
-    with gateways.standing_still(1):
-        time.sleep(2 * WATCH)
-        assert two.out(Out.REGISTER, 0, 2) == Status.GOOD
-        assert two.out(Out.RESERVE, 2, kind=WRITE_EXCLUSIVE) == Status.GOOD
-    assert one.write(0, block("1")) == Status.CONFLICT  # before it has noticed that nobody tells it of changes
+def test_a_gateway_that_takes_the_lock_knows_what_it_has_missed(make) -> None:
+    image = make(more=";lock=move")
+    with open_device(RbdHandler, image.cfgstring) as one, open_device(RbdHandler, image.cfgstring) as two:
+        ours, missed = one.device.reservations, two.device.reservations
+        told: list[bytes] = []
+
+        def changed() -> Future[None]:
+            told.append(missed.load()[0])
+            taken: Future[None] = Future()
+            taken.set_result(None)
+            return taken
+
+        missed.watch(changed)
+        missed._watch.close()  # nobody tells it of changes any more
+        ours.refresh()
+        ours.replace(b"new", ours.load()[1]).result()
+        assert missed.load()[0] == b""
+
+        def written() -> bool:
+            try:
+                two.write(0, block("2"))
+            except Busy:
+                return False
+            return True
+
+        until(written, "it has the lock")
+        assert missed.load()[0] == told[-1] == b"new"
 
 
 # -- what clusters do with them, each across the end of the gateway that is used ---------------------------------------
