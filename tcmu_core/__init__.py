@@ -46,7 +46,7 @@ from tcmu_core.filters.base import Filter, after
 from tcmu_core.hookspecs import hookimpl
 from tcmu_core.options import Body, Option, Options, path
 from tcmu_core.scsi.command import Command, Nexus, Status
-from tcmu_core.scsi.opcodes import Access, Opcode
+from tcmu_core.scsi.opcodes import Access, Direction, Opcode
 
 __all__ = [
     "AbortedCommand",
@@ -62,6 +62,7 @@ __all__ = [
     "ConfigError",
     "DataProtect",
     "Device",
+    "Direction",
     "Extent",
     "Filter",
     "FormatCorrupted",

@@ -18,8 +18,10 @@ from tcmu_core.loop import READ, WRITE, Loop
 
 log = logging.getLogger("tcmu.channel")
 
-LARGEST = 1 << 17
-MAX_FDS = 4
+PACKET = 1 << 16  # bytes of a message that is a packet itself; a socket takes some more
+LARGEST = 1 << 26  # bytes of any message: that of a target with thousands of logical units has some hundred thousand
+MAX_FDS = 5
+_ELSEWHERE = b"\0"  # a packet that is no message: it brings a descriptor of the memory in which that lies
 BACKLOG = 8
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
 _INT = array.array("i").itemsize
@@ -32,9 +34,23 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 def send(sock: socket.socket, message: Message, fds: Iterable[int] = ()) -> None:
     """Send one message; blocks where the socket does."""
+    data = encode(message)
+    if len(data) <= PACKET:
+        _send(sock, data, fds)
+        return
+    memory = os.memfd_create("tcmu-message")
+    try:
+        with open(memory, "wb", closefd=False) as file:
+            file.write(data)
+        _send(sock, _ELSEWHERE, (memory, *fds))
+    finally:
+        os.close(memory)
+
+
+def _send(sock: socket.socket, packet: bytes, fds: Iterable[int]) -> None:
     rights = array.array("i", fds)
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if rights else []
-    sock.sendmsg([encode(message)], ancillary)
+    sock.sendmsg([packet], ancillary)
 
 
 def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
@@ -44,7 +60,7 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
         CodecError: what came is no message; its descriptors are closed.
     """
     try:
-        data, ancillary, _, _ = sock.recvmsg(LARGEST, socket.CMSG_LEN(MAX_FDS * _INT), socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, _, _ = sock.recvmsg(2 * PACKET, socket.CMSG_LEN(MAX_FDS * _INT), socket.MSG_CMSG_CLOEXEC)
     except ConnectionError:
         return None
     fds = array.array("i")
@@ -55,10 +71,31 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
         _close_all(fds)
         return None
     try:
+        if data == _ELSEWHERE:
+            data = _fetched(fds.pop(0) if fds else -1)
         return decode(data), list(fds)
     except CodecError:
         _close_all(fds)
         raise
+
+
+def _fetched(memory: int) -> bytes:
+    """Return the message that lies in memory, and close its descriptor.
+
+    Raises:
+        CodecError: there is none: somebody else's descriptor must not keep us waiting, or fill us up.
+    """
+    if memory < 0:
+        raise CodecError("a message that lies elsewhere, and nobody says where")
+    try:
+        info = os.fstat(memory)
+        if not stat.S_ISREG(info.st_mode) or info.st_size > LARGEST:
+            raise CodecError(f"a message that lies elsewhere, of {info.st_size} bytes, or in no memory")
+        return os.pread(memory, info.st_size, 0)
+    except OSError as error:
+        raise CodecError(f"a message that lies elsewhere can't be read: {error}") from None
+    finally:
+        os.close(memory)
 
 
 class Channel:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TextIO
 
+from tcmu_core.errors import repr_of, text_of
 from tcmu_core.outlet import Outlet
 
 DEBUG_SCSI_CMD = 5  # a level of the logging module, below DEBUG
@@ -75,17 +76,32 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line, and its traceback if there is one."""
-        text = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", record.getMessage())
+        text = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", _message(record))
         line = f"{record.funcName}:{record.lineno} {getattr(record, 'device', '')}: {text}"
         if not self.short:
             stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
             name = _NAMES.get(record.levelno, record.levelname)
             line = f"{stamp}.{int(record.msecs):03d} {record.process} [{name}] {line}"
         if record.exc_info and record.exc_info[0] is not None:
-            line += "\n" + self.formatException(record.exc_info)
+            line += "\n" + _traceback(self, record)
         if self.colour and (start := _COLOURS.get(record.levelno)):
             return f"{start}{line}\x1b[0m"
         return line
+
+
+def _message(record: logging.LogRecord) -> str:
+    """Return a record's text; what a handler has logged wrongly is no reason for its hook to fail."""
+    try:
+        return record.getMessage()
+    except BaseException as error:
+        return f"{repr_of(record.msg)}, which can't be filled in: {text_of(error)}"
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    try:
+        return formatter.formatException(record.exc_info)  # type: ignore[arg-type]
+    except BaseException as error:
+        return f"(no traceback: {text_of(error)})"
 
 
 class FileHandler(logging.Handler):

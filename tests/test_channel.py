@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import os
 import socket
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from tcmu_core.channel import Channel, Rendezvous, ask, connect, pair, receive, send
-from tcmu_core.codec import Message
+from tcmu_core.codec import CodecError, Message
 from tcmu_core.host.messages import Exited, Failed, Ping, Pong
 from tcmu_core.loop import Loop
 
@@ -37,6 +38,39 @@ def test_a_message_comes_whole_with_its_descriptors() -> None:
         assert os.read(read, 1) == b"x"
         for number in (fd, read, write):
             os.close(number)
+
+
+@pytest.mark.parametrize("length", [60_000, 70_000, 300_000, 5_000_000])
+def test_a_message_may_be_longer_than_a_packet(length: int) -> None:
+    one, other = pair()
+    read, write = os.pipe()
+    with one, other:
+        send(one, Failed(1, "x" * length), [write])
+        send(one, Pong(7))
+        got = receive(other)
+        assert got is not None
+        message, (fd,) = got
+        assert message == Failed(1, "x" * length)
+        assert os.path.samestat(os.fstat(fd), os.fstat(read))
+        assert receive(other) == (Pong(7), [])
+        for number in (fd, read, write):
+            os.close(number)
+
+
+def test_what_is_no_message_elsewhere_is_refused_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    one, other = pair()
+    read, write = os.pipe()
+    directory, endless = os.open(tmp_path, os.O_RDONLY), os.open(tmp_path / "endless", os.O_RDWR | os.O_CREAT)
+    os.truncate(endless, 1 << 40)
+    before = len(os.listdir("/proc/self/fd"))
+    with one, other:
+        for fds in ((), (read,), (directory,), (endless,)):
+            one.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else [])
+            with pytest.raises(CodecError, match="elsewhere"):
+                receive(other)
+        assert len(os.listdir("/proc/self/fd")) == before
+    for number in (read, write, directory, endless):
+        os.close(number)
 
 
 def test_messages_stay_apart_and_the_end_is_told_once(loop: Loop) -> None:

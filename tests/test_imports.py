@@ -21,8 +21,8 @@ PLUGINS = sorted(
 # Each part may import those in the lines above it, and itself; '' is the package itself, `import tcmu_core`. The words
 # of SCSI that handlers speak too stand below the disk, the engine above it.
 LAYERS = (
-    {"outlet"},
-    {"_version", "errors", "loop", "log", "progress", "sdnotify", "stdout"},
+    {"errors", "outlet"},
+    {"_version", "loop", "log", "progress", "sdnotify", "stdout"},
     {"cfgstring", "entrypoints", "files", "posix", "identity", "state"},
     {"codec"},
     {"channel"},

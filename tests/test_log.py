@@ -257,3 +257,25 @@ def test_close_leaves_the_logger_as_it_was(stderr: Captured) -> None:
     with Log(Level.DEBUG):
         pass
     assert (logger.level, logger.propagate, list(logger.handlers)) == before
+
+
+class Mute:
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+    __repr__ = __str__
+
+
+def test_what_a_handler_logs_wrongly_is_a_line_all_the_same(stderr: Captured, device: Device, tmp_path: Path) -> None:
+    with Log(directory=tmp_path):
+        device.log.error("%d blocks", "many")
+        device.log.error("%s", Mute())
+        device.log.error(Mute())
+        device.log.error("broken", exc_info=("no", "traceback"))
+        device.log.error("done")
+    for text in (stderr.getvalue(), (tmp_path / FILE_NAME).read_text()):
+        lines = text.splitlines()
+        assert "'%d blocks', which can't be filled in: TypeError" in lines[0]
+        assert "'%s', which can't be filled in: SystemExit: 3" in lines[1]
+        assert "a Mute (which can't be printed), which can't be filled in" in lines[2]
+        assert lines[-1].endswith("file/disk1: done")

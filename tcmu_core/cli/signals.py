@@ -15,6 +15,11 @@ from collections.abc import Callable, Iterable, Iterator
 PATIENCE = 1.0  # seconds from the first signal until the person is told what is waited for
 TOGETHER = 0.3  # seconds in which signals count as one: timeout(1) and terminals send two
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# These would end the process as well, and without a flush: a timer's, those for a program's own use, Ctrl-\.
+ENDING = (
+    signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGXCPU,
+    signal.SIGPWR, signal.SIGIO,
+)  # fmt: skip
 
 
 class Stopped(KeyboardInterrupt):
@@ -26,8 +31,12 @@ class Stopped(KeyboardInterrupt):
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Return the signals that stop a program: SIGHUP does not, where nohup(1) has it outlive the terminal."""
-    return [one for one in STOP_SIGNALS if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN]
+    """Return the signals that stop a program: SIGHUP does not, where nohup(1) has it outlive the terminal.
+
+    Nor do those that a handler has a use for.
+    """
+    asked = [one for one in STOP_SIGNALS if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN]
+    return asked + [one for one in ENDING if signal.getsignal(one) is signal.SIG_DFL]
 
 
 @contextlib.contextmanager
@@ -65,7 +74,8 @@ def interrupting(*, patient: bool = False) -> Iterator[Callable[[], None]]:
         raise
     finally:
         for number, handler in old.items():
-            signal.signal(number, handler)
+            if number in STOP_SIGNALS or signal.getsignal(number) is interrupt:
+                signal.signal(number, handler)
     check()
 
 
@@ -103,7 +113,7 @@ class StopSignals:
             if not said or self._done.is_set():
                 return
             for number in said:
-                if number not in self._numbers:
+                if number not in self._numbers or (number in ENDING and signal.getsignal(number) is not _ignore):
                     continue
                 if not first and not self._ended:
                     first = time.monotonic()

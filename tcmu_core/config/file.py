@@ -36,6 +36,7 @@ from tcmu_core.scsi.alua import AccessState, Arrangement
 from tcmu_core.scsi.opcodes import Tpgs
 
 MAX_SIZE = 2 << 20  # bytes; as the C runner
+MAX_LINE, MAX_SECTION = 16384, 512  # characters; a name has 223
 MIN_MEMORY = 64 << 20  # bytes; an idle worker takes 20 MiB or so, and would be replaced for ever
 MAX_LUN = 16383  # SAM-5 4.7.4: flat space addressing
 # RFC 7143 4.2.7.2: lower case after the preparation of 4.2.7.1, so upper case is refused rather than folded
@@ -77,9 +78,15 @@ class _Reader:
     def __init__(self, lines: list[str], name: str, mode: int) -> None:
         self.name = name
         self.mode = mode
-        self.places = places(plain(lines))
         self.problems: list[tuple[int, str]] = []
         self.warnings: list[str] = []
+        for number, line in enumerate(lines, 1):  # expressions that look at a line take the square of its length
+            if len(line) > (MAX_SECTION if line.lstrip().startswith("[") else MAX_LINE):
+                self._problem(number, f"a line of {len(line)} characters: this is no configuration file")
+            if "\0" in line:
+                self._problem(number, "a NUL character: this is no configuration file")
+        self._raise()
+        self.places = places(plain(lines))
         spec = resources.files("tcmu_core.config").joinpath("tcmu.spec").read_text("utf-8").splitlines()
         try:
             self.values = ConfigObj(
@@ -406,10 +413,13 @@ def _as_block_size(value: Any) -> int:
 def _as_addresses(value: Any) -> list[str]:
     addresses = [value] if isinstance(value, str) else value
     try:
-        for text in addresses:
-            parse_address(text)
+        known = {parse_address(text) for text in addresses}
     except ConfigError as error:
         raise _WrongError(str(error)) from None
+    if not known:
+        raise _WrongError("no address: write one such as 127.0.0.1:3260")
+    if len(known) < len(addresses):
+        raise _WrongError("an address is there twice")
     return list(addresses)
 
 

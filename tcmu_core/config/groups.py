@@ -79,7 +79,7 @@ def with_states(general: Arrangement, words: Iterable[str]) -> Arrangement:
     """
     groups = {group.id: group for group in general.groups}
     for text in words:
-        number, *rest = text.split()
+        number, *rest = text.split() or [""]
         known = groups.get(int(number)) if number.isdecimal() else None
         if known is None or not 0 < len(rest) <= 2 or rest[1:] not in ([], [PREFERRED]):
             raise ConfigError(f"groups: {text!r}: write ID STATE, and {PREFERRED} if it is; there are {list(groups)}")

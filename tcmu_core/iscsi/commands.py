@@ -86,6 +86,15 @@ class Commands:
             return 0
         return min(expected, most if limit is None else min(limit, most))
 
+    def _is_handlers_own(self, lun: bytes, cdb: bytes) -> bool:
+        """Return whether the handler alone knows what a command does with its data."""
+        attachment = self._session.attachment
+        number = parse_lun(lun)
+        engine = attachment.target.luns.get(number) if attachment is not None and number is not None else None
+        if engine is None or engine.unit.operations.handle_cmd is None:
+            return False
+        return engine.expects(cdb)[0] is Direction.ANY
+
     def _room(self, length: int) -> int:
         """Return how many bytes of outbox Data-In of `length` bytes takes at most."""
         parameters = self._session.parameters
@@ -111,6 +120,9 @@ class Commands:
         segments, end = self._lay_out(outbox.cursor, length)
         memory = outbox.memory
         buffers = [memory.view[data : data + count] for _at, data, count in segments]
+        if self._is_handlers_own(pdu.lun, cdb):
+            for buffer in buffers:  # what an earlier answer has left there is nobody's to read, or to write to a disk
+                buffer[:] = bytes(len(buffer))
         command = self._command(cdb, buffers, length, pdu.lun, pdu.itt, pdu.flags)
         task = Task(command, pdu.itt, pdu.lun, pdu.expected_length, True, segments, memory)
         if self._execute(command, pdu.lun):

@@ -19,6 +19,9 @@ from tests.waiting import wait_for
 
 Serve = Callable[..., Serving]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+SIGNALS += [signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGIO]  # they would end it as well
+
+READ_ONE = bytes([0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0])
 
 # Keeps what is written in memory until it is told to flush: a stop without a flush loses it.
 LAZY = (
@@ -305,6 +308,73 @@ def test_a_thread_that_a_handler_does_not_end_is_waited_for_until_a_second_signa
     assert disk.process.stderr is not None
     assert "waiting for a thread of the handler to end (thread/disk); a second" in disk.process.stderr.readline()
     assert disk.stop(signal.SIGINT).status == 128 + signal.SIGINT
+
+
+OWN_SIGNAL = """
+import os, signal
+
+from tcmu_core import hookimpl
+
+
+class Own:
+    @hookimpl
+    def open(self, device):
+        self.heard = 0
+        signal.signal(signal.SIGUSR1, self.hear)
+
+    def hear(self, number, frame):
+        self.heard += 1
+
+    @hookimpl
+    def read(self, offset, buffers):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        for buffer in buffers:
+            buffer[:] = bytes(len(buffer))
+"""
+
+
+def test_a_signal_that_a_handler_has_a_use_for_is_its_own(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "handler_own.py").write_text(OWN_SIGNAL)
+    disk = serve("own", "--handler-path", tmp_path, "--size", "1M")
+    with Client(disk.uri) as client:
+        for _ in range(3):  # the first one tells of a unit attention
+            reply = client.command(READ_ONE, read=512)
+        assert reply.data == bytes(512)
+    assert disk.stop(signal.SIGTERM).status == 0
+
+
+FORKS = """
+import os
+
+from tcmu_core import hookimpl
+
+
+class Forks:
+    @hookimpl
+    def open(self, device):
+        device.threads = int(device.cfgstring)
+
+    @hookimpl
+    def read(self, offset, buffers):
+        if not os.fork():
+            offset = -1  # the child returns, too
+        for buffer in buffers:
+            buffer[:] = b"pc"[offset < 0 :][:1] * len(buffer)
+"""
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_child_that_a_hook_forks_and_that_returns_serves_nobody(serve: Serve, tmp_path: Path, threads: int) -> None:
+    (tmp_path / "handler_forks.py").write_text(FORKS)
+    disk = serve("forks", str(threads), "--handler-path", tmp_path, "--size", "1M")
+    replies = []
+    with Client(disk.uri) as client:
+        for _ in range(8):
+            replies.append(client.command(READ_ONE, read=512))
+    assert [reply.data for reply in replies[1:]] == [b"p" * 512] * 7
+    children = Path(f"/proc/{disk.process.pid}/task/{disk.process.pid}/children")
+    wait_for(lambda: all(gone(int(pid)) for pid in children.read_text().split()))
+    assert disk.stop(signal.SIGTERM).status == 0
 
 
 def test_two_signals_are_as_one(serve: Serve) -> None:

@@ -249,6 +249,25 @@ def test_a_write_that_is_sent_as_a_read_writes_nothing(wire: Wire) -> None:
     assert answer.residual == 512
 
 
+def test_a_handlers_own_command_finds_nothing_of_earlier_answers() -> None:
+    found: list[bytes] = []
+
+    def answer(command: Command) -> Status | None:
+        if command.cdb[0] != 0xC1:
+            return None
+        found.append(command.take(512))  # what it would write to a disk, were it sent as a read
+        return Status.GOOD
+
+    wire = logged_in(units=[Answering(answer)])
+    wire.unit.disk[:] = b"x" * len(wire.unit.disk)
+    for _ in range(100):
+        wire.send(wire.initiator.read_10(0, 128))
+        (told,) = wire.send(wire.initiator.command(b"\xc1", read=512))
+        assert isinstance(told, p.DataIn)
+        assert bytes(told.data) == bytes(512)
+    assert set(found) == {bytes(512)}
+
+
 def test_a_read_that_is_sent_as_a_write_is_not_told_good_for_all(wire: Wire) -> None:
     (answer,) = wire.send(wire.initiator.command(cdb_10(0x28, 0, 1), write=bytes(512), data=bytes(512)))
     assert isinstance(answer, p.ScsiResponse)

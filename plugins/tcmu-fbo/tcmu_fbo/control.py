@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from tcmu_core import (
     Command,
-    FormatInProgress,
     InvalidFieldInCdb,
     InvalidFieldInParameterList,
+    NotReady,
     ParameterListLengthError,
     Status,
 )
@@ -19,7 +19,7 @@ from tcmu_fbo.drive import FULL
 from tcmu_fbo.events import EventClass, PowerEvent
 from tcmu_fbo.info import FULL_FORMAT, capabilities
 from tcmu_fbo.layout import Field, Layout, flag, long, triple, word
-from tcmu_fbo.sense import progress_data
+from tcmu_fbo.sense import data_of
 
 if TYPE_CHECKING:
     from tcmu_fbo.drive import Drive
@@ -41,11 +41,14 @@ def test_unit_ready(drive: Drive, command: Command) -> None:
 
 
 def request_sense(drive: Drive, command: Command) -> bytes | None:
-    """REQUEST SENSE: the progress of a format; everything else is the engine's."""
-    if drive.formatting is None or command.nexus.attentions:
+    """REQUEST SENSE: why the drive is not ready, a format's progress with it; everything else is the engine's."""
+    if command.nexus.attentions:
         return None
-    error = FormatInProgress(progress=drive.formatting.progress)
-    return progress_data(error, descriptor=bool(command.cdb[1] & 0x01))
+    try:
+        drive.ready()
+    except NotReady as error:
+        return data_of(error, descriptor=bool(command.cdb[1] & 0x01))
+    return None
 
 
 # -- load, eject, prevent ---------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from tcmu_core import (
 from tcmu_fbo import sector
 from tcmu_fbo.address import lba_of
 from tcmu_fbo.profiles import BLOCK, Code
-from tcmu_fbo.sense import CannotRead, CannotWrite, IllegalMode
+from tcmu_fbo.sense import CannotRead, CannotWrite, IllegalMode, InvalidFieldInCommandInformation
 
 if TYPE_CHECKING:
     from tcmu_fbo.drive import Drive
@@ -29,6 +29,7 @@ Answer = Status | Future[Status]
 FUA = 0x08  # byte 1 of WRITE (SBC-4 5.40)
 BYTCHK = 0x02  # byte 1 of VERIFY
 STEP = 1 << 20  # bytes that VERIFY holds at once
+SECTORS = STEP // BLOCK  # that READ CD holds at once
 
 
 def extent(cdb: bytes) -> tuple[int, int]:
@@ -81,6 +82,18 @@ def read(drive: Drive, command: Command) -> Answer:
     return _then(medium, medium.start_read(lba * BLOCK, buffers), ended)
 
 
+def _sent(command: Command) -> int:
+    """Return how many bytes there are to write, of those that the CDB wants.
+
+    Raises:
+        InvalidFieldInCommandInformation: the data ends inside a block: the rest of that can't be known here.
+    """
+    size = min(command.length, command.wanted)
+    if size % BLOCK:
+        raise InvalidFieldInCommandInformation(f"{size} bytes are not whole blocks of {BLOCK}")
+    return size
+
+
 def _then(
     medium: Medium,
     work: Future[None],
@@ -128,7 +141,7 @@ def write(drive: Drive, command: Command) -> Answer:
     cdb = command.cdb
     lba, count = _range(drive, medium, cdb)
     command.wanted = count * BLOCK
-    size = min(count, command.length // BLOCK) * BLOCK  # whole blocks: a part of one can't be written
+    size = _sent(command)
     stable = not drive.modes.write_cache or bool(cdb[0] >> 5 and cdb[1] & FUA)
     buffers = command.window(size)
 
@@ -154,7 +167,7 @@ def write_and_verify(drive: Drive, command: Command) -> Answer:
     medium = writable(drive)
     lba, count = _range(drive, medium, command.cdb)
     command.wanted = count * BLOCK
-    size = min(count, command.length // BLOCK) * BLOCK
+    size = _sent(command)
 
     def run() -> Status:
         _write(medium, command, lba, size, True)
@@ -174,8 +187,7 @@ def verify(drive: Drive, command: Command) -> Answer:
     size = count * BLOCK
     if compared:
         command.wanted = size
-        size = min(count, command.length // BLOCK) * BLOCK
-        command.transferred = size
+        command.transferred = size = min(command.length, size)
 
     def run() -> Status:
         with medium.used():
@@ -293,16 +305,18 @@ def _read_sectors(drive: Drive, command: Command, lba: int, count: int) -> Answe
     drive.position = lba + count - 1
 
     def run() -> Status:
+        wanted, sectors = command.wanted, min(count, -(-command.length // each))
         with medium.used():
-            _fill(medium, command, lba, min(count, -(-command.length // each)), chosen)
+            for first in range(0, sectors, SECTORS):  # a header of four bytes costs a whole block to be read
+                _fill(medium, command, lba + first, min(SECTORS, sectors - first), chosen, first * each)
+        command.transferred, command.wanted = min(command.length, wanted), wanted
         return Status.GOOD
 
     return drive.device.offload(run)
 
 
-def _fill(medium: Medium, command: Command, lba: int, count: int, chosen: list[int]) -> None:
-    """Put the chosen parts of `count` sectors into the command's buffers."""
-    wanted = command.wanted
+def _fill(medium: Medium, command: Command, lba: int, count: int, chosen: list[int], at: int) -> None:
+    """Put the chosen parts of `count` sectors into the command's buffers from byte `at` on, as far as there is room."""
     data = memoryview(bytearray(count * BLOCK))
     medium.read(lba * BLOCK, [data])
     out = bytearray()
@@ -311,5 +325,4 @@ def _fill(medium: Medium, command: Command, lba: int, count: int, chosen: list[i
         pieces = dict(zip(ORDER, sector.parts(lba + number, user, with_parity=PARITY in chosen), strict=True))
         for part in chosen:
             out += pieces[part]
-    command.put(out)
-    command.wanted = wanted
+    command.put_at(at, out[: command.length - at])

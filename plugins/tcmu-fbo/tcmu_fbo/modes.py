@@ -83,7 +83,6 @@ DEFAULTS: Mapping[int, Mapping[str, int]] = {
     TIMEOUT_AND_PROTECT: {"group_1_timeout": 10, "group_2_timeout": 120},
 }
 MAY_CHANGE: Mapping[int, Mapping[str, int]] = {
-    ERROR_RECOVERY: {"read_retry_count": 0xFF, "write_retry_count": 0xFF},
     CACHING: {"wce": 1},
 }
 

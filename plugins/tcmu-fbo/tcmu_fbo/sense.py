@@ -1,4 +1,4 @@
-"""The sense that only an optical drive gives (MMC-6 annex F), and REQUEST SENSE data for a format under way."""
+"""The sense that only an optical drive gives (MMC-6 annex F), and the data of REQUEST SENSE."""
 
 from __future__ import annotations
 
@@ -36,6 +36,12 @@ class IllegalMode(IllegalRequest):
     asc, ascq = 0x64, 0x00
 
 
+class InvalidFieldInCommandInformation(IllegalRequest):
+    """Invalid field in command information unit: there is less data than the command wants (SPC-4 annex F)."""
+
+    asc, ascq = 0x0E, 0x03
+
+
 # Fixed format sense data (SPC-4 4.5.3).
 FIXED = Layout(
     18,
@@ -63,10 +69,12 @@ DESCRIPTOR = Layout(
 )
 
 
-def progress_data(error: CommandError, *, descriptor: bool) -> bytes:
-    """Return what REQUEST SENSE answers while a format is under way (SPC-4 4.5.2.4.4)."""
+def data_of(error: CommandError, *, descriptor: bool) -> bytes:
+    """Return what REQUEST SENSE answers while `error` is what others get, with its progress (SPC-4 4.5.2.4.4)."""
     values = {"sense_key": error.sense_key, "asc": error.asc, "ascq": error.ascq}
-    progress = {"sksv": 1, "progress": error.progress or 0}
+    progress = {"sksv": int(error.progress is not None), "progress": error.progress or 0}
+    if descriptor and error.progress is None:
+        return DESCRIPTOR.pack(response_code=0x72, **values)[:8]
     if descriptor:
         head = {"response_code": 0x72, "additional_length": 8, "descriptor_type": 2, "descriptor_length": 6}
         return DESCRIPTOR.pack(**head, **values, **progress)

@@ -337,6 +337,15 @@ def test_commands_that_need_no_disc_are_good_without_one(bench: Callable[..., An
     assert drive.good("23 00 00000000 00 00ff 00")[8] & 3 == 3  # no medium
 
 
+@pytest.mark.parametrize("descriptor", [0, 1])
+def test_request_sense_says_that_there_is_no_disc(bench: Callable[..., Any], descriptor: int) -> None:
+    drive = bench()
+    assert drive.send("00 00 00 00 00 00").error == (0x02, 0x3A, 0x01)  # the tray is closed
+    told = drive.good(bytes([0x03, descriptor, 0, 0, 0xFF, 0]))
+    expected = "72023a0100000000" if descriptor else "700002000000000a000000003a0100000000"
+    assert told.hex() == expected
+
+
 def test_the_write_cache_can_be_switched_from_outside(bench: Callable[..., Any], image: Callable[..., Path]) -> None:
     drive = bench(str(image()))
     drive.disk.change(Change(write_cache=False))

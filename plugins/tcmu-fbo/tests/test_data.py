@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tcmu_fbo import data
+
 BLOCK = 2048
 
 
@@ -164,12 +166,16 @@ def test_a_last_block_that_is_not_whole_becomes_whole_when_written(
     assert path.stat().st_size == 11 * BLOCK
 
 
-def test_a_write_of_a_part_of_a_block_writes_whole_blocks_only(
-    bench: Callable[..., Any], image: Callable[..., Path]
+@pytest.mark.parametrize("cdb", [cdb10(0x2A, 3, 2), cdb12(0xAA, 3, 2), cdb16(0x8A, 3, 2), cdb10(0x2E, 3, 2)])
+@pytest.mark.parametrize("sent", [100, BLOCK + 100])
+def test_a_write_whose_data_ends_inside_a_block_writes_nothing_and_says_so(
+    bench: Callable[..., Any], image: Callable[..., Path], cdb: bytes, sent: int
 ) -> None:
     drive = bench(str(image()))
-    got = drive.send(cdb10(0x2A, 3, 2), block(70) + b"x" * 100)
-    assert (got.status, got.transferred, got.wanted) == (0, BLOCK, 2 * BLOCK)
+    assert drive.send(cdb, (block(70) * 2)[:sent]).error == (0x05, 0x0E, 0x03)
+    assert drive.good(cdb10(0x28, 3, 2), room=2 * BLOCK) == block(3) + block(4)
+    got = drive.send(cdb, block(70))
+    assert (got.status, got.wanted) == (0, 2 * BLOCK)
     assert drive.good(cdb10(0x28, 3, 2), room=2 * BLOCK) == block(70) + block(4)
 
 
@@ -311,6 +317,13 @@ def test_verify_with_data_compares(bench: Callable[..., Any], image: Callable[..
     assert (got.error, got.information) == ((0x0E, 0x1D, 0x00), BLOCK)
 
 
+def test_verify_compares_the_last_bytes_too(bench: Callable[..., Any], image: Callable[..., Path]) -> None:
+    drive = bench(f"ro/{image()}")
+    assert drive.send(cdb10(0x2F, 5, 2, 0x02), block(5)[:100]).status == 0
+    got = drive.send(cdb10(0x2F, 5, 2, 0x02), block(5) + block(6)[:99] + b"\xff")
+    assert (got.error, got.information) == ((0x0E, 0x1D, 0x00), BLOCK + 99)
+
+
 def test_write_and_verify_writes_through_and_compares(bench: Callable[..., Any], image: Callable[..., Path]) -> None:
     path = image()
     bench(str(path)).good(cdb10(0x2E, 5, 2, 0x02), block(50) + block(51))
@@ -339,6 +352,22 @@ def test_read_cd_gives_the_parts_of_a_sector_that_are_asked_for(
     assert whole[16:2064] == block(7)
     assert whole[2352 + 16 : 2352 + 2064] == block(8)
     assert drive.good(read_cd(7, 2, what)) == whole[first:last] + whole[2352 + first : 2352 + last]
+
+
+def test_headers_of_many_sectors_cost_the_memory_of_a_few(
+    bench: Callable[..., Any], image: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive = bench(f"ro/{image(blocks=100)}")
+    whole = drive.good(read_cd(0, 100, 0x20), room=400)
+    monkeypatch.setattr(data, "SECTORS", 7)
+    read: list[int] = []
+    real = drive.drive.medium.read
+    monkeypatch.setattr(
+        drive.drive.medium, "read", lambda at, buffers: (read.append(sum(map(len, buffers))), real(at, buffers))
+    )
+    assert drive.good(read_cd(0, 100, 0x20), room=400) == whole
+    assert max(read) == 7 * BLOCK
+    assert drive.good(read_cd(0, 100, 0x20), room=10) == whole[:10]
 
 
 def test_read_cd_of_nothing_is_good(bench: Callable[..., Any], image: Callable[..., Path]) -> None:

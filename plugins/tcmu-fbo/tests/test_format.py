@@ -147,12 +147,12 @@ def select(body: bytes, flags: int = 0x10) -> tuple[bytes, bytes]:
     return bytes([0x55, flags, 0, 0, 0, 0, 0]) + len(data).to_bytes(2, "big") + b"\0", data
 
 
-def test_the_retry_counts_can_be_changed_and_the_other_initiators_hear_of_it(ram: Any) -> None:
+def test_the_write_cache_can_be_changed_and_the_other_initiators_hear_of_it(ram: Any) -> None:
     ram.nexus("b")
-    new = bytearray(page(ram, 0x01))
-    new[3] = 9
+    new = bytearray(page(ram, 0x08))
+    new[2] ^= 0x04
     ram.good(*select(bytes(new)))
-    assert page(ram, 0x01) == bytes(new)
+    assert page(ram, 0x08) == bytes(new)
     assert ram.send(TEST_UNIT_READY, who="a").error == (0, 0, 0)
     assert ram.send(TEST_UNIT_READY, who="b").error == (0x06, 0x2A, 0x01)
 
@@ -178,6 +178,12 @@ def test_turning_the_write_cache_off_flushes(ram: Any, monkeypatch: pytest.Monke
     assert not page(ram, 0x08)[2] & 0x04
 
 
+def test_what_nobody_looks_at_can_not_be_changed(ram: Any) -> None:
+    new = bytearray(page(ram, 0x01))
+    new[3] ^= 9  # READ RETRY COUNT: nothing is tried again
+    assert ram.send(*select(bytes(new))).error == (0x05, 0x26, 0x00)
+
+
 @pytest.mark.parametrize(
     ("change", "flags", "error"),
     [
@@ -192,11 +198,11 @@ def test_turning_the_write_cache_off_flushes(ram: Any, monkeypatch: pytest.Monke
 def test_a_wrong_mode_select_changes_nothing(
     ram: Any, change: Callable[[bytes], bytes], flags: int, error: tuple[int, int, int]
 ) -> None:
-    before = page(ram, 0x01)
-    good = bytearray(page(ram, 0x01))
-    good[3] = 77
+    before = page(ram, 0x08)
+    good = bytearray(before)
+    good[2] ^= 0x04
     assert ram.send(*select(bytes(good) + change(before), flags)).error == error
-    assert page(ram, 0x01) == before
+    assert page(ram, 0x08) == before
 
 
 def test_there_are_no_saved_pages_and_no_others(ram: Any) -> None:

@@ -104,6 +104,9 @@ class Config:
         """Return what TLS needs; None when it is off. Raises ConfigError for files that can't be used."""
         if self.tls is Tls.OFF:
             return None
+        for name in filter(None, (self.ca, self.cert, self.key)):
+            if Path(name).exists() and not Path(name).is_file():  # a FIFO would be waited for
+                raise ConfigError(f"the TLS file {name} is no regular file")
         try:
             context = ssl.create_default_context(cafile=self.ca or None)
             if self.cert:

@@ -20,6 +20,7 @@ ROOM = 256 << 10  # bytes that are received at once
 DIRECT = 16 << 10  # bytes of a payload from which on they are received where they belong
 MAX_STATUS = 16 << 20  # bytes of one block status
 MAX_MESSAGE = 64 << 10  # bytes of an error chunk
+MAX_PIECES = 1 << 16  # of a read, with gaps in between; those that adjoin are one
 
 Done = list[tuple[Request, OSError | None]]
 
@@ -251,6 +252,14 @@ class Transmission:
         where = bisect(pieces, (first, 0))
         if (where and sum(pieces[where - 1]) > first) or (where < len(pieces) and pieces[where][0] < first + length):
             raise ProtocolError("a piece of data comes twice")
+        if where and sum(pieces[where - 1]) == first:
+            first, length = pieces[where - 1][0], pieces[where - 1][1] + length
+            del pieces[where - 1]
+            where -= 1
+        if where < len(pieces) and first + length == pieces[where][0]:
+            length += pieces.pop(where)[1]
+        if len(pieces) >= MAX_PIECES:
+            raise ProtocolError(f"an answer in more than {MAX_PIECES} pieces")
         pieces.insert(where, (first, length))
 
     def _payload_ended(self, done: Done) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tcmu_nbd import transmission as transmission_module
 from tcmu_nbd.codec import Export
 from tcmu_nbd.constants import Chunk, Cmd, ExportFlag
 from tcmu_nbd.errors import ProtocolError
@@ -278,3 +279,23 @@ def test_any_cutting_of_right_answers_fills_all_reads(draw: st.DataObject) -> No
     ended = feed(transmission, b"".join(said), draw.draw(st.sampled_from([0, 1000, 16385, 70_000])))
     assert ended == [(request, None) for request, _ in reads]
     assert [bytes(memory) for _, memory in reads] == contents
+
+
+def test_a_read_in_many_pieces_is_kept_as_few_and_one_of_too_many_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transmission_module, "MAX_PIECES", 8)
+    length = 1000
+    content = random.Random(1).randbytes(length)
+    for step in (1, -1):  # each piece adjoins the one before, or the one behind
+        transmission = Transmission(STRUCTURED)
+        request, memory = reading(length)
+        transmission.send(request)
+        places = list(range(0, length, 10))[::step]
+        said = b"".join(data(OFFSET + at, content[at : at + 10], done=at == places[-1]) for at in places)
+        assert feed(transmission, said, 100) == [(request, None)]
+        assert memory == content
+    transmission = Transmission(STRUCTURED)
+    transmission.send(reading(length)[0])
+    with pytest.raises(ProtocolError, match="more than 8 pieces"):
+        feed(transmission, b"".join(data(OFFSET + at, b"x", done=False) for at in range(0, length, 2)))
