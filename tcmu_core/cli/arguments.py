@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Once(argparse.Action):
-    """An option with one value: a second one is a mistake, and would have the first dropped without a word."""
+    """An option with one value: another one is a mistake, and would have the first dropped without a word."""
 
     def __call__(
         self,
@@ -31,7 +31,8 @@ class Once(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Take the value."""
-        if self.option_strings and getattr(namespace, self.dest, self.default) is not self.default:
+        before = getattr(namespace, self.dest, self.default)
+        if self.option_strings and before is not self.default and before != values:
             parser.error(f"argument {option_string}: given twice")
         setattr(namespace, self.dest, values)
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +92,11 @@ def test_wrong_usage_is_status_2_and_says_why(call: Call, argv: tuple[str, ...],
     said = call(*argv)
     assert said.status == 2
     assert message in said.err
+
+
+def test_an_option_may_say_the_same_twice(call: Call, tmp_path: Path) -> None:
+    state = ("--state-dir", str(tmp_path))
+    assert call("status", *state, *state).status == 0
 
 
 def failing(message: str, cause: Exception) -> ConfigError:
