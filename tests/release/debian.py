@@ -35,7 +35,15 @@ exec chroot . sh -c 'echo ready; exec sleep infinity'
 def make_root(goal: Path, *options: str) -> None:
     """Make a root of the Debian that runs here, with apt that was updated; `options` are mmdebstrap's."""
     tool = ROOT / "tools" / "debian-root"
-    words = [tool, goal, "--variant=apt", f"--include={COMMON}", "--skip=cleanup/apt/lists", '--aptopt=APT::Get::Assume-Yes "true";', *options]
+    words = [
+        tool,
+        goal,
+        "--variant=apt",
+        f"--include={COMMON}",
+        "--skip=cleanup/apt/lists",
+        '--aptopt=APT::Get::Assume-Yes "true";',
+        *options,
+    ]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

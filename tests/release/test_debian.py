@@ -130,7 +130,10 @@ def test_an_image_is_served_from_a_file(installed: Sandbox) -> None:
     for command in ("tcmu serve file a.img --size 8M", "tcmu serve qcow 'a.qcow2;create=1' --size 8M"):
         with serving(installed, command, USER) as said:
             assert run("qemu-io", "-f", "raw", "-c", "write -P 0x31 0 64k", "-c", "flush", said["uri"]).returncode == 0
-    assert installed.run("cd; head --bytes 65536 a.img | tr --delete 1 | wc --bytes; head --bytes 3 a.qcow2", USER) == "0\nQFI"
+    assert (
+        installed.run("cd; head --bytes 65536 a.img | tr --delete 1 | wc --bytes; head --bytes 3 a.qcow2", USER)
+        == "0\nQFI"
+    )
 
 
 def test_the_daemon_its_pages_and_what_shells_complete_are_there(installed: Sandbox) -> None:
@@ -151,7 +154,9 @@ def test_the_service_is_enabled_and_has_its_old_names(installed: Sandbox) -> Non
     assert "ExecStart=/usr/bin/tcmu-runner\n" in installed.run(["cat", "/lib/systemd/system/tcmu-runner.service"])
     owner = "/usr/share/dbus-1/system-services/org.kernel.TCMUService1.service"
     assert "SystemdService=tcmu-runner.service" in installed.run(["cat", owner])
-    assert 'allow own="org.kernel.TCMUService1"' in installed.run(["cat", "/usr/share/dbus-1/system.d/tcmu-runner.conf"])
+    assert 'allow own="org.kernel.TCMUService1"' in installed.run(
+        ["cat", "/usr/share/dbus-1/system.d/tcmu-runner.conf"]
+    )
 
 
 def test_unit_tests_pass_with_the_modules_of_debian(installed: Sandbox, debs: Path) -> None:
@@ -159,7 +164,9 @@ def test_unit_tests_pass_with_the_modules_of_debian(installed: Sandbox, debs: Pa
     shutil.copytree(ROOT / "tests", home / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "conf", home / "conf")
     shutil.copy(ROOT / "pyproject.toml", home)
-    installed.run(["apt-get", "install", "--mark-auto", "--no-install-recommends", "python3-pytest", "python3-hypothesis"])
+    installed.run(
+        ["apt-get", "install", "--mark-auto", "--no-install-recommends", "python3-pytest", "python3-hypothesis"]
+    )
     chosen = [f"tests/{name}" for name in UNITS]
     left_out = [f"--ignore=tests/{name}" for name in LEFT_OUT]
     words = ["python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not soak and not vm", *left_out, *chosen]
