@@ -58,6 +58,7 @@ from tcmu_core.host.messages import (
     WayIn,
 )
 from tcmu_core.host.opening import Opening
+from tcmu_core.host.telling import looked
 from tcmu_core.host.traces import Reader, Trace, Traces
 from tcmu_core.log import Level, Log
 from tcmu_core.loop import Loop, Timer
@@ -68,7 +69,6 @@ log = logging.getLogger("tcmu.host")
 RETRY_SECONDS = 30.0  # between two attempts to open a disk that is missing
 START_SECONDS = 5.0  # for all disks to be opened, before those that are there are served
 LAST_SECONDS = 2.0  # for one that is being opened when the host ends
-TOLD = 4  # initiators of one message: of each, a part of what it has room for
 POLL = 0.01  # seconds between two looks whether the last command has ended
 
 
@@ -421,15 +421,15 @@ class Host:
 
     def _looked(self, asker: Reader) -> Looked:
         """Tell an asker all but the last part of what there is to see, and return that."""
-        told: list[DiskCounters] = []
-        for lun, engine in self.engines.items():
+        for lun in self.engines:
             self.transport.watched(lun)
-            for one in every_counters(engine.unit):
-                if len(told) == TOLD:
-                    asker.send(Looked(tuple(told)))
-                    told.clear()
-                told.append(DiskCounters(lun, one))
-        return Looked(tuple(told), True, self.status(), self.transport.sessions())
+        counted = (
+            DiskCounters(lun, one) for lun, engine in self.engines.items() for one in every_counters(engine.unit)
+        )
+        *parts, last = looked(self.status(), counted, self.transport.sessions())
+        for part in parts:
+            asker.send(part)
+        return last
 
     def gone(self, asker: Reader) -> None:
         """Somebody who has asked something is gone."""

@@ -90,11 +90,13 @@ class Observer:
     def _hear(self, path: Path) -> Seen | None:
         """Return what one host tells; None where it has gone, or does not answer in time."""
         told: list[DiskCounters] = []
+        sessions: list[SessionStatus] = []
         try:
             while (got := channel.receive(self._sockets[path])) is not None and isinstance(got[0], Looked):
                 told += got[0].counters
+                sessions += got[0].sessions
                 if got[0].over and got[0].status is not None:
-                    return _seen(got[0].status, told, got[0].sessions)
+                    return _seen(got[0].status, told, tuple(sessions))
         except (OSError, CodecError) as error:
             log.info("%s: %s", path, error)
         self._drop(path)

@@ -8,10 +8,10 @@ import select
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from tcmu_core.host import control
-from tcmu_core.host.messages import DiskStatus
+from tcmu_core.host.messages import DiskStatus, Status
+from tcmu_core.host.observer import Observer, Seen
 from tcmu_core.testing.client import Client
 from tcmu_core.testing.initiator import InitiatorError
 from tests.cli.test_runner import AS_USER, Running
@@ -27,7 +27,7 @@ VOLATILE = {"initiators": (), "in_flight": 0, "progress": None}
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class Scene:
     """What can be seen from outside at one time."""
 
     disks: dict[str, DiskStatus]
@@ -44,6 +44,7 @@ class World:
         self.runner = Running(directory, "--state-dir", str(self.state), code=OFTEN + AS_USER)
         self.runner.config.chmod(0o600)
         self.loads: dict[str, Load] = {}
+        self._observer = Observer(self.state)
         self._probe: Client | None = None
         self._read = 0  # characters of the log before this edit
         self.text = CONFIGURATION.format(directory=directory, address="127.0.0.1:0")
@@ -59,6 +60,7 @@ class World:
     def stop(self) -> None:
         """Compare all that was written, and end."""
         try:
+            self._observer.close()
             if self._probe is not None:
                 self._probe.close()
             problems = []
@@ -88,14 +90,14 @@ class World:
             self.runner.config.write_text(changed)
         wait_for(lambda: edit.done(self), why=self.said)
 
-    def undo(self, before: Seen) -> None:
+    def undo(self, before: Scene) -> None:
         """Have the configuration as it was, and every LUN served and under load as before."""
         applied = IN_FORCE in self.said()
         self._read = len(self.runner.said())
         self.runner.config.write_text(self.text)
         self.runner.hang_up()
         if applied:
-            wait_for(lambda: IN_FORCE in self.said() and self.seen().disks == before.disks, why=self.said)
+            wait_for(lambda: IN_FORCE in self.said() and self.scene().disks == before.disks, why=self.said)
         for disk, load in self.loads.items():
             load.portal = self.addresses()[0]
             if not load.living:
@@ -111,24 +113,29 @@ class World:
 
     # -- what there is to see -----------------------------------------------------------------------------------------
 
-    def _hosts(self) -> list[Any]:
-        return [status for _, status in control.hosts(self.state)]
+    def _look(self) -> tuple[Seen, ...]:
+        """Look at all processes; one may be busy for seconds where the machine is."""
+        return wait_for(
+            lambda: len(found := self._observer.look().hosts) == len(control.places(self.state)) and found,
+            why=self.said,
+        )
+
+    def _hosts(self) -> list[Status]:
+        return [seen.status for seen in self._look()]
 
     def _luns(self) -> dict[str, tuple[str, int]]:
         return {disk.name: (host.title, disk.lun) for host in self._hosts() for disk in host.disks}
 
-    def seen(self) -> Seen:
-        """Look."""
-        hosts = self._hosts()
+    def scene(self) -> Scene:
+        """Look at what should stay as it is."""
+        looked = self._look()
+        hosts = [seen.status for seen in looked]
         told = {disk.name: dataclasses.replace(disk, **VOLATILE) for host in hosts for disk in host.disks}
         names = {f"iqn.2026-01.test:{disk}" for disk in self.loads}
         sessions = {
-            one.initiator: (one.tsih, one.since)
-            for path, status in control.hosts(self.state)
-            for one in _sessions(path)
-            if one.initiator in names
+            one.initiator: (one.tsih, one.since) for seen in looked for one in seen.sessions if one.initiator in names
         }
-        return Seen(told, {host.title: host.pid for host in hosts}, sessions)
+        return Scene(told, {host.title: host.pid for host in hosts}, sessions)
 
     def said(self) -> str:
         """Return what the log has said since the edit."""
@@ -191,9 +198,3 @@ class World:
         """Whether the session that logged in before the edit, and says nothing, was asked for a sign of life."""
         assert self._probe is not None
         return bool(select.select([self._probe._sock], [], [], 0)[0])
-
-
-def _sessions(path: Path) -> Any:
-    from tcmu_core.cli import sessions
-
-    return sessions.of(path)
