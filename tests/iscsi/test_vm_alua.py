@@ -1,4 +1,4 @@
-"""Two portals of a target in groups, with the kernel's initiator: what sg3-utils read of them."""
+"""Two portals of a target in groups, with the kernel's initiator: what sg3-utils read of them, and do with them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ pytestmark = pytest.mark.vm
 TARGET = "iqn.2026-01.test:disk"
 PORTALS = ("127.0.0.1:3260", "127.0.0.2:3260")
 PATIENCE = 240
+RESERVATION_CONFLICT = 24  # an exit status of sg3_utils(8)
 
 
 def configuration(first: str, second: str) -> str:
@@ -94,3 +95,51 @@ def test_sg_utils_read_the_groups(paths: Paths) -> None:
         page = paths.vm.run(f"sg_vpd -p di {device}", check=True).stdout
         assert f"Relative target port: 0x{number}" in page
         assert f"Target port group: 0x{number}" in page
+
+
+def test_sg_stpg_moves_the_groups(paths: Paths) -> None:
+    first, second = paths.devices
+    paths.vm.run(f"sg_stpg --tp 1,2 --state an,ao {first}", check=True)
+    assert paths.reported(first) == paths.reported(second) == {1: 1, 2: 0}
+    paths.vm.run(f"sg_stpg --tp 1,2 --state ao,an {second}", check=True)
+    assert paths.reported(first) == paths.reported(second) == {1: 0, 2: 1}
+    refused = paths.vm.run(f"sg_stpg --tp 7 --state ao {first}", check=False)
+    assert "Illegal request" in refused.stderr  # sg_stpg does not tell by its exit status
+
+
+def test_sg_persist_reserves_by_one_path_and_sees_it_by_the_other(paths: Paths) -> None:
+    first, second = paths.devices
+
+    def persist(device: str, words: str, status: int = 0) -> str:
+        # Unit attentions are taken first: sg_persist does not send a command again.
+        script = f"sg_turs {device}; sg_turs {device}; sg_persist --no-inquiry {words} {device}"
+        done = paths.vm.run(script, check=False)
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout
+
+    def keys(device: str) -> list[str]:
+        return re.findall(r"^\s+(0x[0-9a-f]+)$", persist(device, "--in --read-keys"), re.MULTILINE)
+
+    told = persist(first, "--in --report-capabilities")
+    for bit in ("SIP_C", "ATP_C", "PTPL_C"):
+        assert f"({bit}): 1" in told
+    persist(first, "--out --register-ignore --param-sark=0xa1")
+    persist(second, "--out --register-ignore --param-sark=0xa2")
+    assert keys(first) == keys(second) == ["0xa1", "0xa2"]
+    persist(first, "--out --reserve --param-rk=0xa1 --prout-type=5")
+    held = persist(second, "--in --read-reservation")
+    assert "Key=0xa1" in held
+    assert "Write Exclusive, registrants only" in held
+    persist(second, "--out --reserve --param-rk=0xa2 --prout-type=5", RESERVATION_CONFLICT)
+    status = persist(second, "--in --read-full-status")
+    assert re.findall(r"Relative port address: (0x[0-9a-f]+)", status) == ["0x1", "0x2"]
+    persist(second, "--out --preempt-abort --param-rk=0xa2 --param-sark=0xa1 --prout-type=5")
+    assert keys(first) == ["0xa2"]
+    assert "Key=0xa2" in persist(first, "--in --read-reservation")
+    persist(second, "--out --clear --param-rk=0xa2")
+    persist(first, "--out --register-ignore --param-sark=0xa3 --param-alltgpt")
+    assert keys(second) == ["0xa3", "0xa3"]
+    # At both ports, and of the first session's initiator port: open-iscsi has an ISID of its own for each session.
+    persist(second, "--out --clear --param-rk=0xa3", RESERVATION_CONFLICT)
+    persist(first, "--out --clear --param-rk=0xa3")
+    assert keys(second) == []

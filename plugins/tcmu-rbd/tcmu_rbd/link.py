@@ -139,9 +139,7 @@ class Link:
             return
         for holder in self._holders():
             if take or holder == lost or owner.has_died(self._noted(), holder):
-                # librbd puts the holder on the blocklist before it takes the lock away.
-                with contextlib.suppress(rbd.ImageNotFound):  # the holder has let it go meanwhile
-                    image.lock_break(rbd.RBD_LOCK_MODE_EXCLUSIVE, holder)
+                self._break(holder)
             elif self.config.lock == "move":  # to ask for it would take as long as that gateway stands still
                 raise self._locked_elsewhere()
         try:
@@ -149,6 +147,15 @@ class Link:
         except rbd.ReadOnlyImage as error:
             raise self._locked_elsewhere() from error
         image.metadata_set(owner.KEY, owner.note(self.address, shelf))
+
+    def _break(self, holder: str) -> bool:
+        """Take the lock from `holder`, whom librbd puts on the blocklist first; False where that has it no more."""
+        rbd = self.binding.rbd
+        try:
+            self._image.lock_break(rbd.RBD_LOCK_MODE_EXCLUSIVE, holder)
+        except (rbd.ImageNotFound, rbd.ImageBusy):  # nobody has it, or somebody else
+            return False
+        return True
 
     def _locked_elsewhere(self) -> LockedElsewhere:
         holder = ", ".join(self._holders()) or "another client"
@@ -189,9 +196,7 @@ class Link:
         fenced = ""
         for holder in self._holders():
             if holder != self.address and owner.shelf_of(self._noted(), holder) not in aware:
-                with contextlib.suppress(self.binding.rbd.ImageNotFound):  # it has let go meanwhile
-                    self._image.lock_break(self.binding.rbd.RBD_LOCK_MODE_EXCLUSIVE, holder)
-                fenced = holder
+                fenced = holder if self._break(holder) else fenced
         return fenced
 
     def _explain(self, error: Any) -> ConfigError:

@@ -13,7 +13,9 @@ import pytest
 from tcmu_core import Busy, ConfigError
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.testing import open_device
-from tcmu_rbd import RbdHandler
+from tcmu_rbd import RbdHandler, binding
+from tcmu_rbd.config import parse
+from tcmu_rbd.link import Link
 from tcmu_rbd.shelf import WATCH
 from tests.clusters.ceph import Ceph
 from tests.clusters.gateway import Gateways
@@ -118,6 +120,24 @@ def test_a_gateway_that_stood_still_writes_no_more_after_a_takeover(gateways: Ga
     one.paths[0].close()
     assert one.write(2, block("3")) == Status.GOOD  # a fresh session has the disk when it asks for it
     assert one.read(1) == block("2")
+
+
+def test_who_has_taken_the_lock_meanwhile_is_not_fenced_in_the_place_of_another(make, ceph: Ceph) -> None:
+    config, modules = parse(make(more=";lock=move").cfgstring), binding.load()
+    holder = Link.connect(modules, config, read_only=False)
+    other = Link.connect(modules, config, read_only=False, lock=False)
+    try:
+        before = ceph.blocklist()
+        other._holders = lambda: ["127.0.0.1:0/1"]  # type: ignore[method-assign]  # who had it when it looked
+        assert other.fence_unaware(set()) == ""
+        assert holder.locked()
+        assert ceph.blocklist() == before
+        del other._holders  # type: ignore[method-assign]
+        assert other.fence_unaware(set()) == holder.address
+        assert len(ceph.blocklist()) > len(before)
+    finally:
+        other.close()
+        holder.close()
 
 
 def test_an_image_is_the_same_disk_at_all_its_gateways_and_no_other_one(make) -> None:
