@@ -150,6 +150,11 @@ class Disk:
         """All unit attentions that came."""
         return [code for path in self.paths for code in path.told]
 
+    @property
+    def used(self) -> int:
+        """The gateway whose path is used."""
+        return self._used + 1
+
     def use(self, number: int) -> None:
         """Go on by another path, that through gateway `number`, with a session that is begun anew."""
         self._used = number - 1
