@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -122,15 +121,6 @@ class Ceph:
             yield
         finally:
             self.start_daemon(name)
-
-    @contextmanager
-    def standing_still(self, name: str) -> Iterator[None]:
-        """Have a daemon do nothing for a while."""
-        self._daemons[name].send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self._daemons[name].send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """Stop everything."""

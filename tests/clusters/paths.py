@@ -15,7 +15,7 @@ from tests.iscsi.served import Client
 BLOCK = 512
 ROOM = 4096  # bytes for what PERSISTENT RESERVE IN tells
 PATIENCE = 120.0  # seconds for a disk that stays busy, or out of reach
-SILENCE = 10.0  # seconds without an answer, after which a multipath driver gives a path up
+SILENCE = 60.0  # seconds without an answer, after which a path is given up
 PAUSE = 0.05
 STANDBY = (0x2, (0x04, 0x0B))  # NOT READY, target port in standby state
 
@@ -61,7 +61,7 @@ class Registration:
 class Path:
     """An initiator port's session with one gateway, which is begun anew when it is broken."""
 
-    def __init__(self, address: str, who: str, silence: float = 60.0) -> None:
+    def __init__(self, address: str, who: str, silence: float) -> None:
         self.address = address
         self.told: list[tuple[int, int]] = []  # unit attentions
         self._who = f"iqn.2026-01.test:{who}"
@@ -149,6 +149,11 @@ class Disk:
     def told(self) -> list[tuple[int, int]]:
         """All unit attentions that came."""
         return [code for path in self.paths for code in path.told]
+
+    @property
+    def used(self) -> int:
+        """The gateway whose path is used."""
+        return self._used + 1
 
     def use(self, number: int) -> None:
         """Go on by another path, that through gateway `number`, with a session that is begun anew."""

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.soak
 
 BLOCKS = 32  # so few that what lands late lands on something newer
 WRITES = 400
-SILENCE = 5.0  # seconds without an answer, after which the initiator tries the other path
+SILENCE = 10.0  # seconds without an answer, after which the initiator tries the other path
 
 
 class Load(threading.Thread):
@@ -37,11 +37,23 @@ class Load(threading.Thread):
         self.acknowledged = acknowledged or {}
         self.error: BaseException | None = None
         self._enough = threading.Event()
+        self._path = 0  # the one to go on by
+
+    def __enter__(self) -> Load:
+        self.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._enough.set()
+        self.join()
 
     def run(self) -> None:
         chance = random.Random(11)
         try:
             while not self._enough.is_set():
+                if self._path:
+                    self.disk.use(self._path)
+                    self._path = 0
                 lba, data = chance.randrange(BLOCKS), (self.count + 1).to_bytes(8, "big") * (BLOCK // 8)
                 assert self.disk.write(lba, data) == Status.GOOD
                 self.acknowledged[lba] = data
@@ -61,6 +73,16 @@ class Load(threading.Thread):
         until(lambda: self.error is not None or self.count >= before + WRITES, "writes go on", 2 * 60.0)
         assert self.error is None, self.error
 
+    def more_by(self, number: int) -> None:
+        """Have many more written by the path through a gateway: on a busy machine one may be silent and left."""
+        until(lambda: self._went_by(number), f"gateway {number} is used", 5 * 60.0)
+
+    def _went_by(self, number: int) -> bool:
+        self._path = number
+        until(lambda: self.error is not None or not self._path, "the path is another one")
+        self.more()
+        return self.disk.used == number
+
     def rest(self) -> None:
         """Write no more: what lands late is not covered by something newer."""
         self._enough.set()
@@ -68,7 +90,7 @@ class Load(threading.Thread):
         assert self.error is None, self.error
 
     def finish(self) -> None:
-        """Look for everything by both paths, that of the gateway which was in use at last."""
+        """Look for everything by both paths: at last by the first one, whose gateway had something on its way."""
         self.rest()
         for number in (2, 1):
             self.disk.use(number)
@@ -88,13 +110,12 @@ def gateways(make, tmp_path: Path) -> Iterator[Gateways]:
 
 @pytest.fixture
 def load(gateways: Gateways) -> Iterator[Load]:
-    with Disk("loader", gateways.addresses, SILENCE) as disk:
-        yield Load(disk)
+    with Disk("loader", gateways.addresses, SILENCE) as disk, Load(disk) as load:
+        yield load
 
 
 def test_the_gateway_that_is_used_is_killed(gateways: Gateways, load: Load) -> None:
-    load.start()
-    load.more()
+    load.more_by(1)
     gateways.kill(1)
     load.more()
     gateways.start(1)
@@ -106,8 +127,7 @@ def test_the_gateway_that_is_used_is_killed(gateways: Gateways, load: Load) -> N
 
 
 def test_the_gateway_that_is_used_stands_still_and_goes_on(gateways: Gateways, load: Load, ceph: Ceph) -> None:
-    load.start()
-    load.more()
+    load.more_by(1)
     before = ceph.blocklist()
     with gateways.standing_still(1):
         load.more()
@@ -115,10 +135,9 @@ def test_the_gateway_that_is_used_stands_still_and_goes_on(gateways: Gateways, l
         load.rest()
     load.finish()
     assert load.disk.failures
-    again = Load(load.disk, load.acknowledged)
-    again.start()
-    again.more()
-    again.finish()
+    with Load(load.disk, load.acknowledged) as again:
+        again.more()
+        again.finish()
 
 
 # -- a network that is cut ---------------------------------------------------------------------------------------------
@@ -148,10 +167,8 @@ def test_the_gateway_that_is_used_is_cut_off_from_the_cluster(isle: Island, far:
     both = Gateways(tmp_path, "rbd", cfgstring, away=[(isle.clients, isle.prefix)])
     try:
         both.start(1, 2)
-        with Disk("loader", both.addresses, SILENCE) as disk:
-            load = Load(disk)
-            load.start()
-            load.more()
+        with Disk("loader", both.addresses, SILENCE) as disk, Load(disk) as load:
+            load.more_by(1)
             before = far.blocklist()
             with isle.cut_off():
                 load.more()

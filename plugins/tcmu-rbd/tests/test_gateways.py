@@ -19,7 +19,7 @@ from tcmu_rbd.link import Link
 from tcmu_rbd.shelf import WATCH
 from tests.clusters.ceph import Ceph
 from tests.clusters.gateway import Gateways
-from tests.clusters.paths import BLOCK, SILENCE, STANDBY, Disk, Out, Registration, Status
+from tests.clusters.paths import BLOCK, STANDBY, Disk, Out, Registration, Status
 from tests.clusters.processes import until
 from tests.iscsi.initiator import cdb_10
 
@@ -46,8 +46,7 @@ def node(gateways: Gateways) -> Iterator[Node]:
     with ExitStack() as stack:
 
         def log_in(who: str, *numbers: int) -> Disk:
-            addresses = [gateways.address(number) for number in numbers or (1, 2)]
-            return stack.enter_context(Disk(who, addresses, silence=60.0 if len(addresses) == 1 else SILENCE))
+            return stack.enter_context(Disk(who, [gateways.address(number) for number in numbers or (1, 2)]))
 
         yield log_in
 
