@@ -51,8 +51,8 @@ def test_its_make_targets_are_there(document: Path) -> None:
     assert set(re.findall(r"`make ([a-z]+)`", text) + re.findall(r"^ {4}make ([a-z]+)", text, re.MULTILINE)) <= targets
 
 
-def test_the_readmes_handler_is_the_tested_one() -> None:
-    assert EXAMPLE.read_text() in (ROOT / "README.md").read_text()
+def test_the_guides_handler_is_the_tested_one() -> None:
+    assert EXAMPLE.read_text() in (ROOT / "docs" / "handlers.md").read_text()
 
 
 def test_the_readme_installs_what_there_is() -> None:
@@ -98,4 +98,8 @@ def test_the_plugins_of_the_readme_are_there() -> None:
     text = (ROOT / "README.md").read_text()
     for plugin in sorted(ROOT.glob("plugins/*/README.md")):
         name = tomllib.loads((plugin.parent / "pyproject.toml").read_text())["project"]["name"]
-        assert f"[{name}](plugins/{name}/README.md)" in text, name
+        assert f"](plugins/{name}/README.md)" in text, name
+
+
+def test_the_readme_is_a_screen() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 60

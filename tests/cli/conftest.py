@@ -19,7 +19,7 @@ import pytest
 
 from tcmu_core.cli.tcmu import main
 
-# The README's: a handler of twenty lines.
+# The guide's: a handler of twenty lines.
 DROP_IN = (Path(__file__).parents[2] / "docs" / "examples" / "handler_mine.py").read_text()
 
 

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 CONFIGURATION = Path(__file__).with_name("mkdocs.yml")
 # The repository's own pages keep their places, so that the links between them hold in the site too.
 PAGES_OF_THE_REPOSITORY = [
-    *("*.md", "LICENSE", "conf/*", "docs/**/*", "plugins/*/README.md", "packages/*/README.md", "examples/*/README.md"),
-    *("benchmarks/*.md", "benchmarks/*.svg", "tests/vm/README.md"),
+    *("*.md", "LICENSE", "conf/*", "docs/**/*", "plugins/*/README.md", "examples/*/README.md"),
+    *("packages/*/README.md", "packages/image/*", "benchmarks/*.md", "benchmarks/*.svg", "tests/vm/README.md"),
 ]
 
 
