@@ -31,6 +31,7 @@ from tcmu_core.state import default_directory
 # Seconds. Together with the time for a last flush, a stop takes no longer than one, whatever clients do.
 LOGOUT_PATIENCE = 0.3  # for clients to log out
 ABORT_PATIENCE = 0.3  # for commands in flight to end once their connections are closed
+SIGNAL_SECONDS = 2.0  # between two looks whether a handler has had the signals that stop us ignored
 SHOWN = 4  # of the commands that a stop waits for
 
 
@@ -86,6 +87,7 @@ class Server:
         """Open the disks, listen, say what is served, and start the command."""
         self._open()
         self.signals = StopSignals(stop_signals(), lambda number: self.loop.post(self.stop, number), self._waits_for)
+        self._keep_signals(self.signals)
         self._listen_to_commands()
         reach = self._reach()
         if self.args.json:
@@ -107,6 +109,10 @@ class Server:
                 raise
             hint = "; --portal 127.0.0.1:0 takes a free port" if error.errno == errno.EADDRINUSE else ""
             raise ConfigError(f"{error.strerror}{hint}") from error
+
+    def _keep_signals(self, signals: StopSignals) -> None:
+        signals.retake()
+        self.loop.call_later(SIGNAL_SECONDS, self._keep_signals, signals)
 
     def _listen_to_commands(self) -> None:
         self._made = not self._directory.exists()
