@@ -35,6 +35,7 @@ log = logging.getLogger("tcmu.serve")
 # Seconds. Together with the time for a last flush, a stop takes no longer than one, whatever clients do.
 LOGOUT_PATIENCE = 0.3  # for clients to log out
 ABORT_PATIENCE = 0.3  # for commands in flight to end once their connections are closed
+SIGNAL_SECONDS = 2.0  # between two looks whether a handler has had the signals that stop us ignored
 SHOWN = 4  # of the commands that a stop waits for
 
 
@@ -96,6 +97,7 @@ class Server:
         self._listen_to_commands()
         self._open()
         self.signals = StopSignals(stop_signals(), lambda number: self.loop.post(self.stop, number), self._waits_for)
+        self._keep_signals(self.signals)
         reach = self._reach()
         if self.args.json:
             Output().json(self._as_json(reach), indent=None)
@@ -116,6 +118,10 @@ class Server:
                 raise
             hint = "; --portal 127.0.0.1:0 takes a free port" if error.errno == errno.EADDRINUSE else ""
             raise ConfigError(f"{error.strerror}{hint}") from error
+
+    def _keep_signals(self, signals: StopSignals) -> None:
+        signals.retake()
+        self.loop.call_later(SIGNAL_SECONDS, self._keep_signals, signals)
 
     def _listen_to_commands(self) -> None:
         self._made = not self._directory.exists()

@@ -100,6 +100,12 @@ class StopSignals:
         self._thread = threading.Thread(target=self._listen, name="tcmu-signals", daemon=True)
         self._thread.start()
 
+    def retake(self) -> None:
+        """Hear again what a handler has had ignored meanwhile; on the main thread, now and then."""
+        for number in self._numbers:
+            if number in STOP_SIGNALS and signal.getsignal(number) in (signal.SIG_IGN, signal.SIG_DFL):
+                signal.signal(number, _ignore)
+
     def _listen(self) -> None:
         first = 0.0
         while True:

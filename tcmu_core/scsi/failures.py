@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 
 from tcmu_core.disk.disk import Disk
@@ -11,6 +12,10 @@ from tcmu_core.scsi.command import Command, Status
 from tcmu_core.scsi.opcodes import Access, describe, find
 from tcmu_core.scsi.unit import Unit
 
+AT_FIRST = 8  # times that the same is logged, one by one
+AGAIN_SECONDS = 10.0  # after which it is logged once more, with how often it has been
+MANY = 256  # different texts that are remembered
+
 
 class Failures:
     """Gives the commands of a unit the status and the sense data of what went wrong."""
@@ -19,6 +24,7 @@ class Failures:
         self._disk = disk
         self._log = disk.device.log
         self._unit = unit
+        self._said: dict[tuple[int, str], tuple[float, int]] = {}  # by command and text: when last, and how often
         self._reported: set[tuple[str, str, int]] = set()  # exceptions whose traceback was logged already
 
     def give(self, command: Command, error: BaseException) -> None:
@@ -63,7 +69,18 @@ class Failures:
         command.status = status
 
     def _log_failure(self, command: Command, error: BaseException) -> None:
-        self._log.error("%s failed: %s", describe(command.cdb, self._unit.table), text_of(error))
+        """Log what the storage says. A disk that is full says the same of each write: that is told now and then."""
+        said = text_of(error)
+        key, now = (command.cdb[0], said), time.monotonic()
+        since, count = self._said.get(key, (now, 0))
+        if count >= AT_FIRST and now - since < AGAIN_SECONDS:
+            self._said[key] = since, count + 1
+            return
+        more = f"; so did {count - AT_FIRST} like it meanwhile" if count > AT_FIRST else ""
+        self._log.error("%s failed: %s%s", describe(command.cdb, self._unit.table), said, more)
+        if len(self._said) >= MANY:  # each of them says something else
+            self._said.clear()
+        self._said[key] = now, min(count + 1, AT_FIRST)
 
     def _report(self, command: Command, error: BaseException) -> None:
         """Log an exception that is no SCSI error: with its traceback the first time, in one line from then on."""

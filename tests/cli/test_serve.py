@@ -343,6 +343,36 @@ def test_a_signal_that_a_handler_has_a_use_for_is_its_own(serve: Serve, tmp_path
     assert disk.stop(signal.SIGTERM).status == 0
 
 
+DEAF = """
+import signal
+
+from tcmu_core import hookimpl
+
+
+class Deaf:
+    @hookimpl
+    def open(self, device):
+        pass
+
+    @hookimpl
+    def read(self, offset, buffers):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for buffer in buffers:
+            buffer[:] = bytes(len(buffer))
+"""
+
+
+def test_a_handler_that_has_a_signal_ignored_does_not_keep_it_from_us(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "handler_deaf.py").write_text(DEAF)
+    disk = serve("deaf", "--handler-path", tmp_path, "--size", "1M")
+    with Client(disk.uri) as client:
+        for _ in range(2):
+            client.command(READ_ONE, read=512)
+    status = Path(f"/proc/{disk.process.pid}/status")
+    wait_for(lambda: not int(status.read_text().partition("SigIgn:")[2].split()[0], 16) & 1 << signal.SIGTERM - 1)
+    assert disk.stop(signal.SIGTERM).status == 0
+
+
 FORKS = """
 import os
 

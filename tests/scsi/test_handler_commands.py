@@ -6,6 +6,7 @@ import errno
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from tcmu_core import (
     TaskSetFull,
     hookimpl,
 )
+from tcmu_core.scsi import failures
 from tests.scsi.harness import BLOCK, Memory, cdb10, make_rig
 
 
@@ -132,6 +134,26 @@ def test_an_unexpected_exception_is_logged_with_its_traceback_once(caplog: pytes
     assert "READ(10)" in first.message
     assert first.exc_info
     assert not second.exc_info
+
+
+def test_a_full_disk_does_not_fill_the_log_too(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(failures, "time", SimpleNamespace(monotonic=lambda: now))
+    rig = make_rig()
+    rig.memory.error = OSError(errno.ENOSPC, "No space left on device")
+    with caplog.at_level(logging.ERROR):
+        for _ in range(100):
+            rig.send(cdb10(0x2A, 0, 1), bytes(BLOCK))
+        assert len(caplog.records) == failures.AT_FIRST
+        rig.send(cdb10(0x28, 0, 1), room=BLOCK)  # another command says so too
+        assert len(caplog.records) == failures.AT_FIRST + 1
+        now += failures.AGAIN_SECONDS
+        for _ in range(100):
+            rig.send(cdb10(0x2A, 0, 1), bytes(BLOCK))
+    assert len(caplog.records) == failures.AT_FIRST + 2
+    assert caplog.records[-1].message.endswith("No space left on device; so did 92 like it meanwhile")
 
 
 @pytest.mark.parametrize("value", [512, "done", b"data", True])
