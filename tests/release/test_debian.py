@@ -176,7 +176,8 @@ def test_unit_tests_pass_with_the_modules_of_debian(installed: Sandbox, debs: Pa
 
 
 def test_purged_it_leaves_no_trace(installed: Sandbox, before: set[str]) -> None:
-    installed.run("mkdir -p /var/lib/tcmu; touch /var/lib/tcmu/disk.aptpl /var/log/tcmu-runner.log.1")
+    installed.run("mkdir -p /var/lib/tcmu /run/tcmu")  # what the daemon makes
+    installed.run("touch /var/lib/tcmu/disk.aptpl /var/log/tcmu-runner.log.1 /run/tcmu.lock /run/tcmu/disk.sock")
     for command in documented("apt purge"):
         installed.run(command)
     installed.run(["apt-get", "autoremove", "--purge"])
