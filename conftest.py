@@ -50,6 +50,7 @@ def kernel_host() -> Iterator[Host]:
 
 
 def pytest_configure() -> None:
-    """Let what tests start hear Ctrl-C, where all this runs in the background: a shell has it ignored there."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Let what tests start hear Ctrl-C and Ctrl-\\, where all this runs in the background: a shell has them ignored."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
