@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from tests.kernel.host import Host
 
 
+ALONE = {"packages": "tests/release/", "images": "plugins/tcmu-qcow/"}  # kinds that share nothing with others
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     """Keep each kind together: its tests share the ports, memory and files of a host.
 
-    Those of images share nothing but processors: they come last, and whichever process is idle first has them.
+    Some share nothing but processors: they come last, and whichever process is idle first has them.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -27,7 +30,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     def kind(module: str) -> str:
         if "mark.vm" in (config.rootpath / module).read_text():
             return "machines"
-        return "images" if module.startswith("plugins/tcmu-qcow/") else "host"
+        return next((name for name, places in ALONE.items() if module.startswith(places)), "host")
 
     class Kinds(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
