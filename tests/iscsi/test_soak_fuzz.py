@@ -6,6 +6,7 @@ import gc
 import random
 import struct
 from collections.abc import Callable, Iterator
+from time import monotonic
 
 import pytest
 
@@ -39,7 +40,8 @@ TEXTS = [
 CMD_SN = struct.Struct(">I")
 PER_CONNECTION = 250
 SEEDS = 20
-PDUS = 250_000  # of a seed
+PDUS = 250_000  # of a seed, five million in all
+SECONDS = 25.0  # for a seed at most: a slow machine sends fewer
 
 
 def templates(draw: random.Random) -> list[bytes]:
@@ -216,9 +218,10 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def storm(seed: int, pdus: int) -> None:
-    """Run one seed until so many PDUs were sent."""
+    """Run one seed until so many PDUs were sent, or the time is over."""
     running = Storm(seed)
-    while running.sent < pdus:
+    until = monotonic() + SECONDS
+    while running.sent < pdus and monotonic() < until:
         running.connection()
         running.look()
         if running.turn % 1000 == 0:
