@@ -7,6 +7,7 @@ ends when they have taken the change. The connection is the shelf's own: it outl
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import threading
 from collections.abc import Callable, Iterator
@@ -171,9 +172,13 @@ class Shelf:
             parts = (self._watch, "close"), (self._ioctx, "close"), (self._cluster, "shutdown")
             self._watch = self._ioctx = self._cluster = None
         for part, end in parts:  # the first one waits for notifications that are being taken, and those for the guard
-            if part is not None:
-                with contextlib.suppress(self._binding.rados.Error):
-                    getattr(part, end)()
+            if part is None:
+                continue
+            try:
+                getattr(part, end)()
+            except self._binding.rados.Error:
+                # A watch that the cluster did not end tries again when it is freed, and complains aloud: it never is.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(part))
 
     def _read(self, ioctx: Any) -> None:
         state = bytes(ioctx.read(self.name, MOST))
