@@ -71,8 +71,15 @@ def answers(port: int) -> bool:
 @contextmanager
 def tcmu(image: Path, directory: Path, options: str = "", name: str = "disk") -> Iterator[Server]:
     """Serve `image` by our own portal, with every setting as it comes but the cfgstring's `options`."""
-    command = [sys.executable, "-m", "tcmu_core.cli.tcmu", "serve", "file", f"{image}{options}", "--name", name]
-    command += ["--portal", "127.0.0.1:0", "--state-dir", str(directory / f"state-{name}"), "--json"]
+    words = ["file", f"{image}{options}", "--name", name, "--state-dir", str(directory / f"state-{name}")]
+    with serving(words) as server:
+        yield server
+
+
+@contextmanager
+def serving(words: Sequence[str]) -> Iterator[Server]:
+    """Run `tcmu serve` with these words, on a free port."""
+    command = [sys.executable, "-m", "tcmu_core.cli.tcmu", "serve", *words, "--portal", "127.0.0.1:0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             assert process.stdout is not None

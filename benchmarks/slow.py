@@ -9,7 +9,6 @@ round a client keeps 32 commands waiting at LUN 1, or none, and another reads LU
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
 import tempfile
@@ -45,18 +44,9 @@ SLOW = {"filter": "ram --size 64M --filter 'delay;read=500ms'", "threads": "slee
 def serving(kind: str, directory: Path) -> Iterator[str]:
     """Serve both disks; yields the address of the target without a LUN."""
     (directory / "handler_sleepy.py").write_text(HANDLER)
-    words = ["serve", "ram", "--size", "64M", "--lun", SLOW[kind], "--handler-path", str(directory), "--name", kind]
-    words += ["--portal", "127.0.0.1:0", "--state-dir", str(directory / kind), "--json"]
-    command = [sys.executable, "-m", "tcmu_core.cli.tcmu", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if not line:
-                raise SystemExit("tcmu serve did not start")
-            yield str(json.loads(line)["uri"]).rpartition("/")[0]
-        finally:
-            servers.stop(process)
+    words = ["ram", "--size", "64M", "--lun", SLOW[kind], "--handler-path", str(directory), "--name", kind]
+    with servers.serving([*words, "--state-dir", str(directory / kind)]) as server:
+        yield server.uri.rpartition("/")[0]
 
 
 @contextmanager

@@ -226,6 +226,7 @@ def storm(seed: int, pdus: int) -> None:
         running.look()
         if running.turn % 1000 == 0:
             gc.collect()
+    assert running.sent >= pdus // 4
 
 
 @pytest.mark.parametrize("seed", range(4))

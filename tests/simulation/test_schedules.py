@@ -12,7 +12,7 @@ from tests.simulation.search import explore
 # Schedules of each level in `make test`, and seconds at most: a slow machine tries fewer. Always the same ones, so that
 # a failure is one of the change that is tested; `python -m tests.simulation` tries those that nobody has tried.
 QUICK = {"engine": (62_000, 170.0), "session": (18_000, 110.0), "ring": (20_000, 50.0), "memory": (100, 60.0)}
-ENOUGH = 20  # of a level at least
+LEAST = 4  # a quarter of them has to be tried all the same
 # In `make soak` others, from a seed on that is always the same, for so many seconds.
 SOAK = {"engine": 30.0, "session": 20.0, "ring": 10.0}
 SOAK_FIRST, SOAK_MOST = 1 << 24, 1 << 20
@@ -21,13 +21,13 @@ SOAK_FIRST, SOAK_MOST = 1 << 24, 1 << 20
 @pytest.mark.parametrize("level", QUICK)
 def test_no_schedule_breaks_a_rule(level: str) -> None:
     count, seconds = QUICK[level]
-    assert on_each_processor(level, range(count), seconds) >= ENOUGH
+    assert on_each_processor(level, range(count), seconds) >= count // LEAST
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("level", SOAK)
 def test_no_schedule_of_very_many_breaks_a_rule(level: str) -> None:
-    assert on_each_processor(level, range(SOAK_FIRST, SOAK_FIRST + SOAK_MOST), SOAK[level]) >= ENOUGH
+    assert on_each_processor(level, range(SOAK_FIRST, SOAK_FIRST + SOAK_MOST), SOAK[level]) > 1000
 
 
 def on_each_processor(level: str, seeds: range, seconds: float) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.ceph import POOL, Ceph
+from tests.clusters.gateway import Gateways
 from tests.clusters.serving import Serving, serving
 
 
@@ -60,3 +61,14 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     """Serve an image by `tcmu serve` until the test ends."""
     with ExitStack() as stack:
         yield lambda image, *argv: stack.enter_context(serving(tmp_path, "rbd", image.cfgstring, *argv))
+
+
+@pytest.fixture
+def gateways(make, tmp_path: Path) -> Iterator[Gateways]:
+    """Two gateways of an image of their own, which serve."""
+    both = Gateways(tmp_path, "rbd", make(more=";lock=move").cfgstring)
+    try:
+        both.start(1, 2)
+        yield both
+    finally:
+        both.stop()

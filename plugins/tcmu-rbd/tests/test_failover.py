@@ -99,16 +99,6 @@ class Load(threading.Thread):
 
 
 @pytest.fixture
-def gateways(make, tmp_path: Path) -> Iterator[Gateways]:
-    both = Gateways(tmp_path, "rbd", make(more=";lock=move").cfgstring)
-    try:
-        both.start(1, 2)
-        yield both
-    finally:
-        both.stop()
-
-
-@pytest.fixture
 def load(gateways: Gateways) -> Iterator[Load]:
     with Disk("loader", gateways.addresses, SILENCE) as disk, Load(disk) as load:
         yield load

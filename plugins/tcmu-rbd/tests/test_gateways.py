@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
@@ -27,17 +26,6 @@ WRITE_EXCLUSIVE, REGISTRANTS_ONLY = 1, 5
 PREEMPTED = {(0x2A, 0x03), (0x2A, 0x05)}  # RESERVATIONS PREEMPTED, REGISTRATIONS PREEMPTED
 
 Node = Callable[..., Disk]
-
-
-@pytest.fixture
-def gateways(make, tmp_path: Path) -> Iterator[Gateways]:
-    """Two gateways of an image of their own, which serve."""
-    both = Gateways(tmp_path, "rbd", make(more=";lock=move").cfgstring)
-    try:
-        both.start(1, 2)
-        yield both
-    finally:
-        both.stop()
 
 
 @pytest.fixture
