@@ -18,7 +18,7 @@ from typing import Any
 
 from tcmu_core import ConfigError
 
-INSTALL = "install Ceph's Python bindings: apt-get install python3-rbd (dnf install python3-rbd)"
+INSTALL = "install Ceph's Python bindings: apt-get install python3-rados python3-rbd (dnf install python3-rbd)"
 _VERSION = f"python{sys.version_info.major}.{sys.version_info.minor}"
 # Debian and its kin; Fedora, SUSE and theirs; a Ceph that was built here.
 DIRECTORIES = (

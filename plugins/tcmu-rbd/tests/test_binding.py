@@ -25,7 +25,7 @@ def test_they_are_loaded_once() -> None:
 
 def test_without_them_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(binding, "DIRECTORIES", (tmp_path,))
-    with pytest.raises(ConfigError, match="apt-get install python3-rbd"):
+    with pytest.raises(ConfigError, match="apt-get install python3-rados python3-rbd"):
         binding._load("radosgarden")
 
 
