@@ -12,12 +12,16 @@ from .kernel import Kernel
 
 # What reaches the host, then what udev would load for the SCSI disks that tests make.
 MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "configfs", "sd_mod", "sr_mod", "sg")
+SYSTEM = ("virtio_blk", "crc32c_generic", "ext4")  # and for a system on a disk
 GUEST = Path(__file__).parent / "guest"
 TRAILER = "TRAILER!!!"
 
 
-def build(kernel: Kernel) -> bytes:
-    """An initramfs for this kernel, as an uncompressed archive: unpacking costs the guest more than reading."""
+def build(kernel: Kernel, more: tuple[str, ...] = ()) -> bytes:
+    """An initramfs for this kernel, with `more` modules.
+
+    It is an uncompressed archive: unpacking costs the guest more than reading.
+    """
     busybox = shutil.which("busybox")
     if busybox is None:
         raise FileNotFoundError("no busybox; run: apt-get install busybox-static")
@@ -28,7 +32,7 @@ def build(kernel: Kernel) -> bytes:
     for name in ("init", "agent"):
         archive.add(name, stat.S_IFREG | 0o755, (GUEST / name).read_bytes())
     names = []
-    for file in kernel.module_files(MODULES):
+    for file in kernel.module_files(MODULES + more):
         names.append(file.name.partition(".ko")[0])
         archive.add(f"mod/{names[-1]}.ko", stat.S_IFREG | 0o644, _module(file))
     archive.add("mod/order", stat.S_IFREG | 0o644, "".join(f"{name}\n" for name in names).encode())

@@ -26,6 +26,9 @@ AGENT_TIMEOUT = 60.0  # for a job to start, or to be gone once destroyed
 MSIZE = 512000  # what Linux's virtio transport of 9p can at most (net/9p/trans_virtio.c)
 GIB = 1 << 30
 
+# What the kernel says when it was told to (kernel/reboot.c).
+ENDS = ("reboot: Restarting system", "reboot: Power down")
+
 NOWHERE = Path()  # the directory of a machine that is not running
 
 Command = str | Sequence[str | os.PathLike[str]]
@@ -41,6 +44,9 @@ class Machine:
     `kernel` is a `…/boot/vmlinuz-RELEASE` other than the newest installed one; `keep` a directory to create
     that holds the console's log and every command's output, and stays. `disks` are raw images or QEMU's URLs of them,
     each a virtio disk (/dev/vda and so on, once the module virtio_blk is loaded).
+
+    `system` is a raw image of an ext4 file system with a systemd of its own: it is the root then, written to and kept,
+    and /dev/vda, instead of the host's files. Commands run beside its services, from the start; give them a `cwd`.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class Machine:
         visible: Sequence[Path] = (),
         keep: Path | None = None,
         disks: Sequence[str] = (),
+        system: Path | None = None,
         boot_timeout: float = BOOT_TIMEOUT,
     ) -> None:
         self.cpus = cpus
@@ -60,7 +67,8 @@ class Machine:
         self.boot_time = 0.0  # seconds
         self._visible = [*visible, ROOT, Path(sys.prefix), Path(sys.base_prefix)]
         self._keep = keep
-        self._disks = tuple(disks)
+        self._system = system
+        self._disks = (*([str(system)] if system else []), *disks)
         self._boot_timeout = boot_timeout
         self._directory = NOWHERE
         self._console = ""
@@ -125,14 +133,16 @@ class Machine:
 
     def _launch(self) -> None:
         image = self._directory / "initramfs"
-        image.write_bytes(initramfs.build(self.kernel))
+        image.write_bytes(initramfs.build(self.kernel, initramfs.SYSTEM if self._system else ()))
         kernel = self.kernel.unpack(self._directory)
-        installed = self.kernel.modules == Path("/lib/modules") / self.kernel.release
+        shown = self._system is not None or self.kernel.modules == Path("/lib/modules") / self.kernel.release
+        visible = () if self._system else self._visible
         env = {
             "VM_MSIZE": str(MSIZE),
             "VM_SHARE": str(self.share),
-            "VM_KEEP": ":".join(sorted({str(path) for path in map(Path.resolve, self._visible) if _hidden(path)})),
-            "VM_MODULES": "" if installed else str(self.kernel.modules),
+            "VM_KEEP": ":".join(sorted({str(path) for path in map(Path.resolve, visible) if _hidden(path)})),
+            "VM_MODULES": "" if shown else str(self.kernel.modules),
+            "VM_SYSTEM": "/dev/vda" if self._system else "",
         }
         here, there = socket.socketpair()
         self._channel = here
@@ -174,6 +184,21 @@ class Machine:
         else:
             shutil.rmtree(self._directory)
         self._directory = NOWHERE
+
+    def wait(self, timeout: float) -> None:
+        """Wait until the guest powers itself off or reboots, which ends the machine too.
+
+        Raises MachineDied if it ends otherwise, and MachineError if it goes on past `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        try:
+            while self._pump(deadline):
+                pass
+        except MachineDied:
+            if not any(word in self.console() for word in ENDS):
+                raise
+        else:
+            raise MachineError(f"the machine goes on after {timeout:g} s{self._tail()}")
 
     # Commands
 
