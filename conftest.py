@@ -28,9 +28,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
     @functools.cache
     def kind(module: str) -> str:
-        if "mark.vm" in (config.rootpath / module).read_text():
+        alone = next((name for name, places in ALONE.items() if module.startswith(places)), "host")
+        # What is about packages stays with them, in a machine too: it takes long to build them.
+        if alone != "packages" and "mark.vm" in (config.rootpath / module).read_text():
             return "machines"
-        return next((name for name, places in ALONE.items() if module.startswith(places)), "host")
+        return alone
 
     class Kinds(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:

@@ -26,8 +26,7 @@ mount -t overlay -o lowerdir={root},upperdir=upper,workdir=work overlay root
 cd root
 mount -t proc proc proc
 mount --rbind /dev dev
-mkdir mnt/debs
-mount --bind {debs} mnt/debs
+{more}
 exec chroot . sh -c 'echo ready; exec sleep infinity'
 """
 
@@ -51,14 +50,19 @@ def make_root(goal: Path, *options: str) -> None:
 class Sandbox:
     """A system of its own from a root, with the packages in /mnt/debs; what is changed in it is gone with it.
 
-    It has this machine's network.
+    It has this machine's network, or nothing but a loopback device.
     """
 
-    def __init__(self, root: Path, debs: Path) -> None:
+    def __init__(self, root: Path, debs: Path | None = None, *, network: bool = True, more: str = "") -> None:
         self._place = Path(tempfile.mkdtemp(prefix="tcmu-sandbox-"))
-        script = SANDBOX.format(place=self._place, root=root, debs=debs)
+        if debs is not None:
+            more += f"mkdir mnt/debs; mount --bind {debs} mnt/debs\n"
+        if not network:
+            more += "ip link set lo up\n"
+        script = SANDBOX.format(place=self._place, root=root, more=more)
+        apart = ["--mount", "--pid", *([] if network else ["--net"])]
         self._process = subprocess.Popen(
-            ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", script],
+            ["unshare", *apart, "--fork", "--kill-child", "sh", "-euc", script],
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self._process.stdout is not None
@@ -80,7 +84,18 @@ class Sandbox:
         inside = ["bash", "-c", command] if isinstance(command, str) else list(command)
         who = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--reset-env"]
         clean = ["env", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive"]
-        return ["nsenter", f"--target={self._inside}", "--mount", "--pid", "--root", "--wd", *who, *clean, *inside]
+        return [
+            "nsenter",
+            f"--target={self._inside}",
+            "--mount",
+            "--pid",
+            "--net",
+            "--root",
+            "--wd",
+            *who,
+            *clean,
+            *inside,
+        ]
 
     def run(self, command: str | Sequence[str], user: str = "root") -> str:
         """Run a command to its end, and return what it prints."""

@@ -18,6 +18,7 @@ import tcmu_core
 from tests.cli.conftest import run
 from tests.release.debian import Sandbox
 from tests.release.interpreters import ROOT
+from tests.release.lines import commands
 from tests.release.test_dist import LEFT_OUT, UNITS
 from tests.release.test_metadata import META, PLUGINS, read
 
@@ -28,10 +29,10 @@ LIGHT = {"file", "ram", "qcow", "fbo", "nbd"}  # handlers that need no cluster's
 USER = "somebody"
 
 
-def documented(word: str) -> list[str]:
-    """Return the command lines of the administrator's guide for Debian that begin with `word`."""
-    section = (ROOT / "docs" / "admin.md").read_text().partition("\n### Debian\n")[2].partition("\n#")[0]
-    found = re.findall(rf"^ {{4}}({word} .*)$", section, re.MULTILINE)
+def documented(word: str, title: str = "Debian") -> list[str]:
+    """Return the command lines of a section of the administrator's guide that begin with `word`."""
+    section = re.split(rf"\n##+ {title}\n", (ROOT / "docs" / "admin.md").read_text())[1].partition("\n#")[0]
+    found = re.findall(rf"^ {{4}}((?:{word}) .*)$", section, re.MULTILINE)
     assert found
     return [line.replace("./build/deb/", "/mnt/debs/") for line in found]
 
@@ -184,6 +185,15 @@ def test_purged_it_leaves_no_trace(installed: Sandbox, before: set[str]) -> None
     installed.run(["apt-get", "autoremove", "--purge"])
     changed = sorted(path for path in installed.files() ^ before if not path.startswith(f"/home/{USER}/"))
     assert not changed, "\n".join(changed)
+
+
+def test_the_libraries_of_clusters_come_by_the_commands_for_it(root: Path) -> None:
+    lines = [line for name in ("glfs", "rbd") for line in commands(ROOT / "plugins" / f"tcmu-{name}" / "README.md")]
+    with Sandbox(root) as system:
+        for line in lines:
+            if line.startswith("apt-get"):
+                system.run(line)
+        system.run("python3 -c 'import rados, rbd, ctypes; ctypes.CDLL(\"libgfapi.so.0\")'")
 
 
 def test_the_runner_in_c_is_replaced(root: Path, debs: Path) -> None:
