@@ -28,6 +28,13 @@ def debs(shelf: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def archive(shelf: Path, debs: Path) -> Path:
+    """The image, as `make image` leaves it when there are packages."""
+    make("image", DEBS=debs, IMAGE=shelf / "tcmu.tar", made="deb")
+    return shelf / "tcmu.tar"
+
+
+@pytest.fixture(scope="session")
 def root(shelf: Path) -> Path:
     """A Debian root that nothing was installed in."""
     make_root(shelf / "root")

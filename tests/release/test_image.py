@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,11 +26,10 @@ LOGIN = {"LIBISCSI_CHAP_USERNAME": "alice", "LIBISCSI_CHAP_PASSWORD": PASSWORD}
 
 
 @pytest.fixture(scope="module")
-def image(shelf: Path, debs: Path) -> Image:
-    """The image, from packages that other tests have made."""
+def image(shelf: Path, archive: Path) -> Image:
+    """The image, unpacked."""
     (shelf / "image").mkdir()
-    subprocess.run([ROOT / "tools" / "container-image", debs, shelf / "tcmu.tar"], check=True)
-    return Image(shelf / "tcmu.tar", shelf / "image")
+    return Image(archive, shelf / "image")
 
 
 @pytest.fixture
