@@ -14,16 +14,88 @@ import pytest
 
 from tcmu_core.cli.tcmu import parser
 from tcmu_core.hookspecs import HOOKS, HandlerHooks
+from tests.release.lines import DOCUMENTS as COMMANDED
+from tests.release.lines import commands, unknown
+from tests.release.scripts import SCRIPTS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 READMES = sorted([*ROOT.glob("plugins/*/README.md"), *ROOT.glob("examples/*/README.md")])
 EXAMPLE = ROOT / "docs" / "examples" / "handler_mine.py"
 
+# Each command line of the documents is typed by tests/release/test_lines.py as it stands, or run by one of these tests:
+# how the line begins, and the test. A line that comes to the documents is typed, unless a row here says who does.
+ELSEWHERE = {
+    ".ci/run": {r"make (lint|test|soak)\b": ""},
+    "tests/release/test_clone.py": {
+        r"make run\b": "test_make_run_serves_a_disk",
+        r"make unit\b": "test_make_unit_runs_what_needs_python_alone",
+        r"make docs\b": "test_make_docs_builds_the_site",
+        r"pip install \./ ": "test_the_readme_installs_from_a_checkout",
+        r"pip install '\./\[kernel,dbus\]'": "test_the_guide_installs_the_daemon_from_a_checkout",
+    },
+    "tests/release/test_dist.py": {
+        r"make dist\b": "test_each_distribution_has_a_wheel_and_its_source",
+        r"python3 -m venv /opt/tcmu|/opt/tcmu/bin/pip ": "test_the_guides_environment_serves_a_disk",
+        r"pip install tcmu-": "test_a_distribution_alone_brings_what_it_needs",  # from dist/, not from an index
+    },
+    "tests/release/test_debian.py": {
+        r"make deb\b": "test_there_are_a_core_handlers_and_the_daemon_of_one_version",
+        r"apt install ": "test_two_commands_serve_a_disk",
+        r"apt purge ": "test_purged_it_leaves_no_trace",
+        r"apt-get install ": "test_the_libraries_of_clusters_come_by_the_commands_for_it",
+    },
+    "tests/release/test_debian_vm.py": {
+        r"systemctl |lsblk": "test_what_the_guide_has_for_the_daemon_works",
+        r"targetcli /(backstores/user:file create disk1|loopback)": "test_what_the_guide_has_for_the_daemon_works",
+        r"targetcli /backstores/user:(file|qcow|fbo) ": "test_what_the_handlers_have_for_targetcli_works",
+    },
+    "tests/release/test_image.py": {r"make image\b": "test_it_is_not_roots_and_says_how_it_is"},
+    "tests/release/test_podman.py": {
+        r"podman ": "test_the_guides_command_serves_a_disk_at_the_mapped_port",
+        r"podman-compose ": "test_the_compose_file_serves_a_disk_to_who_knows_the_password",
+    },
+    "tests/iscsi/test_vm_open_iscsi.py": {
+        r"iscsiadm |mkfs.ext4 |u?mount ": "test_the_guides_lines_work",
+        r"sg_raw ": "test_the_guides_command_of_a_handlers_own_reaches_it",
+    },
+    "tests/iscsi/test_vm_alua.py": {
+        r"sg_rtpg ": "test_sg_utils_read_the_groups",
+        r"multipath ": "test_multipath_sees_both_paths",
+    },
+    "plugins/tcmu-rbd/tests/test_readme.py": {r"rbd create |tcmu serve rbd ": "test_its_command_lines_work"},
+}
+
+# Of these a test runs the like: less of it, or the same with another device, another cluster or another handler.
+ALIKE = {
+    "tests/test_benchmarks.py": {r"make bench\b": "test_both_servers_are_measured_and_gone_afterwards"},
+    "tests/release/test_debian_vm.py": {
+        r"targetcli /backstores/user:(nbd|http|rbd|glfs) ": "test_what_the_handlers_have_for_targetcli_works"
+    },
+    "tests/conformance/test_libiscsi.py": {r"tcmu serve file .* --run 'iscsi-test-cu": ""},
+    "tests/recording/test_crash.py": {
+        r"tcmu crash ledger.rec": "test_a_log_that_forgets_a_flush_is_caught_with_the_one_write_that_matters"
+    },
+    "plugins/tcmu-fbo/tests/test_block_device.py": {r"tcmu serve fbo /dev/sr0": "test_a_block_device_is_a_disc"},
+    "plugins/tcmu-file/tests/test_block_device.py": {r"tcmu serve file /dev/vg0/data": ""},
+    "plugins/tcmu-glfs/tests/test_file.py": {
+        r"tcmu serve glfs ": "test_libiscsis_suite_finds_nothing_in_what_touches_the_file"
+    },
+}
+
+RUN_BY = {
+    row: (file, name) for table in (ELSEWHERE, ALIKE) for file, rows in table.items() for row, name in rows.items()
+}
+
 DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 
 
-def commands(document: Path) -> list[list[str]]:
+def elsewhere(line: str) -> str:
+    """Return the row about a command line that is not typed with the others of its document."""
+    return next((row for row in RUN_BY if re.match(row, line)), "")
+
+
+def tcmu_commands(document: Path) -> list[list[str]]:
     """Return the words of the `tcmu` command lines in a document's indented blocks."""
     lines = re.findall(r"^ {4}(tcmu .*)$", document.read_text(), re.MULTILINE)
     return [shlex.split(line, comments=True)[1:] for line in lines]
@@ -31,7 +103,7 @@ def commands(document: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, *READMES], ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_its_commands_are_understood(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in commands(document):
+    for command in tcmu_commands(document):
         try:
             parser().parse_args(command)
         except SystemExit:
@@ -42,6 +114,23 @@ def test_its_commands_are_understood(document: Path, capsys: pytest.CaptureFixtu
 def test_its_links_lead_somewhere(document: Path) -> None:
     for goal in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
         assert goal.startswith("https://") or (document.parent / goal).exists(), goal
+
+
+def test_every_command_line_is_run_by_a_test() -> None:
+    used = set()
+    for path in COMMANDED:
+        name = str(path.relative_to(ROOT))
+        assert not unknown(path), f"{name}: a command, or something else? tests/release/lines.py says what it is"
+        rows = {line: elsewhere(line) for line in commands(path)}
+        left = [line for line, row in rows.items() if not row]
+        assert bool(left) == (name in SCRIPTS), f"{name}: typed by tests/release/test_lines.py are {left}"
+        used |= set(rows.values()) - {""}
+    assert used == RUN_BY.keys(), "a row is about no line"
+
+
+@pytest.mark.parametrize(("file", "name"), sorted(set(RUN_BY.values())))
+def test_what_is_said_to_run_a_command_line_is_there(file: str, name: str) -> None:
+    assert re.search(rf"^ *def {name}\(" if name else "", (ROOT / file).read_text(), re.MULTILINE)
 
 
 @DOCUMENT

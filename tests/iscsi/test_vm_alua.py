@@ -64,7 +64,7 @@ class Paths:
 
     def reported(self, device: str) -> dict[int, int]:
         """Return what sg_rtpg says: the state of each group."""
-        text = self.vm.run(f"sg_rtpg -d {device} || sg_rtpg -d {device}", check=True).stdout
+        text = self.vm.run(f"sg_rtpg -vd {device} || sg_rtpg -vd {device}", check=True).stdout
         groups = [int(number, 16) for number in re.findall(r"target port group id : (0x[0-9a-f]+)", text)]
         found = [int(number, 16) for number in re.findall(r"asymmetric access state : (0x[0-9a-f]+)", text)]
         return dict(zip(groups, found, strict=True))
@@ -95,6 +95,19 @@ def test_sg_utils_read_the_groups(paths: Paths) -> None:
         page = paths.vm.run(f"sg_vpd -p di {device}", check=True).stdout
         assert f"Relative target port: 0x{number}" in page
         assert f"Target port group: 0x{number}" in page
+
+
+@pytest.mark.soak
+def test_multipath_sees_both_paths(paths: Paths) -> None:
+    paths.vm.modprobe("dm_multipath", "dm_service_time")
+    paths.vm.run("/lib/systemd/systemd-udevd --daemon; udevadm trigger; udevadm settle", check=True)
+    try:
+        paths.vm.run("multipath -a $(/lib/udev/scsi_id -g -u -d /dev/sda); multipath", timeout=PATIENCE)
+        said = paths.vm.run("multipath -ll", check=True).stdout
+        assert "prio=50" in said
+        assert "prio=10" in said
+    finally:
+        paths.vm.run("multipath -F; udevadm control --exit", timeout=PATIENCE)
 
 
 def test_sg_stpg_moves_the_groups(paths: Paths) -> None:

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.kernel.host import Host
+from tests.release.lines import DOCUMENTS, commands
 from tests.vm import Job, Machine
 
 pytestmark = pytest.mark.vm
@@ -133,3 +134,52 @@ def test_the_lines_that_tcmu_serve_prints_work_when_they_are_pasted(vm: Machine,
         job.terminate()
         job.wait(timeout=PATIENCE)
         vm.run(f"rm -f {IMAGE}")
+
+
+GUIDE = next(path for path in DOCUMENTS if path.name == "iscsi.md")
+WAIT_FOR_DISK = """set -e
+disk() {
+    until ls -d /sys/class/iscsi_session/session*/device/target*/*/block/sd* 2>/dev/null; do sleep 0.2; done |
+        sed 's:.*/:/dev/:'
+}
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("login", [False, True], ids=["open", "CHAP"])
+def test_the_guides_lines_work(vm: Machine, login: bool) -> None:
+    lines = [
+        line for line in commands(GUIDE) if line.split()[0] in {"iscsiadm", "lsblk", "mkfs.ext4", "mount", "umount"}
+    ]
+    secret = [line for line in commands(GUIDE) if line.split()[0] in {"install", "echo"}]
+    typed = "\n".join(line for line in lines if ("HOST" in line) == login)
+    for word, meaning in (("HOST", PORTAL), ("IQN", "iqn.2025-01.local.tcmu:disk"), ("/dev/sdX", "$(disk)")):
+        typed = typed.replace(word, meaning)
+    vm.run("\n".join(["set -e; mkdir -p /etc/tcmu /mnt", *secret]), check=True)
+    options = ["--portal", PORTAL, "--state-dir", STATE, *(["--chap-file", "/etc/tcmu/chap"] if login else [])]
+    job = vm.spawn([*TCMU, "serve", "file", "/srv/disk.img", "--size", "10G", *options])
+    try:
+        wait(vm, "grep -q ' 0100007F:0CBC 00000000:0000 0A ' /proc/net/tcp")
+        said = vm.run(WAIT_FOR_DISK + typed, timeout=PATIENCE, check=True).stdout
+        assert "successful" in said
+        assert ("TCMU" in said) != login  # lsblk sees the disk
+    finally:
+        vm.run(
+            "iscsiadm -m node --logout; iscsiadm -m node -o delete; iscsiadm -m discoverydb -o delete -t sendtargets"
+        )
+        job.terminate()
+        job.wait(timeout=PATIENCE)
+        vm.run("rm -rf /srv/disk.img /etc/tcmu/chap")
+
+
+@pytest.mark.soak
+def test_the_guides_command_of_a_handlers_own_reaches_it(vm: Machine) -> None:
+    (send,) = (line for path in DOCUMENTS if path.name == "command.md" for line in commands(path) if "sg_raw" in line)
+    place = ["--portal", PORTAL, "--target", TARGET, "--state-dir", STATE, "--handler-path", "docs/examples"]
+    job = vm.spawn([*TCMU, "serve", "counted", "--size", "64M", *place])
+    try:
+        wait(vm, "grep -q ' 0100007F:0CBC 00000000:0000 0A ' /proc/net/tcp")
+        said = vm.run(send.replace("/dev/sdX", log_in(vm)), check=True)
+        assert "SCSI Status: Good" in said.stdout + said.stderr
+    finally:
+        log_out(vm, job)

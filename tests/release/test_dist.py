@@ -15,7 +15,9 @@ import pytest
 
 import tcmu_core
 from tests.release.interpreters import NOBODY, ROOT, installed, ordinary
+from tests.release.lines import commands
 from tests.release.making import make
+from tests.release.session import Session
 from tests.release.test_metadata import META, PLUGINS, PROJECTS, read
 
 pytestmark = pytest.mark.soak
@@ -187,6 +189,16 @@ def test_the_unit_tests_pass(environment: Environment, home: Path) -> None:
     said = environment.run(*words, home=home)
     assert " passed" in said
     assert not {"failed", "skipped", "error"} & set(said.splitlines()[-1].split())
+
+
+def test_the_guides_environment_serves_a_disk(made: dict[str, Environment], dist: Path) -> None:
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    lines = [line for line in commands(ROOT / "docs" / "admin.md") if "/opt/tcmu" in line]
+    assert len(lines) == 2
+    with Session(PYTHONS[version].parent) as session:
+        for line in (f"cd {dist.parent}", f"export PIP_FIND_LINKS={made[version].wheels[1]}", *lines):
+            session.type(line)
+        assert session.type("/opt/tcmu/bin/tcmu serve ram --size 64M --run 'echo $uri'").startswith("iscsi://")
 
 
 @pytest.mark.parametrize("project", [*PLUGINS, META], ids=lambda path: path.name)
