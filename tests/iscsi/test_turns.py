@@ -57,6 +57,14 @@ def test_a_batch_of_dear_commands_gives_way(agreed: dict[str, str], kind: str) -
     assert max(batches) <= MOST
 
 
+def test_and_so_does_one_of_requests_that_each_need_a_closer_look() -> None:
+    wire = logged_in({"MaxRecvDataSegmentLength": "512"})
+    Dear(wire)
+    batches = _one_batch_each(wire, wire.initiator.encode(*[wire.initiator.read_10(0, 8) for _ in range(COMMANDS)]))
+    assert sum(batches) == COMMANDS
+    assert max(batches) == 1
+
+
 def test_commands_that_waited_for_an_earlier_one_give_way_too() -> None:
     wire = logged_in()
     Dear(wire)
