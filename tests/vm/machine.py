@@ -26,6 +26,14 @@ AGENT_TIMEOUT = 60.0  # for a job to start, or to be gone once destroyed
 MSIZE = 512000  # what Linux's virtio transport of 9p can at most (net/9p/trans_virtio.c)
 GIB = 1 << 30
 
+GATEWAY = "10.0.2.2"  # the host's loopback, as QEMU's user network has it
+NETWORK = f"""\
+modprobe virtio_net
+ip address add 10.0.2.15/24 dev eth0
+ip link set eth0 up
+ip route add default via {GATEWAY}
+"""
+
 NOWHERE = Path()  # the directory of a machine that is not running
 
 Command = str | Sequence[str | os.PathLike[str]]
@@ -40,7 +48,8 @@ class Machine:
 
     `kernel` is a `…/boot/vmlinuz-RELEASE` other than the newest installed one; `keep` a directory to create
     that holds the console's log and every command's output, and stays. `disks` are raw images or QEMU's URLs of them,
-    each a virtio disk (/dev/vda and so on, once the module virtio_blk is loaded).
+    each a virtio disk (/dev/vda and so on, once the module virtio_blk is loaded). With `network` the guest reaches what
+    the host does: the host's 127.0.0.1 at `GATEWAY`, others at their own addresses.
     """
 
     def __init__(
@@ -52,6 +61,7 @@ class Machine:
         visible: Sequence[Path] = (),
         keep: Path | None = None,
         disks: Sequence[str] = (),
+        network: bool = False,
         boot_timeout: float = BOOT_TIMEOUT,
     ) -> None:
         self.cpus = cpus
@@ -61,6 +71,7 @@ class Machine:
         self._visible = [*visible, ROOT, Path(sys.prefix), Path(sys.base_prefix)]
         self._keep = keep
         self._disks = tuple(disks)
+        self._network = network
         self._boot_timeout = boot_timeout
         self._directory = NOWHERE
         self._console = ""
@@ -115,6 +126,8 @@ class Machine:
             while not self._ready:
                 if not self._pump(deadline):
                     raise BootFailed(f"not ready after {self._boot_timeout:g} s{self._tail()}")
+            if self._network:
+                self.run(f"set -e\n{NETWORK}", check=True)
         except MachineDied as error:
             self.stop()
             raise BootFailed(str(error)) from None
@@ -148,6 +161,7 @@ class Machine:
                     memory=self.memory,
                     env=env,
                     disks=self._disks,
+                    network=self._network,
                 ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
