@@ -66,18 +66,26 @@ _PLAIN = frozenset({int, str, float, bool, type(None)})
 
 
 def _pack(value: Any, *, tagged: bool = True) -> Any:
-    kind: Any = type(value)
-    return _packer(kind, tagged)(value)
+    return (_TAGGED if tagged else _UNTAGGED)[type(value)](value)
 
 
-@functools.cache
-def _packer(kind: type, tagged: bool) -> Callable[[Any], Any]:
-    pack = functools.partial(_pack, tagged=tagged)
+class _Packers(dict[type, Callable[[Any], Any]]):
+    """What packs a value, by its type; a class of ours is looked at once."""
+
+    def __init__(self, *, tagged: bool) -> None:
+        super().__init__()
+        self._tagged = tagged
+
+    def __missing__(self, kind: type) -> Callable[[Any], Any]:
+        pack = self[kind] = _packer(kind, self, self._tagged)
+        return pack
+
+
+def _packer(kind: type, packers: _Packers, tagged: bool) -> Callable[[Any], Any]:
     if dataclasses.is_dataclass(kind):
         names = [field.name for field in dataclasses.fields(kind)]
         name_of = f"{kind.__module__.removeprefix(PACKAGE)}:{kind.__qualname__}"
-        tag = {_TAG: name_of} if tagged and issubclass(kind, Message) else {}
-        return lambda value: {**{name: pack(getattr(value, name)) for name in names}, **tag}
+        return functools.partial(_dataclass, packers, names, name_of if tagged and issubclass(kind, Message) else None)
     if issubclass(kind, Enum):
         return lambda value: value.value
     if issubclass(kind, Default):
@@ -87,10 +95,26 @@ def _packer(kind: type, tagged: bool) -> Callable[[Any], Any]:
     if issubclass(kind, Path):
         return str
     if issubclass(kind, Mapping):
-        return lambda value: {str(key): pack(own) for key, own in value.items()}
+        return lambda value: {str(key): packers[type(own)](own) for key, own in value.items()}
     if issubclass(kind, tuple | list):
-        return lambda value: value if _PLAIN.issuperset(map(type, value)) else [pack(own) for own in value]
+        return lambda value: (
+            value if _PLAIN.issuperset(map(type, value)) else [packers[type(own)](own) for own in value]
+        )
     return lambda value: value
+
+
+def _dataclass(packers: _Packers, names: list[str], name_of: str | None, value: Any) -> dict[str, Any]:
+    packed = {}
+    for name in names:
+        own = getattr(value, name)
+        kind = type(own)
+        packed[name] = own if kind in _PLAIN else packers[kind](own)
+    if name_of is not None:
+        packed[_TAG] = name_of
+    return packed
+
+
+_TAGGED, _UNTAGGED = _Packers(tagged=True), _Packers(tagged=False)
 
 
 # -- unpacking: by the type that an annotation says -------------------------------------------------------------------
@@ -171,10 +195,20 @@ def _class(base: type, value: dict[str, Any]) -> type:
 
 def _fields(kind: Any, value: dict[str, Any]) -> Any:
     readers = _readers(kind)
-    return kind(**{name: readers[name](own) for name, own in value.items() if name != _TAG})
+    read = {}
+    for name, own in value.items():
+        if name != _TAG:
+            plain, reader = readers[name]
+            read[name] = own if type(own) is plain else reader(own)
+    return kind(**read)
 
 
 @functools.cache
-def _readers(kind: type) -> dict[str, Callable[[Any], Any]]:
+def _readers(kind: type) -> dict[str, tuple[Any, Callable[[Any], Any]]]:
+    """Return, for each field, of which type it may be as it is, and what reads it otherwise."""
     hints = typing.get_type_hints(kind)
-    return {field.name: _reader(hints[field.name]) for field in dataclasses.fields(kind)}
+    found = {}
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        found[field.name] = (hint if hint in _PLAIN else None, _reader(hint))
+    return found

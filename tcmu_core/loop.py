@@ -28,6 +28,7 @@ WRITE = select.EPOLLOUT
 SPIN = 300e-6  # seconds: a few times what it takes to wake a thread on another processor, even a virtual one
 ALONE = 32  # so many commands that came one by one tell of an initiator that never has two under way
 MOST_MISSES = 6  # counted up to here, so at least every 64th short sleep is preceded by spinning
+SLICE = 0.002  # seconds of posted calls, after which descriptors are looked at, however many more there are
 LONGEST_SLEEP = 3600.0  # seconds; epoll_wait(2) takes no more than 2^31 ms, and a timer may be due later
 
 
@@ -270,7 +271,10 @@ class Loop:
                         log.exception("the callback of file descriptor %d failed", fd)
             if self._timers:
                 self._run_timers()
-            for _ in range(len(posted)):
+            until = clock() + SLICE if len(posted) > 1 else 0.0
+            for number in range(len(posted)):
+                if number and clock() > until:
+                    break
                 fn, args = posted.popleft()
                 self._call(fn, args)
 

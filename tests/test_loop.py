@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 
-from tcmu_core.loop import READ, Loop, Pace
+from tcmu_core.loop import READ, SLICE, Loop, Pace
 
 PATIENCE = 30.0
 
@@ -196,3 +197,29 @@ def test_a_child_that_returns_from_a_callback_ends_and_says_nothing_to_anybody()
     done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert done.stdout == "1\nparent \n"
     assert "the child ends here" in done.stderr
+
+
+def test_calls_that_take_long_together_let_a_descriptor_go_between(loop: Loop) -> None:
+    read, write = os.pipe()
+    order: list[int] = []
+
+    def call(number: int) -> None:
+        order.append(number)
+        if number == 0:
+            os.write(write, b"x")
+        time.sleep(2 * SLICE)
+
+    def readable(_events: int) -> None:
+        order.append(-1)
+        os.read(read, 1)
+
+    loop.register(read, READ, readable)
+    for number in range(10):
+        loop.post(call, number)
+    loop.post(loop.stop)
+    loop.run()
+    loop.unregister(read)
+    os.close(read)
+    os.close(write)
+    assert order.index(-1) <= 3
+    assert [number for number in order if number >= 0] == list(range(10))

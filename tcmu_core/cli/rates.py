@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from tcmu_core.host.messages import InitiatorCounters, TimesTaken
 from tcmu_core.host.observer import Sight
@@ -120,12 +121,11 @@ def _sum(counters: InitiatorCounters) -> _Sum:
 
 def total(histograms: Iterable[TimesTaken]) -> TimesTaken:
     """Return histograms as one."""
-    histograms = list(histograms)
-    counts = [0] * max((len(one.counts) for one in histograms), default=0)
-    for one in histograms:
-        for bucket, count in enumerate(one.counts):
-            counts[bucket] += count
-    return TimesTaken(tuple(counts), sum(one.total for one in histograms))
+    taken = [one for one in histograms if one.counts]
+    if len(taken) == 1:
+        return taken[0]
+    counts = map(sum, zip_longest(*(one.counts for one in taken), fillvalue=0))
+    return TimesTaken(tuple(counts), sum(one.total for one in taken))
 
 
 def _stage(before: TimesTaken, now: TimesTaken) -> Stage | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import re
@@ -192,6 +193,8 @@ def run(args: argparse.Namespace) -> int:
         server = Server(args, loop, {one.name: one for one in handlers.values()}, specs, target, users)
         try:
             server.start()
+            gc.collect()
+            gc.freeze()  # a look at all that stays would take the collector tens of milliseconds
             loop.run()
         finally:
             server.close()

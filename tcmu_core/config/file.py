@@ -289,6 +289,13 @@ class _Reader:
                 self._problem(self._at((*place, section, "portals")), str(error))
         if not groups.listened(found, listen):
             self._problem(self._at(place), f"none of these portals is listened on: [portal] has {', '.join(listen)}")
+        elif values["groups"]["access"] is not Tpgs.IMPLICIT:
+            for portal in found:
+                if not groups.listened({portal: 0}, listen):
+                    self._problem(
+                        self._at((*place, "access")),
+                        f"what an initiator moves here, the host of {portal} would not hear of: leave it implicit",
+                    )
         return MappingProxyType(found)
 
     def _arrangement(self, name: str, section: str, values: Mapping[str, Any]) -> Arrangement:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator
+from itertools import compress, islice, starmap
 
 from tcmu_core.host.messages import ErrorCount, InitiatorCounters, OperationCounters, TimesTaken
 from tcmu_core.scsi.command import Status
 from tcmu_core.scsi.opcodes import Op
 from tcmu_core.scsi.sense import SenseKey
-from tcmu_core.scsi.tally import ABORTED, OTHERS, Histogram, Tally, Times
+from tcmu_core.scsi.tally import ABORTED, OPCODES, OTHERS, Histogram, Tally
 from tcmu_core.scsi.unit import Unit
 
-_NAMED = frozenset(map(int, Op))
 UNNAMED = -1  # in place of an operation code: all that have no name
+_NAMES = {**{int(op): op.name.lower() for op in Op}, UNNAMED: OTHERS}
+_NO_TIME = TimesTaken()
 
 
 def counters(unit: Unit, number: int) -> InitiatorCounters | None:
     """Return what initiator `number` of a disk, from 0 on, has had it do; None where there are no more."""
-    return next(itertools.islice(every_counters(unit), number, None), None) if number >= 0 else None
+    return next(islice(every_counters(unit), number, None), None) if number >= 0 else None
 
 
 def every_counters(unit: Unit) -> Iterator[InitiatorCounters]:
@@ -36,38 +37,34 @@ def every_counters(unit: Unit) -> Iterator[InitiatorCounters]:
 
 
 def _known(opcode: int) -> int:
-    return opcode if opcode in _NAMED else UNNAMED
+    return opcode if opcode in _NAMES else UNNAMED
 
 
 def _operations(tally: Tally, in_flight: Counter[int]) -> tuple[OperationCounters, ...]:
     """Return the counts by operation code; those that have no name are one, so that nobody can make it long."""
-    commands: Counter[int] = Counter()
-    moved: Counter[int] = Counter()
-    errors: Counter[tuple[int, str]] = Counter()
-    times: dict[int, list[Times]] = {}
-    opcodes = [opcode for opcode, count in enumerate(tally.commands) if count]
-    for opcode in opcodes:
-        commands[_known(opcode)] += tally.commands[opcode]
-        moved[_known(opcode)] += tally.moved[opcode]
+    failed: dict[int, Counter[str]] = {}
     for (opcode, status, key), count in tally.errors.items():
-        errors[_known(opcode), error_name(status, key)] += count
-    for opcode, one in tally.times.items():
-        times.setdefault(_known(opcode), []).append(one)
-    failed = sorted(errors.items())
-    return tuple(
-        OperationCounters(
-            opcode=opcode,
-            name=Op(opcode).name.lower() if opcode != UNNAMED else OTHERS,
-            commands=commands[opcode],
-            bytes=moved[opcode],
-            in_flight=in_flight[opcode],
-            errors=tuple(ErrorCount(kind, count) for (code, kind), count in failed if code == opcode),
-            queue=_sum([one.queue for one in times.get(opcode, ())]),
-            storage=_sum([one.storage for one in times.get(opcode, ())]),
-            send=_sum([one.send for one in times.get(opcode, ())]),
+        failed.setdefault(_known(opcode), Counter())[error_name(status, key)] += count
+    together: dict[int, list[int]] = {opcode: [] for opcode in in_flight}
+    for opcode in compress(range(OPCODES), tally.commands):
+        together.setdefault(_known(opcode), []).append(opcode)
+    found = []
+    for opcode, those in sorted(together.items()):
+        times = [tally.times[one] for one in those if one in tally.times]
+        found.append(
+            OperationCounters(
+                opcode,
+                _NAMES[opcode],
+                sum([tally.commands[one] for one in those]),
+                sum([tally.moved[one] for one in those]),
+                in_flight[opcode],
+                tuple(starmap(ErrorCount, sorted(failed[opcode].items()))) if opcode in failed else (),
+                _sum([one.queue for one in times]),
+                _sum([one.storage for one in times]),
+                _sum([one.send for one in times]),
+            )
         )
-        for opcode in sorted({*commands, *in_flight})
-    )
+    return tuple(found)
 
 
 def error_name(status: int, key: int) -> str:
@@ -85,6 +82,8 @@ def _sum(histograms: list[Histogram]) -> TimesTaken:
         counts = histograms[0].counts
     else:
         counts = [sum(column) for column in zip(*(one.counts for one in histograms), strict=True)]
+    if not any(counts):
+        return _NO_TIME
     end = len(counts)
     while end and not counts[end - 1]:
         end -= 1

@@ -17,7 +17,7 @@ from tcmu_core.scsi.command import Command, Status
 from tcmu_core.scsi.lun import parse_lun
 from tcmu_core.scsi.opcodes import Direction
 
-MOST_SEGMENTS = 8192  # of one command: an initiator that takes 512 bytes at a time gets no more than 4 MiB at once
+MOST_SEGMENTS = 2048  # of one command: enough for 16 MiB in the segments that nobody has to ask for (RFC 7143 13.12)
 NOWHERE = 131328  # bytes: what a LUN that there is not answers at most, REPORT LUNS of every one
 
 

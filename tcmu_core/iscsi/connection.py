@@ -101,6 +101,9 @@ class Connection:
         if self.session is not None:
             for transfer in self.session.transfers.values():
                 transfer.pack()
+                room = self.inbox.room()
+                if room:
+                    return room
         return self.inbox.room()
 
     def shrink(self) -> None:

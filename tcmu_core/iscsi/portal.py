@@ -420,6 +420,7 @@ class Portal:
             lambda name: self._listing(name, peer.local),
             connection.notify,
             self._reset_target,
+            self.loop.clock,
         )
         peer.logged_in(session)
         return session

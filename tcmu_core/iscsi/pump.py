@@ -32,6 +32,8 @@ from tcmu_core.scsi.opcodes import Direction
 log = logging.getLogger("tcmu.iscsi")
 
 BATCH = 256  # PDUs handled before other connections get their turn
+SLICE = 0.002  # seconds after which they get it all the same: what a command costs is not to be seen by its PDU
+LOOK = 4  # PDUs between two looks at the clock, where most of them cost microseconds
 IMMEDIATE_COMMANDS = 16  # beyond the window
 ROOM = 512  # bytes that any answer without data fits in, and the sense data of a command
 HEAVY = 1 << 20  # bytes: a command of more is the last of its batch
@@ -71,6 +73,7 @@ class Pump:
             p.NopOut: requests.nop_out,
         }
         self._sampler = session.sampler
+        self._until = 0.0  # seconds by the session's clock, when the batch has taken long enough
         self._luns: dict[bytes, tuple[Callable[[Command], bool], Nexus, bytes]] = {}
         self._timed: dict[bytes, tuple[Callable[[Command], bool], Nexus, bytes]] = {}  # the same, with a clock
         if session.attachment is not None:
@@ -123,6 +126,10 @@ class Pump:
             return False
         return True
 
+    def _is_late(self) -> bool:
+        """Return whether the batch has taken long enough."""
+        return self._session.clock() > self._until
+
     def _rest(self, stalled: bool) -> None:
         """End a batch."""
         session = self._session
@@ -142,6 +149,7 @@ class Pump:
         session = self._session
         timed = self._sampler.begin(left_over=session.state is State.STALLED)
         inbox, outbox = session.inbox, session.outbox
+        self._until = session.clock() + SLICE
         if outbox.queued or session.held or session.tasks:  # what `_begin` looks after
             if not self._begin():
                 return
@@ -164,9 +172,13 @@ class Pump:
         stat_sn, exp_cmd_sn = session.stat_sn, session.exp_cmd_sn
         in_order = not session.held
         stalled = False
-        for _ in range(BATCH):
+        clock, until = session.clock, self._until
+        for number in range(BATCH):
             if end - pos < BHS:
                 inbox.need = BHS
+                break
+            if number % LOOK == LOOK - 1 and clock() > until:
+                stalled = True
                 break
             opcode, flags, lengths, lun, itt, expected, cmd_sn, _, cdb = unpack(view, pos)
             if (
@@ -266,8 +278,8 @@ class Pump:
             stat_sn, exp_cmd_sn = session.stat_sn, session.exp_cmd_sn
             in_order = not session.held
             window = session.limits.queue_depth - 1 - len(transfers)
-            if going_on is not GO_ON:
-                stalled = going_on is LATER
+            if going_on is not GO_ON or clock() > until:
+                stalled = going_on is not DONE
                 break
             single = min(session.parameters.max_segment, session.parameters.max_burst)  # a text request may change it
         else:
@@ -279,12 +291,13 @@ class Pump:
 
     def _digests(self) -> None:
         self._sampler.begin(left_over=self._session.state is State.STALLED)
+        self._until = self._session.clock() + SLICE
         if not self._begin():
             return
         going_on = GO_ON
         for _ in range(BATCH):
             going_on = self._next()
-            if going_on is not GO_ON:
+            if going_on is not GO_ON or self._is_late():
                 break
         self._rest(going_on is not DONE)
 
@@ -370,7 +383,7 @@ class Pump:
             pdus = held.get(session.exp_cmd_sn)
             if pdus is None or session.ended is not None:
                 return True
-            if pdus and isinstance(pdus[0], p.ScsiCommand) and self._commands.must_wait(pdus[0]):
+            if self._is_late() or (pdus and isinstance(pdus[0], p.ScsiCommand) and self._commands.must_wait(pdus[0])):
                 return False
             held.pop(session.exp_cmd_sn)
             session.exp_cmd_sn = (session.exp_cmd_sn + 1) & SERIAL

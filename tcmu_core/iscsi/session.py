@@ -7,6 +7,7 @@ pump returns, then ENDED: its connection closes once the output is sent. Nothing
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -89,7 +90,7 @@ class Session:
     """One session on its one connection.
 
     `notify` is called when there is output or an end that did not come from the pump. `ended` is the reason why the
-    connection closes once the output is sent.
+    connection closes once the output is sent. `clock()` gives seconds, by which a batch ends in time.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Session:
         listing: Listing,
         notify: Callable[[], object],
         reset_target: Callable[[Target], object] = lambda target: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
         self.limits = settings.limits
@@ -113,6 +115,7 @@ class Session:
         self.listing = listing
         self.notify = notify
         self.reset_target = reset_target
+        self.clock = clock
         self.state = State.WAITING
         self.life = Life.HEARD
         self.ended: str | None = None

@@ -11,7 +11,8 @@ from tcmu_core.iscsi.constants import FINAL, RESERVED_TAG, RejectReason
 from tcmu_core.iscsi.errors import PduError
 from tcmu_core.iscsi.pdu import DataOut, ScsiCommand
 
-MAX_PIECES = 64  # more views than this are packed into one buffer
+MAX_PIECES = 64  # more views than this are packed into blocks
+BLOCK = 1 << 20  # bytes of such a block at most: to make and fill a larger one would hold up everybody
 
 
 class Burst:
@@ -47,7 +48,9 @@ class Transfer:
         self.pins: list[Memory] = []
         self.failed: CommandError | None = None
         self.admitted = False  # may ask for data
-        self._packed = memoryview(b"")  # a buffer that holds all data
+        self._block = memoryview(b"")  # the last one that data is packed into, of which `_filled` bytes are taken
+        self._filled = 0
+        self._packed = 0  # bytes of all blocks; all data is in them, as soon as there is one
 
     def promise(self, size: int) -> bool:
         """Have memory kept for `size` bytes of data in all; False if there is none."""
@@ -61,34 +64,49 @@ class Transfer:
 
     @property
     def _covered(self) -> int:
-        return self._promised + len(self._packed)
+        return self._promised + self._packed
 
     def keep(self, data: memoryview, memory: Memory) -> None:
         """Take the next bytes of data, which lie in `memory`."""
         if not data:
             return
+        self.received += len(data)
         if not self._packed and len(self.pieces) < MAX_PIECES:
             if not self.pins or self.pins[-1] is not memory:
                 memory.pins += 1
                 self.pins.append(memory)
             self.pieces.append(data)
         else:
-            self.pack(len(data))
-            self._packed[self.received : self.received + len(data)] = data
-            self.pieces = [self._packed[: self.received + len(data)]]
-        self.received += len(data)
+            self.pack()
+            self._copy(data, len(data))
 
-    def pack(self, more: int = 0) -> None:
-        """Have all data in one buffer of our own, with room for `more` bytes; it takes what was promised."""
-        need = self.received + more
-        if need > len(self._packed):
-            size = max(need, self._covered)
-            self.settle()
-            packed = self._account.block(size)
-            packed[: self.received] = b"".join(self.pieces)
-            self._packed = packed
-            self.pieces = [packed[: self.received]]
+    def pack(self) -> None:
+        """Have all data that has come in blocks of our own; they take what was promised."""
+        if not self._packed:
+            loose, self.pieces = self.pieces, []
+            left = sum(map(len, loose))
+            for piece in loose:
+                self._copy(piece, left)
+                left -= len(piece)
             self.unpin()
+
+    def _copy(self, data: memoryview, left: int) -> None:
+        """Put `data` behind what is packed; it is the first of `left` bytes that are."""
+        while data:
+            if self._filled == len(self._block):
+                size = min(BLOCK, max(left, self._promised))
+                kept = min(size, self._promised)
+                self._account.release(kept)
+                self._promised -= kept
+                self._block, self._filled = self._account.block(size), 0
+                self._packed += size
+                self.pieces.append(self._block)
+            end = min(self._filled + len(data), len(self._block))
+            count = end - self._filled
+            self._block[self._filled : end] = data[:count]
+            self.pieces[-1] = self._block[:end]
+            self._filled = end
+            data, left = data[count:], left - count
 
     def unpin(self) -> None:
         """Let go of the memories that the data lies in."""
@@ -106,7 +124,8 @@ class Transfer:
         self.settle()
         self.unpin()
         self.pieces = []
-        self._packed = memoryview(b"")
+        self._block = memoryview(b"")
+        self._filled = self._packed = 0
 
     def unsolicited(self, end: int) -> None:
         """Expect data up to `end` (at most) that the initiator sends without being asked."""

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -20,6 +21,7 @@ from tcmu_core.cli.logtail import tails
 from tcmu_core.cli.snapshot import Snapshots
 from tcmu_core.cli.web import Server, names_loopback
 from tcmu_core.host.observer import Observer
+from tcmu_core.scsi.sampling import INTERVAL
 from tcmu_core.testing.client import Client
 from tests.cli.conftest import Call, Serving, Site
 from tests.cli.test_runner import IQN, Running
@@ -49,6 +51,7 @@ def test_it_is_told_what_status_and_sessions_say_and_what_happens_in_between(
     with Client(disk.uri, name=NAME) as client:
         read(client, 5)
         first = page.told()
+        time.sleep(2 * INTERVAL / 1e9)  # however fast they are, some of them are timed
         read(client, 100)
         then = wait_for(lambda: (told := page.told())["at"] != first["at"] and told)
         assert isinstance(then, dict)

@@ -25,6 +25,7 @@ from tcmu_core.loop import Loop
 from tests.clusters.processes import free_ports, stop
 
 TARGET = "iqn.2026-01.test:shared"
+LOG = "log"
 PATIENCE = 1.0  # seconds for clients to leave when it ends
 CONFIGURATION = """\
 [portal]
@@ -33,7 +34,6 @@ acl = iqn.2026-01.test:*
 [targets]
 [[{target}]]
 [[[groups]]]
-access = both
 {groups}
 [[[lun 0]]]
 handler = {handler}
@@ -102,7 +102,15 @@ class Gateways:
             address,
         ]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=environment)
+        with (directory / LOG).open("a") as log:
+            return subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+            )
+
+    def log(self, number: int) -> str:
+        """Return what a gateway has logged, each time that it ran."""
+        file = self.directory / str(number) / LOG
+        return file.read_text() if file.exists() else ""
 
     def kill(self, number: int) -> None:
         """Kill a gateway; returns when it has ended."""
@@ -125,6 +133,8 @@ class Gateways:
             with process:
                 stop(process)
         self.processes.clear()
+        for number in range(1, len(self.addresses) + 1):  # shown where a test has failed
+            sys.stderr.write(self.log(number))
 
 
 def main(words: list[str]) -> None:

@@ -8,18 +8,21 @@ from contextlib import contextmanager
 
 from tests.clusters.processes import run
 
-CLUSTER, CLIENTS = "tcmu-cluster", "tcmu-clients"  # the ends of the cables on this side; less than 16 characters
-NETWORKS = {CLUSTER: "169.254.77", CLIENTS: "169.254.78"}  # link-local: nothing routes it
-
 
 class Island:
-    """Where a gateway runs. It has `cluster` and `clients` for addresses, and `mainland` is ours at the first cable."""
+    """Where a gateway runs. It has `cluster` and `clients` for addresses, and `mainland` is ours at the first cable.
 
-    mainland = f"{NETWORKS[CLUSTER]}.1"
-    clients = f"{NETWORKS[CLIENTS]}.2"
+    Those that are there at once need different numbers, from 0 to 9.
+    """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, number: int) -> None:
         self._pid = pid
+        self._cluster = f"tcmu-cluster{number}"  # the ends of the cables, here and there: less than 16 characters
+        # Link-local: nothing routes it.
+        self.cables = {self._cluster: f"169.254.{70 + number}", f"tcmu-clients{number}": f"169.254.{80 + number}"}
+        networks = list(self.cables.values())
+        self.mainland = f"{networks[0]}.1"
+        self.clients = f"{networks[1]}.2"
 
     @property
     def prefix(self) -> list[str]:
@@ -29,7 +32,7 @@ class Island:
     def build(self) -> None:
         """Lay the cables."""
         run(*self.prefix, "ip", "link", "set", "lo", "up")
-        for name, network in NETWORKS.items():
+        for name, network in self.cables.items():
             run("ip", "link", "add", name, "type", "veth", "peer", "name", name, "netns", self._pid)
             run("ip", "address", "add", f"{network}.1/30", "dev", name)
             run("ip", "link", "set", name, "up")
@@ -39,26 +42,26 @@ class Island:
     @contextmanager
     def cut_off(self) -> Iterator[None]:
         """Pull the cable to the cluster, and put it in again."""
-        run(*self.prefix, "ip", "link", "set", CLUSTER, "down")
+        run(*self.prefix, "ip", "link", "set", self._cluster, "down")
         try:
             yield
         finally:
-            run(*self.prefix, "ip", "link", "set", CLUSTER, "up")
+            run(*self.prefix, "ip", "link", "set", self._cluster, "up")
 
 
 @contextmanager
-def island() -> Iterator[Island]:
+def island(number: int = 0) -> Iterator[Island]:
     """Have a namespace; its cables go with it, when the process ends that holds it."""
     with subprocess.Popen(
         ["unshare", "--net", "sh", "-c", "echo there; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
+        made = Island(holder.pid, number)
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == b"there\n"
-            made = Island(holder.pid)
             made.build()
             yield made
         finally:
             holder.kill()
-            for name in NETWORKS:  # at once, not when the kernel gets to it
+            for name in made.cables:  # at once, not when the kernel gets to it
                 subprocess.run(["ip", "link", "delete", name], capture_output=True, check=False)

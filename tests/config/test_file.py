@@ -25,7 +25,8 @@ TARGET = """\
 LUN = TARGET + "[[[lun 0]]]\nhandler = file\n"
 
 GROUPS = (
-    TARGET
+    "[portal]\nlisten = 127.0.0.1, 192.0.2.1, FD00::1\nacl = iqn.2025-01.local:*\n"
+    + TARGET
     + """\
 [[[groups]]]
 access = both
@@ -47,6 +48,10 @@ BAD = [
     (GROUP + "portals = 0.0.0.0", "t.conf:7: portal '0.0.0.0': a group needs addresses and ports that clients reach"),
     (GROUP + "portals = 192.0.2.9", "t.conf:5: none of these portals is listened on: [portal] has 127.0.0.1:3260"),
     (GROUP + "portals = 127.0.0.1\n[[[[2]]]]\nportals = 127.0.0.1:3260", "t.conf:9: portal '127.0.0.1:3260' is in "),
+    (
+        GROUP.replace("]]]\n[[[[1", "]]]\naccess = both\n[[[[1") + "portals = 127.0.0.1, 192.0.2.9",
+        "t.conf:6: what an initiator moves here, the host of 192.0.2.9:3260 would not hear of",
+    ),
     (GROUP.replace("1]", "0]") + "portals = 127.0.0.1", "[[[[0]]]] is no group: write a number from 1 to 65535"),
     (GROUP.replace("[1]", "[one]") + "portals = 127.0.0.1", "[[[[one]]]] is no group: write a number from 1 to 65535"),
     (GROUP.replace("]]]\n[[[[1", "]]]\naccess = none\n[[[[1") + "portals = 127.0.0.1", "'none' is none of implicit, "),

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tcmu_core.iscsi import pdu as p
-from tcmu_core.iscsi.budget import Budget
+from tcmu_core.iscsi.budget import Account, Budget
 from tcmu_core.iscsi.buffers import Inbox, Outbox
 from tcmu_core.iscsi.connection import GUARANTEED
 from tcmu_core.iscsi.constants import BHS
@@ -17,7 +17,7 @@ from tcmu_core.iscsi.settings import Limits, PortalSettings
 from tcmu_core.scsi.command import Status
 from tests.iscsi.initiator import Initiator, cdb_10
 from tests.iscsi.test_writes import data_out, good, pattern
-from tests.iscsi.wire import FakeHost, Wire, logged_in
+from tests.iscsi.wire import FakeHost, Scripted, Wire, logged_in
 
 MIB = 1 << 20
 DIGESTS = {"HeaderDigest": "CRC32C", "DataDigest": "CRC32C"}
@@ -209,6 +209,26 @@ def test_data_of_very_many_pieces_is_packed_at_no_more_than_twice_its_size() -> 
     assert wire.session.account.used < before + 4 * 60000
     good(*wire.send(p.DataOut(itt=1, data=bytes(1440), offset=60000, data_sn=1000)))
     assert wire.unit.disk[:60000] == data
+
+
+def test_memory_that_data_is_packed_into_is_taken_little_by_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = logged_in(SOLICITED, units=[Scripted(8 * MIB)])
+    taken: list[int] = []
+    block = Account.block
+
+    def noted(account: Account, size: int) -> memoryview:
+        taken.append(size)
+        return block(account, size)
+
+    monkeypatch.setattr(Account, "block", noted)
+    data = pattern(5 * MIB)
+    asked = wire.send(wire.initiator.command(cdb_10(0x2A, 0, len(data) // 512), write=data))
+    while isinstance(r2t := asked[-1], p.ReadyToTransfer):
+        asked = wire.send(*data_out(r2t, data, 4096))
+    good(*asked)
+    assert len(taken) >= 5
+    assert max(taken) <= 2 * MIB  # what is received is in one of 2 MiB
+    assert wire.unit.disk[: len(data)] == data
 
 
 def test_pieces_that_pin_their_memory_are_packed_when_there_is_no_more() -> None:

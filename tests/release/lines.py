@@ -28,7 +28,7 @@ OTHERS = (
     r"|DeviceAllow=|disk {6}init|scratch {3}iqn|bottleneck: |ghost: |seed 110 |write 0|drop 0|#\d |initiator a is "
     r"|again: |/etc/tcmu/tcmu.conf:\d|2025-|12:00:|check_\w+[: ]|epoch \d|record \d|entry \d|\d images"
     r"|/srv/disk.img (does|is|can't)|/dev/sdb has|server1 has|vol0@server1/disk.img does|'server1:24007'|libgfapi is "
-    r"|rbd/disk (does|is|has) |there is no Python module"
+    r"|overrides \{|no_path_retry |\}|rbd/disk (does|is|has) |there is no Python module"
 )
 
 

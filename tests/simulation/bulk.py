@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
 
+from tcmu_core.loop import SLICE
 from tests.simulation.book import Violation
 from tests.simulation.link import Link, Management
 from tests.simulation.net import WRITE, Loop, Socket
@@ -137,9 +138,12 @@ class BulkRun:
                     moved = bool(self.call(link.sock.deliver, 1 << 20)) or moved
                 if link.sock.window is None:
                     moved = bool(self.call(link.sock.ready, WRITE)) or moved
+        until = self.loop.now + SLICE
         for _ in range(len(self.loop.posted)):
             moved = True
             self.call(self.loop.turn)
+            if self.loop.now > until:
+                break
         for link in self.links:
             link.read()
         if self.world.error is not None:

@@ -11,6 +11,11 @@ from typing import Any
 READ, WRITE = 0x1, 0x4  # EPOLLIN, EPOLLOUT
 
 
+def no_time() -> float:
+    """Return what most calls take."""
+    return 0.0
+
+
 class Timer:
     """A call that is due at `when` (virtual seconds)."""
 
@@ -29,10 +34,15 @@ class Loop:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.elapsed = no_time  # of a call that is being made (virtual seconds)
         self.posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self.callbacks: dict[int, tuple[int, Callable[[int], object]]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._count = itertools.count()
+
+    def clock(self) -> float:
+        """Return the time (virtual seconds), with what the call takes that is being made."""
+        return self.now + self.elapsed()
 
     def register(self, fd: int, events: int, callback: Callable[[int], object]) -> None:
         """Call `callback(events)` when `fd` is ready."""

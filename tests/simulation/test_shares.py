@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from math import inf
 
 import pytest
 
@@ -33,6 +34,7 @@ def test_a_command_that_does_not_give_way_is_found(name: str, count: int, monkey
     for module in [one for key, one in sys.modules.items() if key.startswith("tcmu_core.scsi.commands.")]:
         if hasattr(module, "PAUSE"):
             monkeypatch.setattr(module, "PAUSE", None)
+    monkeypatch.setattr("tcmu_core.iscsi.pump.SLICE", inf)
     found = violation_of(many(name, count))
     assert found is not None
     assert found[0] == "unfair"

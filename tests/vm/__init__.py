@@ -1,9 +1,10 @@
 """A Debian kernel under QEMU on which the tests run commands; see README.md."""
 
 from .errors import BootFailed, CommandFailed, CommandTimeout, MachineDied, MachineError, Result
-from .machine import Job, Machine
+from .machine import GATEWAY, Job, Machine
 
 __all__ = [
+    "GATEWAY",
     "BootFailed",
     "CommandFailed",
     "CommandTimeout",

@@ -29,6 +29,14 @@ GIB = 1 << 30
 # What the kernel says when it was told to (kernel/reboot.c).
 ENDS = ("reboot: Restarting system", "reboot: Power down")
 
+GATEWAY = "10.0.2.2"  # the host's loopback, as QEMU's user network has it
+NETWORK = f"""\
+modprobe virtio_net
+ip address add 10.0.2.15/24 dev eth0
+ip link set eth0 up
+ip route add default via {GATEWAY}
+"""
+
 NOWHERE = Path()  # the directory of a machine that is not running
 
 Command = str | Sequence[str | os.PathLike[str]]
@@ -43,7 +51,8 @@ class Machine:
 
     `kernel` is a `…/boot/vmlinuz-RELEASE` other than the newest installed one; `keep` a directory to create
     that holds the console's log and every command's output, and stays. `disks` are raw images or QEMU's URLs of them,
-    each a virtio disk (/dev/vda and so on, once the module virtio_blk is loaded).
+    each a virtio disk (/dev/vda and so on, once the module virtio_blk is loaded). With `network` the guest reaches what
+    the host does: the host's 127.0.0.1 at `GATEWAY`, others at their own addresses.
 
     `system` is a raw image of an ext4 file system with a systemd of its own: it is the root then, written to and kept,
     and /dev/vda, instead of the host's files. Commands run beside its services, from the start; give them a `cwd`.
@@ -59,6 +68,7 @@ class Machine:
         keep: Path | None = None,
         disks: Sequence[str] = (),
         system: Path | None = None,
+        network: bool = False,
         boot_timeout: float = BOOT_TIMEOUT,
     ) -> None:
         self.cpus = cpus
@@ -69,6 +79,7 @@ class Machine:
         self._keep = keep
         self._system = system
         self._disks = (*([str(system)] if system else []), *disks)
+        self._network = network
         self._boot_timeout = boot_timeout
         self._directory = NOWHERE
         self._console = ""
@@ -123,6 +134,8 @@ class Machine:
             while not self._ready:
                 if not self._pump(deadline):
                     raise BootFailed(f"not ready after {self._boot_timeout:g} s{self._tail()}")
+            if self._network:
+                self.run(f"set -e\n{NETWORK}", check=True)
         except MachineDied as error:
             self.stop()
             raise BootFailed(str(error)) from None
@@ -158,6 +171,7 @@ class Machine:
                     memory=self.memory,
                     env=env,
                     disks=self._disks,
+                    network=self._network,
                 ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -59,6 +59,7 @@ def command(
     memory: str,
     env: dict[str, str],
     disks: Sequence[str] = (),
+    network: bool = False,
 ) -> list[str]:
     """The arguments of QEMU; `channel` is the descriptor of a connected socket, the agent's port in the guest.
 
@@ -71,6 +72,9 @@ def command(
     for number, disk in enumerate(disks):  # flushes of the guest go through, nothing is cached on the way
         drives += ["-drive", f"file={disk},format=raw,if=none,cache=none,id=disk{number}"]
         drives += ["-device", f"virtio-blk-pci,drive=disk{number}"]
+    card = []
+    if network:  # QEMU connects in the guest's place, from sockets of its own; there is nothing to boot from
+        card = ["-netdev", "user,id=net,ipv6=off", "-device", "virtio-net-pci,netdev=net,romfile="]
     # fmt: off
     return [
         "setpriv", "--pdeathsig", "KILL", "--",
@@ -84,6 +88,6 @@ def command(
         "-device", "virtio-9p-pci,fsdev=share,mount_tag=share",
         "-chardev", f"socket,id=agent,fd={channel}",
         "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent,name=agent",
-        *drives,
+        *drives, *card,
     ]
     # fmt: on

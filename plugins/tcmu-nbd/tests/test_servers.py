@@ -28,7 +28,14 @@ def opened(server: object, options: str = "", **attributes: object) -> object:
     return open_device(NbdHandler, f"{server.cfgstring}{options}", **attributes)
 
 
-@pytest.fixture(params=["memory", "file", "qemu raw", "qemu qcow2"])
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("file", marks=pytest.mark.soak),
+        pytest.param("qemu raw", marks=pytest.mark.soak),
+        "qemu qcow2",
+    ]
+)
 def server(request, nbdkit, qemu_nbd, fast_dir, image):
     if request.param == "memory":
         return nbdkit("memory", SIZE)
@@ -48,6 +55,7 @@ def test_every_server_keeps_the_promises_of_a_handler(server):
     check_handler(lambda: opened(server), persistent=True, examples=8)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "words",
     [
@@ -65,6 +73,7 @@ def test_so_does_a_server_that_can_do_less(nbdkit, words):
     check_handler(lambda: opened(server), persistent=True, examples=4, claims=claims, ways=["engine"])
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("options", [";connections=4;replay=64K", ";sync=1", ";replay=0;block_size=4096"])
 @pytest.mark.parametrize("where", ["on a thread", "on a loop"])
 def test_so_do_other_options(nbdkit, options, where):

@@ -35,7 +35,12 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+QUICK = {"default", "extended", "small cache"}  # the others are tried by `make soak`
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.soak) for kind in KINDS]
+)
 def test_it_keeps_the_promises(kind: str, sparse_dir: Path, qemu: object) -> None:
     path = sparse_dir / "disk.qcow2"
     make = functools.partial(open_device, Handler, f"{path};{KINDS[kind]}")
@@ -303,7 +308,7 @@ def loop() -> Iterator[Loop]:
         yield loop
 
 
-@pytest.mark.parametrize("kind", ["default", "extended", "small cache"])
+@pytest.mark.parametrize("kind", ["default", "extended", pytest.param("small cache", marks=pytest.mark.soak)])
 def test_it_keeps_the_promises_on_a_loop(kind: str, disk_path: Path, qemu: object, loop: Loop) -> None:
     check_handler(
         lambda: open_device(Handler, f"{disk_path};{KINDS[kind]}", reactor=loop),

@@ -29,7 +29,7 @@ CAPACITY_CHANGED = (0x2A, 0x09)  # SPC-4 annex F
 
 
 class Standby(NotReady):
-    """Another gateway has the disk: the target port is in the standby state."""
+    """The disk is another gateway's, or can be reached by another alone: the target port is in the standby state."""
 
     of_storage = False  # the log has it once, and not for each command
     ascq = 0x0B
@@ -55,6 +55,7 @@ class Keeper:
         self._shelf = shelf
         self._moves = config.lock == "move"
         self._wanted = False  # whether a command needs the lock that another gateway has
+        self._untaken = False  # whether the cluster did not answer when it was to be taken
         self._device = device
         self._binding = binding
         self._config = config
@@ -98,9 +99,13 @@ class Keeper:
         if self._elsewhere and self._moves:
             self._wanted = True
             self._wake.set()
+            if self._untaken:
+                return Standby(f"{self._config.name} can't be taken from another gateway")
             return Busy(f"{self._config.name} is being taken from another gateway")
         if self._elsewhere or (self._moves and self._lost is not None and self._lost[1] in LOCK_LOST):
             return Standby(f"another client has {self._config.name}")
+        if self._moves and self._lost is not None:  # it may be us alone whom the cluster does not answer
+            return Standby(f"the connection to {self._config.name} is lost")
         return Busy(f"the connection to {self._config.name} is being made anew")
 
     def failed(self, link: Link, code: int) -> Exception:
@@ -145,6 +150,7 @@ class Keeper:
                 elif self._standby is not None:
                     self._resized(self._standby.size())
             except OSError as error:  # the cluster does not answer just now; the commands in flight find out the same
+                self._untaken = self._untaken or self._wanted
                 self._device.log.debug("looking at %s: %s", self._config.name, error)
             except Exception:
                 self._device.log.exception("looking after %s failed", self._config.name)
@@ -194,7 +200,7 @@ class Keeper:
     def _has(self, link: Link) -> None:
         with self._guard:
             self._lost = None
-            self._elsewhere = self._wanted = False
+            self._elsewhere = self._wanted = self._untaken = False
             self.link = link
             self._settled.set()
         self._published = {}
@@ -221,6 +227,7 @@ class Keeper:
         try:
             link = self._connect(take=True)
         except ConfigError as error:
+            self._untaken = not isinstance(error, LockedElsewhere)
             self._device.log.error("%s", error)
             return
         standby, self._standby = self._standby, None

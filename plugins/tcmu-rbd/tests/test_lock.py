@@ -55,6 +55,20 @@ def test_who_lost_the_lock_writes_no_more_and_stands_by(make, ceph: Ceph) -> Non
     assert ceph.rbd("export", image.name, "-")[:512] == b"4" * 512
 
 
+@pytest.mark.soak
+def test_a_gateway_that_the_cluster_does_not_answer_sends_initiators_to_another_one(make, ceph: Ceph) -> None:
+    image = make(more=";lock=move;osd_op_timeout=5")
+    with open_device(RbdHandler, image.cfgstring) as one, open_device(RbdHandler, image.cfgstring) as two:
+        one.write(0, b"1" * 512)
+        with ceph.without("osd"):
+            with pytest.raises(Standby):
+                one.read(0, 512)
+            assert says(two) is Busy  # it takes the disk, it thinks
+            until(lambda: says(two) is Standby, "it can't")
+            assert says(one) is Standby
+        until(lambda: says(one) is None, "it is the first one's again")
+
+
 def says(disk) -> type[CommandError] | None:
     try:
         disk.read(0, 512)
