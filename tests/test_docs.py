@@ -63,23 +63,15 @@ ELSEWHERE = {
         r"sg_rtpg ": "test_sg_utils_read_the_groups",
         r"multipath ": "test_multipath_sees_both_paths",
     },
+    "plugins/tcmu-glfs/tests/test_readme.py": {r"tcmu serve glfs ": "test_its_command_lines_work"},
     "plugins/tcmu-rbd/tests/test_readme.py": {r"rbd create |tcmu serve rbd ": "test_its_command_lines_work"},
 }
 
-# Of these a test runs the like: less of it, or the same with another device, another cluster or another handler.
+# Of these a test runs the like: one measurement, or the same with another handler.
 ALIKE = {
     "tests/test_benchmarks.py": {r"make bench\b": "test_both_servers_are_measured_and_gone_afterwards"},
     "tests/release/test_debian_vm.py": {
         r"targetcli /backstores/user:(nbd|http|rbd|glfs) ": "test_what_the_handlers_have_for_targetcli_works"
-    },
-    "tests/conformance/test_libiscsi.py": {r"tcmu serve file .* --run 'iscsi-test-cu": ""},
-    "tests/recording/test_crash.py": {
-        r"tcmu crash ledger.rec": "test_a_log_that_forgets_a_flush_is_caught_with_the_one_write_that_matters"
-    },
-    "plugins/tcmu-fbo/tests/test_block_device.py": {r"tcmu serve fbo /dev/sr0": "test_a_block_device_is_a_disc"},
-    "plugins/tcmu-file/tests/test_block_device.py": {r"tcmu serve file /dev/vg0/data": ""},
-    "plugins/tcmu-glfs/tests/test_file.py": {
-        r"tcmu serve glfs ": "test_libiscsis_suite_finds_nothing_in_what_touches_the_file"
     },
 }
 

@@ -62,6 +62,19 @@ def file(name: str, text: str) -> str:
     return f"cat > {name} <<'END'\n{text}END"
 
 
+# A log that counts an entry before that is flushed.
+LEDGER = """
+from ledger import Ledger
+from tcmu_core.testing import Client
+with Client("iscsi://127.0.0.1/iqn.2025-01.local.tcmu:disk/0") as client:
+    def write(at, data):
+        place, count = (at // 512).to_bytes(4, "big"), (len(data) // 512).to_bytes(2, "big")
+        client.command(bytes([0x2A, 0]) + place + bytes(1) + count + bytes(1), write=data)
+    book = Ledger(write, lambda: client.command(bytes([0x35]) + bytes(9)), careful=False)
+    for number in range(6):
+        book.append(b"entry %d" % number)
+"""
+
 DISK1 = (
     file("/etc/tcmu/disk1.conf", CONFIGURATION),
     "tcmu-runner --config /etc/tcmu/disk1.conf",
@@ -76,6 +89,10 @@ CERTIFICATE = (
     "mkdir -p /etc/pki; openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=server"
     " -addext subjectAltName=DNS:server -keyout /etc/pki/server-key.pem -out /etc/pki/server-cert.pem;"
     " for name in ca-cert nbd-ca; do cp /etc/pki/server-cert.pem /etc/pki/$name.pem; done"
+)
+DEVICES = (  # of our own, over those of this machine
+    "mount -t tmpfs tmpfs /mnt; mkdir /mnt/upper /mnt/work;"
+    " mount -t overlay -o lowerdir=/dev,upperdir=/mnt/upper,workdir=/mnt/work overlay /dev"
 )
 NO_RUNNER = "rm -f /etc/dbus-1/system.d/tcmu-runner.conf /etc/logrotate.d/tcmu-runner"  # that of a package in C
 LOGGED_IN = "until tcmu sessions | grep -q debian:01:a; do sleep 0.1; done"
@@ -107,6 +124,7 @@ SCRIPTS = {
         },
     ),
     "docs/command.md": Script((f"ln -s {ROOT}/docs docs",)),
+    "docs/conformance.md": Script(),
     "docs/debugging.md": Script(
         (*DISK1, *SHOUT),
         before={"tcmu replay": ("^C",)},
@@ -139,17 +157,24 @@ SCRIPTS = {
     "docs/slow.md": Script(DISK1),
     "docs/testing.md": Script(
         before={
-            "tcmu crash": (
+            "tcmu crash /tmp/disk.rec": (
                 "mke2fs -q -t ext4 soundly.img 64M",
                 "qemu-img convert -n -O raw soundly.img iscsi://127.0.0.1/iqn.2025-01.local.tcmu:disk/0",
                 "qemu-io -f raw -c flush -c flush -c flush -c 'write -P 0 40M 64k' -c flush"
                 " iscsi://127.0.0.1/iqn.2025-01.local.tcmu:disk/0",
                 "^C",
             ),
+            "tcmu crash ledger.rec": (
+                f"cp {ROOT}/tests/recording/ledger.py .",
+                "tcmu serve ram --size 128K --filter 'record;file=ledger.rec'",
+                f"python3 <<'END'{LEDGER}END",
+                "^C",
+            ),
             "tcmu replay /tmp/disk.rec iscsi:": (
                 "tcmu serve ram --size 64M --target iqn.2026-01.example:disk --portal 192.0.2.1:3260 --insecure",
             ),
-        }
+        },
+        fails={"tcmu crash ledger.rec": "entry 0 of 1 is not whole"},
     ),
     "docs/man/tcmu.8": Script((NO_RUNNER,)),
     "docs/man/tcmu-runner.8": Script((NO_RUNNER,)),
@@ -167,7 +192,7 @@ SCRIPTS = {
     ),
     "packages/tcmu-runner/README.md": Script(),
     "plugins/tcmu-fbo/README.md": Script(
-        (INSTALLER,),
+        (INSTALLER, DEVICES, "ln -s /srv/installer.iso /dev/sr0"),
         before={"qemu-system-x86_64": ("tcmu serve fbo ro//srv/installer.iso --name cd",)},
         words={
             "qemu-system-x86_64 …": "timeout 2 qemu-system-x86_64 -display none",
@@ -175,7 +200,9 @@ SCRIPTS = {
             "bootindex=1": "bootindex=1 || test $? = 124",  # it goes on
         },
     ),
-    "plugins/tcmu-file/README.md": Script(("truncate -s 10G /srv/disk.img",)),
+    "plugins/tcmu-file/README.md": Script(
+        ("truncate -s 10G /srv/disk.img", DEVICES, "mkdir /dev/vg0; ln -s /srv/disk.img /dev/vg0/data")
+    ),
     "plugins/tcmu-nbd/README.md": Script(
         (
             EXPORT,
