@@ -31,6 +31,7 @@ ELSEWHERE = {
         r"make run\b": "test_make_run_serves_a_disk",
         r"make unit\b": "test_make_unit_runs_what_needs_python_alone",
         r"make docs\b": "test_make_docs_builds_the_site",
+        r"make bench\b": "test_make_bench_runs_benchmarks",
         r"pip install \./ ": "test_the_readme_installs_from_a_checkout",
         r"pip install '\./\[kernel,dbus\]'": "test_the_guide_installs_the_daemon_from_a_checkout",
     },
@@ -55,6 +56,12 @@ ELSEWHERE = {
         r"podman ": "test_the_guides_command_serves_a_disk_at_the_mapped_port",
         r"podman-compose ": "test_the_compose_file_serves_a_disk_to_who_knows_the_password",
     },
+    "tests/kernel/test_elsewhere.py": {
+        r"targetcli /backstores/user:nbd ": "test_an_nbd_export",
+        r"targetcli /backstores/user:http ": "test_a_file_of_a_web_server",
+        r"targetcli /backstores/user:rbd ": "test_an_image_of_a_ceph_cluster",
+        r"targetcli /backstores/user:glfs ": "test_a_file_of_a_gluster_volume",
+    },
     "tests/iscsi/test_vm_open_iscsi.py": {
         r"iscsiadm |mkfs.ext4 |u?mount ": "test_the_guides_lines_work",
         r"sg_raw ": "test_the_guides_command_of_a_handlers_own_reaches_it",
@@ -67,17 +74,7 @@ ELSEWHERE = {
     "plugins/tcmu-rbd/tests/test_readme.py": {r"rbd create |tcmu serve rbd ": "test_its_command_lines_work"},
 }
 
-# Of these a test runs the like: one measurement, or the same with another handler.
-ALIKE = {
-    "tests/test_benchmarks.py": {r"make bench\b": "test_both_servers_are_measured_and_gone_afterwards"},
-    "tests/release/test_debian_vm.py": {
-        r"targetcli /backstores/user:(nbd|http|rbd|glfs) ": "test_what_the_handlers_have_for_targetcli_works"
-    },
-}
-
-RUN_BY = {
-    row: (file, name) for table in (ELSEWHERE, ALIKE) for file, rows in table.items() for row, name in rows.items()
-}
+RUN_BY = {row: (file, name) for file, rows in ELSEWHERE.items() for row, name in rows.items()}
 
 DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 

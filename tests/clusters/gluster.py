@@ -38,12 +38,15 @@ end-volume
 
 
 class Gluster:
-    """The cluster; everything lies in `directory`, which is the caller's to remove. Clients reach it at `host`."""
+    """The cluster; everything lies in `directory`, which is the caller's to remove.
 
-    def __init__(self, directory: Path) -> None:
+    Clients reach it at `host`: an address of this machine, one of loopback by default.
+    """
+
+    def __init__(self, directory: Path, host: str = "") -> None:
         self.directory = directory
         self.brick = directory / "brick"
-        self.host = _own_address()
+        self.host = host or _own_address()
         self._glusterd: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -76,3 +76,7 @@ def test_make_docs_builds_the_site(tmp_path: Path) -> None:
 
 def test_make_unit_runs_what_needs_python_alone() -> None:
     make("unit", UNITS="test_codec.py test_options.py")  # all of them run on each Python: see test_dist.py
+
+
+def test_make_bench_runs_benchmarks() -> None:
+    make("bench", made=f"{sys.prefix}/.bench", BENCHMARKS="filters")  # one that needs no peer
