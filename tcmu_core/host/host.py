@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 from tcmu_core.codec import Message
 from tcmu_core.disk.device import Change
@@ -94,6 +95,7 @@ class Host:
         self._assigned: dict[int, DiskSpec] = {}  # as the job has them: what a person changed since then stays
         self._before: dict[int, DiskSpec] = {}  # of disks that are opened anew: how they were when that worked
         self._leaving: dict[int, Engine] = {}  # disks that are not served any more, and have commands in flight
+        self._early: set[int] = set()  # LUNs whose opening began before those had gone: they may have been in its way
         self._retry_timer: Timer | None = None
 
     # -- its life -----------------------------------------------------------------------------------------------------
@@ -131,6 +133,7 @@ class Host:
     def _begin(self, lun: int) -> None:
         """Begin to open the disk of a LUN; `_opened` is to be called when that is over."""
         spec = self._prepared[lun]
+        (self._early.add if self._leaving else self._early.discard)(lun)
         try:
             opening = self._opening[lun] = Opening(self._make_disk(spec.configured(spec.cfgstring)))
         except Exception as error:
@@ -308,6 +311,9 @@ class Host:
             log.info("LUN %d is there", lun, extra={"device": engine.disk.title})
             self.transport.add(lun, engine)
             return
+        if lun in self._early and not self._leaving:
+            self._join(lun, patient=patient)
+            return
         before = None if self._leaving and patient else self._before.pop(lun, None)
         if before is None:
             if lun not in self._before:
@@ -324,15 +330,15 @@ class Host:
 
     def _retry_later(self) -> None:
         if self.missing and self._retry_timer is None:
-            self._retry_timer = self.loop.call_later(RETRY_SECONDS, self.retry)
+            self._retry_timer = self.loop.call_later(RETRY_SECONDS, partial(self.retry, patient=False))
 
-    def retry(self) -> None:
-        """Try again to open the disks that are missing."""
+    def retry(self, *, patient: bool = True) -> None:
+        """Try again to open the disks that are missing; `patient` as `_join` has it."""
         if self._retry_timer is not None:
             self._retry_timer.cancel()
             self._retry_timer = None
         before = len(self.missing)
-        self._try_missing(patient=False)
+        self._try_missing(patient=patient)
         self._retry_later()
         if len(self.missing) < before:
             self.altered()

@@ -92,6 +92,13 @@ def _name(permission: Permission) -> str:
     return permission.name.lower().replace("_", " ")
 
 
+def _is(file: Path, target: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(file.stat(), target)
+    except OSError:
+        return False  # it was closed meanwhile, as the one of this very listing
+
+
 def users(path: str, but: int = -1) -> str:
     """Return ` by process 12 (name)` for those that have `path` open, not counting our descriptor `but`."""
     try:
@@ -102,7 +109,7 @@ def users(path: str, but: int = -1) -> str:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             held = any(
-                os.path.samestat(file.stat(), target)
+                _is(file, target)
                 for file in (process / "fd").iterdir()
                 if (process.name, file.name) != (str(os.getpid()), str(but))
             )

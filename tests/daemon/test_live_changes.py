@@ -185,13 +185,14 @@ def test_a_disk_goes_on_where_another_can_not_take_its_place(parent: Parent, tar
         assert one.read(3, 1) == MARK
 
 
-def test_two_luns_change_places(parent: Parent, targets: Targets, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("handler", "options"), [("file", ""), ("qcow", ";format=raw")])
+def test_two_luns_change_places(parent: Parent, targets: Targets, tmp_path: Path, handler: str, options: str) -> None:
     contents = [b"first" * 512, b"other" * 512]
-    files = [str(tmp_path / name) for name in ("first", "other")]
-    for path, content in zip(files, contents, strict=True):
-        Path(path).write_bytes(content)
-    serve(parent, targets, config(LunConfig(0, "file", files[0]), LunConfig(1, "file", files[1])))
-    targets.configure(config(LunConfig(0, "file", files[1]), LunConfig(1, "file", files[0])))
+    files = [f"{tmp_path / name}{options}" for name in ("first", "other")]
+    for name, content in zip(("first", "other"), contents, strict=True):
+        (tmp_path / name).write_bytes(content)
+    serve(parent, targets, config(LunConfig(0, handler, files[0]), LunConfig(1, handler, files[1])))
+    targets.configure(config(LunConfig(0, handler, files[1]), LunConfig(1, handler, files[0])))
     shown = {0: files[1], 1: files[0]}
     parent.until(
         lambda: (

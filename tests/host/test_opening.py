@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Timer
@@ -181,3 +181,41 @@ def test_what_an_open_disk_does_is_told(bench: Bench) -> None:
     status = bench.host.status()
     assert status.disks[0].progress == Progress("rebuilding", 1, 4)
     assert decode(encode(status)) == status
+
+
+def test_one_whose_opening_began_before_another_had_gone_is_tried_again_when_that_has(bench: Bench) -> None:
+    bench.host.open(disks("at once", "at once"))
+    bench.host.reassign(disks("later", "later"), bench.way)
+    bench.turn()
+    bench.turn()
+    assert [one.device.cfgstring for one in bench.handlers] == ["at once", "at once", "later", "later"]
+    bench.handlers[2].opened.set_exception(OSError(16, "it is in use"))
+    bench.turn()
+    assert bench.handlers[4].device.cfgstring == "later"
+    bench.handlers[4].opened.set_exception(OSError(16, "it is in use"))
+    bench.turn()
+    assert bench.handlers[5].device.cfgstring == "at once"  # it can't be: it goes on as it was
+    assert list(bench.host.engines) == [0]
+    bench.handlers[3].opened.set_result(None)
+    bench.turn()
+
+
+def test_one_that_is_asked_for_again_waits_for_another_to_go(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.host.open(disks("at once", "at once"))
+    gone: list[Callable[[], object]] = []
+    monkeypatch.setattr(bench.host.transport, "remove", lambda lun, then, comes_back: gone.append(then))
+    bench.host.reassign(disks("later", "later"), bench.way)
+    gone[0]()
+    bench.turn()
+    bench.handlers[2].opened.set_exception(OSError(16, "it is in use"))
+    bench.turn()
+    bench.host.retry()
+    bench.handlers[-1].opened.set_exception(OSError(16, "it is in use"))
+    bench.turn()
+    assert {one.device.cfgstring for one in bench.handlers[2:]} == {"later"}
+    gone[1]()
+    bench.turn()
+    for handler in bench.handlers[4:]:
+        handler.opened.set_result(None)
+    bench.turn()
+    assert sorted(bench.host.engines) == [0, 1]

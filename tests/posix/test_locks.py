@@ -93,3 +93,15 @@ def test_who_has_a_file_open_is_told_by_process_and_name(path):
     with locked(path, write=False):
         assert f"process {os.getpid()} (" in users(path)
         assert users("/var/tmp/missing") == ""
+
+
+def test_so_it_is_when_its_descriptor_comes_behind_the_one_that_lists_them(tmp_path):
+    path = tmp_path / "disk"
+    path.touch()
+    low = os.open(path, os.O_RDONLY)
+    high = fcntl.fcntl(low, fcntl.F_DUPFD, 500)
+    os.close(low)
+    try:
+        assert f"process {os.getpid()} (" in users(str(path))
+    finally:
+        os.close(high)
