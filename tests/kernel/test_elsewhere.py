@@ -64,7 +64,7 @@ def line(readme: str) -> str:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    run("ip", "address", "add", f"{ADDRESS}/32", "dev", "lo")
+    run("ip", "address", "replace", f"{ADDRESS}/32", "dev", "lo")
     yield ADDRESS
     run("ip", "address", "delete", f"{ADDRESS}/32", "dev", "lo")
 
