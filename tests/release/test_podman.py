@@ -21,6 +21,7 @@ LOGIN = "LIBISCSI_CHAP_USERNAME=alice LIBISCSI_CHAP_PASSWORD='correct horse batt
 # What a host has, and a sandbox lacks: /sys of its own; and podman's settings for one without systemd, without control
 # groups to share, and on a file system that overlays can't lie on.
 HOST = """
+mount -t tmpfs tmpfs /dev/shm
 mount -t sysfs sysfs /sys
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 rm -rf /var/lib/containers /run/containers /run/libpod
