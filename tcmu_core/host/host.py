@@ -95,7 +95,6 @@ class Host:
         self._assigned: dict[int, DiskSpec] = {}  # as the job has them: what a person changed since then stays
         self._before: dict[int, DiskSpec] = {}  # of disks that are opened anew: how they were when that worked
         self._leaving: dict[int, Engine] = {}  # disks that are not served any more, and have commands in flight
-        self._early: set[int] = set()  # LUNs whose opening began before those had gone: they may have been in its way
         self._retry_timer: Timer | None = None
 
     # -- its life -----------------------------------------------------------------------------------------------------
@@ -133,9 +132,9 @@ class Host:
     def _begin(self, lun: int) -> None:
         """Begin to open the disk of a LUN; `_opened` is to be called when that is over."""
         spec = self._prepared[lun]
-        (self._early.add if self._leaving else self._early.discard)(lun)
         try:
-            opening = self._opening[lun] = Opening(self._make_disk(spec.configured(spec.cfgstring)))
+            disk = self._make_disk(spec.configured(spec.cfgstring))
+            opening = self._opening[lun] = Opening(disk, early=bool(self._leaving))
         except Exception as error:
             self._is_missing(lun, error)
         else:
@@ -187,7 +186,11 @@ class Host:
             opening.abandon()
             self._try_missing()  # one of them may need what this one had
         elif self._opening.get(lun) is opening:  # it was not waited for when the host ended
-            self._joined(lun, self._opened(lun, opening), patient=patient)
+            engine = self._opened(lun, opening)
+            if engine is None and opening.early and not self._leaving:
+                self._join(lun, patient=patient)  # what stood in its way when it began has gone
+            else:
+                self._joined(lun, engine, patient=patient)
             self.altered()
 
     # -- another job ------------------------------------------------------------------------------------------------
@@ -310,9 +313,6 @@ class Host:
             self._before.pop(lun, None)
             log.info("LUN %d is there", lun, extra={"device": engine.disk.title})
             self.transport.add(lun, engine)
-            return
-        if lun in self._early and not self._leaving:
-            self._join(lun, patient=patient)
             return
         before = None if self._leaving and patient else self._before.pop(lun, None)
         if before is None:

@@ -11,10 +11,14 @@ from tcmu_core.disk.disk import Disk
 
 
 class Opening:
-    """Opens `disk`, as far as that goes without waiting; `over` tells when it is open, or why it is not (`error`)."""
+    """Opens `disk`, as far as that goes without waiting; `over` tells when it is open, or why it is not (`error`).
 
-    def __init__(self, disk: Disk) -> None:
+    `early`: it began while another disk, which may have been in its way, had not gone yet.
+    """
+
+    def __init__(self, disk: Disk, *, early: bool = False) -> None:
         self.disk = disk
+        self.early = early
         self.over = False
         self.error: Exception | None = None
         self._steps = disk.opening()
