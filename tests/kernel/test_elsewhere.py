@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -93,33 +94,44 @@ def disk(host: Host, request: pytest.FixtureRequest) -> Iterator[str]:
         host.remove("disk", hba=int(number)).check()
 
 
-def read(host: Host, disk: str, place: int = PLACE) -> str:
-    """Return a block of 4096 bytes, read past the kernel's cache, as hexadecimal digits."""
-    return host.sh(f"dd if={disk} bs=4096 skip={place // 4096} count=1 iflag=direct status=none | xxd -p | tr -d '\\n'")
+def read(host: Host, disk: str) -> bytes:
+    """Return a block of 4096 bytes, read past the kernel's cache."""
+    return bytes.fromhex(
+        host.sh(f"dd if={disk} bs=4096 skip={PLACE // 4096} count=1 iflag=direct status=none | xxd -p")
+    )
 
 
 def write(host: Host, disk: str) -> None:
     """Write a block past the kernel's cache, and flush."""
     place = f"of={disk} bs=4096 seek={PLACE // 4096} oflag=direct conv=fsync,notrunc status=none"
     host.run(f"dd {place}", stdin=WRITTEN.decode()).check()
-    assert bytes.fromhex(read(host, disk)) == WRITTEN
+    assert read(host, disk) == WRITTEN
+
+
+@contextmanager
+def running(host: Host, words: Sequence[str | Path], ready: str) -> Iterator[None]:
+    """Have a program run in the machine; it is ready when a shell's condition holds."""
+    job = host.machine.spawn(words)
+    try:
+        host.sh(f"until {ready}; do sleep 0.1; done")
+        yield
+    finally:
+        job.kill()
+        job.wait(60)
 
 
 @pytest.fixture
 def server(host: Host) -> Iterator[None]:
     """An NBD server with 40 GiB of memory."""
-    job = host.machine.spawn(["nbdkit", "--foreground", "--unix", "/run/disk.sock", "memory", "40G"])
-    host.sh("until [ -S /run/disk.sock ]; do sleep 0.1; done")
-    yield
-    job.terminate()
-    job.wait(60)
+    words = ["nbdkit", "--foreground", "--unix", "/run/disk.sock", "memory", "40G"]
+    with running(host, words, "[ -S /run/disk.sock ]"):
+        yield
 
 
 @pytest.mark.parametrize("disk", ["plugins/tcmu-nbd"], indirect=True)
 def test_an_nbd_export(server: None, host: Host, disk: str) -> None:
     write(host, disk)
-    pattern = f"read -v {PLACE} 512"
-    said = host.sh(f"qemu-io -r -f raw -c '{pattern}' 'nbd+unix:///?socket=/run/disk.sock'")
+    said = host.sh(f"qemu-io -r -f raw -c 'read -v {PLACE} 512' 'nbd+unix:///?socket=/run/disk.sock'")
     assert "written.by.the.k" in said
 
 
@@ -132,17 +144,14 @@ def web(host: Host) -> Iterator[None]:
         "cp cert.pem /etc/ssl/certs/$(openssl x509 -noout -hash -in cert.pem).0"
     )
     (host.share / "web.py").write_text(WEB)
-    job = host.machine.spawn([sys.executable, *(host.share / name for name in ("web.py", "cert.pem", "key.pem"))])
-    host.sh("until grep -q ' 0100007F:01BB 00000000:0000 0A ' /proc/net/tcp; do sleep 0.1; done")
-    yield
-    job.kill()
-    job.wait(60)
+    words = [sys.executable, *(host.share / name for name in ("web.py", "cert.pem", "key.pem"))]
+    with running(host, words, "grep -q ' 0100007F:01BB 00000000:0000 0A ' /proc/net/tcp"):
+        yield
 
 
 @pytest.mark.parametrize("disk", ["examples/tcmu-http"], indirect=True)
 def test_a_file_of_a_web_server(web: None, host: Host, disk: str) -> None:
-    found = bytes.fromhex(read(host, disk))
-    assert found == b"".join((PLACE // 512 + n).to_bytes(512, "big") for n in range(8))
+    assert read(host, disk) == b"".join((PLACE // 512 + n).to_bytes(512, "big") for n in range(8))
 
 
 @pytest.fixture
