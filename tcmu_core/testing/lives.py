@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -21,6 +22,7 @@ REOPENINGS = 5
 OPENING = ("fstat", "pread", "preadv", "lseek", "ftruncate")  # what an open asks of os
 OFFSETS = (1 << 31, 1 << 32, (1 << 40) + (1 << 12), 2 << 40)  # where 32 bits of bytes, then of blocks, end
 LARGE = 3 << 40  # bytes
+ENDING = 0.5  # seconds that a thread that has been joined may take to end; a library's own threads stay
 CRASHED, BROKE = 0, 1  # exit statuses of a child that crashes on purpose
 
 
@@ -250,6 +252,7 @@ def check_crash(make: Maker) -> str | None:
 
 def _crash(make: Maker, data: bytes) -> int:
     """Write and flush in a child, which ends then without closing anything; returns its exit status."""
+    await_ending_threads()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: the child starts its own
         pid = os.fork()
@@ -268,3 +271,17 @@ def _crash(make: Maker, data: bytes) -> int:
     finally:
         os._exit(status)
     raise AssertionError("not reached")
+
+
+def await_ending_threads() -> None:
+    """Wait until threads that were joined have ended for the kernel too, or have had time to.
+
+    Python counts a thread as ended before the destructors of its thread-local data have run. OpenSSL holds a lock of
+    the whole process in its own: a child that is forked meanwhile finds that lock held for ever.
+    """
+    until = time.monotonic() + ENDING
+    while time.monotonic() < until:
+        known = {thread.native_id for thread in threading.enumerate()}
+        if all(int(name) in known for name in os.listdir("/proc/self/task")):
+            return
+        time.sleep(0.001)

@@ -1,7 +1,10 @@
 """The conformance kit passes a sound handler, and catches each fault that it is there to catch."""
 
+import ctypes
+import os
 import subprocess
 import sys
+import threading
 import types
 from concurrent.futures import Future
 
@@ -9,6 +12,7 @@ import pytest
 
 from tcmu_core import ConfigError, Device, Extent, HandlerError, hookimpl
 from tcmu_core.testing import PROMISES, check_handler, open_device
+from tcmu_core.testing.lives import await_ending_threads
 from tcmu_core.testing.together import check_model
 
 SIZE = 256 << 10
@@ -274,3 +278,17 @@ def test_errors_of_a_thread_arrive():
 
     with open_device(Fails, size=SIZE) as disk, pytest.raises(ValueError, match="invalid literal"):
         disk.flush()
+
+
+def test_a_thread_that_has_been_joined_has_ended_before_a_child_is_forked():
+    libc = ctypes.CDLL(None)
+    key = ctypes.c_uint()
+    assert libc.pthread_key_create(ctypes.byref(key), libc.usleep) == 0  # called with the value, as the thread ends
+    thread = threading.Thread(target=libc.pthread_setspecific, args=(key, ctypes.c_void_p(200_000)))
+    thread.start()
+    thread.join()
+    lasting = f"/proc/self/task/{thread.native_id}"
+    assert os.path.exists(lasting)
+    await_ending_threads()
+    assert not os.path.exists(lasting)
+    libc.pthread_key_delete(key)
