@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 OPENMETRICS = "application/openmetrics-text"
+SERIES = 1 << 14  # whose labels are remembered as text: that takes some 15 MB
 
 
 class DiskCollector(Collector):
@@ -79,22 +80,31 @@ def openmetrics(found: dict[Family, list[Value | Buckets]]) -> bytes:
         if family.unit:
             lines.append(f"# UNIT {name} {family.unit}")
         for sample in samples:
-            text = _labels(family.labels, sample.labels)
+            form = _form(family, sample.labels)
             if isinstance(sample, Buckets):
-                start = f'{name}_bucket{{{text},le="'
-                lines += [f'{start}{edge}"}} {count}' for edge, count in zip(EDGES, sample.counts, strict=True)]
-                lines += [f"{name}_count{{{text}}} {sample.counts[-1]}", f"{name}_sum{{{text}}} {sample.sum!r}"]
-            elif family.kind == "counter":
-                lines += [f"{name}_total{{{text}}} {sample.value}", f"{name}_created{{{text}}} {sample.since!r}"]
+                lines.append(form % (*sample.counts, sample.counts[-1], sample.sum))
             else:
-                lines.append(f"{name}{{{text}}} {sample.value}")
+                lines.append(form % (sample.value if family.kind == "gauge" else (sample.value, sample.since)))
     return "\n".join([*lines, "# EOF", ""]).encode()
+
+
+@functools.lru_cache(SERIES)
+def _form(family: Family, values: tuple[str, ...]) -> str:
+    """Return the lines of a sample with these labels, in which its numbers are missing: they are the same each time."""
+    name, labels = family.name, _labels(family.labels, values).replace("%", "%%")
+    if family.kind == "histogram":
+        lines = [f'{name}_bucket{{{labels},le="{edge}"}} %d' for edge in EDGES]
+        lines += [f"{name}_count{{{labels}}} %d", f"{name}_sum{{{labels}}} %r"]
+    elif family.kind == "counter":
+        lines = [f"{name}_total{{{labels}}} %d", f"{name}_created{{{labels}}} %r"]
+    else:
+        lines = [f"{name}{{{labels}}} %d"]
+    return "\n".join(lines)
 
 
 def _labels(names: tuple[str, ...], values: tuple[str, ...]) -> str:
     return ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(names, values, strict=True))
 
 
-@functools.lru_cache(4096)
 def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tcmu_core.cli.rates import STAGES, total
 from tcmu_core.host.messages import DiskStatus, InitiatorCounters, TimesTaken
@@ -19,7 +19,7 @@ BOUNDS = range(10, 38, 2)  # powers of two of a nanosecond: from 1 µs to 69 s
 EDGES = (*(repr(2**power / 1e9) for power in BOUNDS), "+Inf")  # seconds
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Family:
     """One metric, by its name without the endings of samples; a counter's samples end in `_total`."""
 
@@ -51,8 +51,7 @@ TIMES = Family(
 FAMILIES = (PROCESSES, UP, SIZE, NEXUSES, COMMANDS, MOVED, ERRORS, IN_FLIGHT, TIMES)
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(NamedTuple):
     """A gauge's or a counter's value; `since` is when a counter began, in seconds since 1970."""
 
     labels: tuple[str, ...]
@@ -60,8 +59,7 @@ class Value:
     since: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Buckets:
+class Buckets(NamedTuple):
     """A histogram: how many samples lie below each of `EDGES`, and the seconds of all."""
 
     labels: tuple[str, ...]

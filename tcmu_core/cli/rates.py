@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -21,11 +22,35 @@ Key = tuple[int, int, str, str]  # process, LUN, disk, initiator
 
 
 @dataclass(frozen=True, slots=True)
+class Sum:
+    """What is counted of an initiator's commands, of all operation codes together; times by stage."""
+
+    commands: int
+    bytes: int
+    in_flight: int
+    errors: int
+    times: Mapping[str, TimesTaken]
+
+
+NOTHING = Sum(0, 0, 0, 0, dict.fromkeys(STAGES, TimesTaken()))
+
+
+@dataclass(frozen=True)
 class Look:
     """The counters of all disks at one time, in seconds of a clock that only goes forward."""
 
     at: float
     counters: Mapping[Key, InitiatorCounters]
+
+    @functools.cached_property
+    def sums(self) -> Mapping[Key, Sum]:
+        """Return what is counted, of all operation codes; a look is compared with the one before and the one after."""
+        return {key: _sum(counters) for key, counters in self.counters.items()}
+
+    def since(self, key: Key, since: float) -> Sum:
+        """Return the counters that began at a time; nothing where they began at another."""
+        counters = self.counters.get(key)
+        return self.sums[key] if counters is not None and counters.since == since else NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +100,10 @@ def look(sight: Sight, disk: str | None = None) -> Look:
 def rows(before: Look, after: Look) -> list[Row]:
     """Return what happened between two looks."""
     seconds = max(after.at - before.at, 1e-9)
-    return [_row(key, before.counters.get(key), now, seconds) for key, now in after.counters.items()]
+    return [_row(key, before.since(key, now.since), after.sums[key], seconds) for key, now in after.counters.items()]
 
 
-def _row(key: Key, before: InitiatorCounters | None, now: InitiatorCounters, seconds: float) -> Row:
-    if before is None or before.since != now.since:
-        before = InitiatorCounters(now.initiator, (), now.since)  # it is counted anew
-    old, new = _sum(before), _sum(now)
+def _row(key: Key, old: Sum, new: Sum, seconds: float) -> Row:
     stages = {name: _stage(old.times[name], new.times[name]) for name in STAGES}
     iops = (new.commands - old.commands) / seconds
     held = sum(stage.mean for stage in stages.values() if stage is not None)
@@ -98,19 +120,10 @@ def _row(key: Key, before: InitiatorCounters | None, now: InitiatorCounters, sec
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Sum:
-    commands: int
-    bytes: int
-    in_flight: int
-    errors: int
-    times: Mapping[str, TimesTaken]
-
-
-def _sum(counters: InitiatorCounters) -> _Sum:
+def _sum(counters: InitiatorCounters) -> Sum:
     """Add up what is counted for each operation code."""
     of = counters.operations
-    return _Sum(
+    return Sum(
         sum(one.commands for one in of),
         sum(one.bytes for one in of),
         sum(one.in_flight for one in of),

@@ -54,38 +54,44 @@ class Snapshots:
         """Return what is so now, as JSON; docs/admin.md describes it."""
         with self._lock:
             if self._before is None or time.monotonic() - self._before.at >= FRESH:
-                self._latest = json.dumps(self._look()).encode()
+                self._latest = self._look().encode()
             return self._latest
 
-    def _look(self) -> dict[str, Any]:
-        rooms = _Rooms()
-        hosts: list[dict[str, Any]] = []
-        logins: list[dict[str, Any]] = []
+    def _look(self) -> str:
         sight = self._observer.look(FRESH)
-        for seen in sight.hosts:
-            hosts += _host(rooms, as_json(seen.status, seen.counters))
-            logins += rooms.take("sessions", ({"pid": seen.status.pid, **plain(one)} for one in seen.sessions))
         now = rates.look(sight)
         before, self._before = self._before, now
         seconds = None if before is None or now.at - before.at > STALE else now.at - before.at
         rows = rates.rows(before or now, now)
-        each = (
-            {"pid": pid, "lun": lun, **plain(row)} for (pid, lun, _, _), row in zip(now.counters, rows, strict=True)
-        )
+        each = zip(now.counters, rows, strict=True) if seconds is not None else ()
         tails, reasons = logtail.tails([seen.status.pid for seen in sight.hosts]) if self._log else ([], [NOT_ASKED])
-        return {
+        told = {
             "at": time.time(),
             "seconds": seconds,
-            "hosts": hosts,
-            "rows": rooms.take("rows", each) if seconds is not None else [],
+            "hosts": [as_json(seen.status, seen.counters) for seen in sight.hosts],
+            "rows": [{"pid": pid, "lun": lun, **plain(row)} for (pid, lun, _, _), row in each],
             "bottleneck": rates.bottleneck(rows) if seconds is not None else "",
-            "sessions": logins,
+            "sessions": [{"pid": seen.status.pid, **plain(one)} for seen in sight.hosts for one in seen.sessions],
             "log": {
                 "tails": [plain(tail) for tail in tails],
                 "reasons": reasons[: logtail.LINES],
             },
-            "left_out": dict(rooms.left_out),
+            "left_out": {},
         }
+        text = json.dumps(told)
+        return text if len(text) <= ROOM else json.dumps(_bounded(told))
+
+
+def _bounded(told: dict[str, Any]) -> dict[str, Any]:
+    """Return what is told, as far as there is room."""
+    rooms = _Rooms()
+    bounded = {
+        **told,
+        "hosts": [kept for host in told["hosts"] for kept in _host(rooms, host)],
+        "rows": rooms.take("rows", told["rows"]),
+        "sessions": rooms.take("sessions", told["sessions"]),
+    }
+    return {**bounded, "left_out": dict(rooms.left_out)}
 
 
 def _host(rooms: _Rooms, told: dict[str, Any]) -> list[dict[str, Any]]:

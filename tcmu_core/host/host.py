@@ -31,14 +31,13 @@ from tcmu_core.errors import (
 )
 from tcmu_core.filters.control import command as filter_command
 from tcmu_core.host import transports
-from tcmu_core.host.counting import counters, every_counters
+from tcmu_core.host.counting import Ledgers, counters
 from tcmu_core.host.messages import (
     OPENING,
     Ask,
     AskCounters,
     Changed,
     Counters,
-    DiskCounters,
     DiskStatus,
     FilterAnswer,
     FilterCommand,
@@ -86,6 +85,7 @@ class Host:
         self.altered: Callable[[], object] = _nothing  # called when a disk came or went later than it was asked to
         # What surrounds a handler's code that may take long, so that somebody tells of it meanwhile.
         self.standing_in: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._ledgers = Ledgers()
         self.traces = Traces(loop, self.engines, self.transport.watched)
         self.ended = False
         self._make_disk = make_disk
@@ -414,7 +414,7 @@ class Host:
                 self.transport.watched(message.lun)
                 return Counters(counters(engine.unit, message.number))
             case Look() if asker is not None:
-                return self._looked(asker)
+                return self._looked(asker, message.after)
             case Reconfigure():
                 return self._reconfigure(message, asker)
             case SetLevel():
@@ -425,14 +425,12 @@ class Host:
                 return self._filter(message)
         return None
 
-    def _looked(self, asker: Reader) -> Looked:
+    def _looked(self, asker: Reader, after: int) -> Looked:
         """Tell an asker all but the last part of what there is to see, and return that."""
         for lun in self.engines:
             self.transport.watched(lun)
-        counted = (
-            DiskCounters(lun, one) for lun, engine in self.engines.items() for one in every_counters(engine.unit)
-        )
-        *parts, last = looked(self.status(), counted, self.transport.sessions())
+        counted = list(self._ledgers.look({lun: engine.unit for lun, engine in self.engines.items()}, after))
+        *parts, last = looked(self.status(), counted, self.transport.sessions(), self._ledgers.number)
         for part in parts:
             asker.send(part)
         return last

@@ -89,7 +89,12 @@ class AskCounters(Message):
 
 @dataclass(frozen=True, slots=True)
 class Look(Message):
-    """Tell all that there is to see: the answer is one `Looked`, or several where one has no room for it."""
+    """Tell all that there is to see: the answer is one `Looked`, or several where one has no room for it.
+
+    Of the counters those are enough that have changed since the answer of the number `after`; 0 is before all of them.
+    """
+
+    after: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,12 +297,17 @@ class DiskCounters:
 
 @dataclass(frozen=True, slots=True)
 class Looked(Message):
-    """Some of all that there is to see of a host; the last one is `over`, and has the status and the sessions."""
+    """Some of all that there is to see of a host; the last one is `over`, and has the status and the sessions.
+
+    Each initiator is told, with the operation codes of which something has changed. `number` is that of the whole
+    answer, greater than those of the answers before.
+    """
 
     counters: tuple[DiskCounters, ...] = ()
     over: bool = False
     status: Status | None = None
     sessions: tuple[SessionStatus, ...] = ()
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tcmu_core import channel
@@ -35,6 +35,32 @@ class Sight:
     hosts: tuple[Seen, ...]
 
 
+class _Known:
+    """What a host has told of its counters, by LUN, initiator and when they began: it tells again what has changed."""
+
+    def __init__(self) -> None:
+        self.number = 0  # of the last answer that is in it
+        self._told: dict[tuple[int, str, float], InitiatorCounters] = {}
+
+    def take(self, number: int, told: Iterable[DiskCounters]) -> Iterator[DiskCounters]:
+        """Take all of an answer; yields the counters as they are now."""
+        before, self._told, self.number = self._told, {}, number
+        for one in told:
+            key = (one.lun, one.counters.initiator, one.counters.since)
+            self._told[key] = now = _together(before.get(key), one.counters)
+            yield DiskCounters(one.lun, now)
+
+
+def _together(before: InitiatorCounters | None, now: InitiatorCounters) -> InitiatorCounters:
+    """Return counters, of which `now` has those that have changed."""
+    if before is None:
+        return now
+    if not now.operations:
+        return before
+    operations = {one.opcode: one for one in (*before.operations, *now.operations)}
+    return replace(now, operations=tuple(operations[opcode] for opcode in sorted(operations)))
+
+
 class Observer:
     """Asks each host for all that it tells in one message, by connections that stay; several threads may look.
 
@@ -45,6 +71,7 @@ class Observer:
         self._directory = directory
         self._lock = threading.Lock()
         self._sockets: dict[Path, socket.socket] = {}
+        self._known: dict[Path, _Known] = {}  # by the connection's path
         self._last: Sight | None = None
 
     def look(self, age: float = 0.0) -> Sight:
@@ -76,7 +103,8 @@ class Observer:
                 if path not in self._sockets:
                     self._sockets[path], _pid = channel.connect(path)
                     self._sockets[path].settimeout(FIND_SECONDS)
-                channel.send(self._sockets[path], Look())
+                    self._known[path] = _Known()
+                channel.send(self._sockets[path], Look(self._known[path].number))
             except ConnectionRefusedError:
                 path.unlink(missing_ok=True)  # its process has gone without a word
                 return False
@@ -96,13 +124,14 @@ class Observer:
                 told += got[0].counters
                 sessions += got[0].sessions
                 if got[0].over and got[0].status is not None:
-                    return _seen(got[0].status, told, tuple(sessions))
+                    return _seen(got[0].status, self._known[path].take(got[0].number, told), tuple(sessions))
         except (OSError, CodecError) as error:
             log.info("%s: %s", path, error)
         self._drop(path)
         return None
 
     def _drop(self, path: Path) -> None:
+        self._known.pop(path, None)
         sock = self._sockets.pop(path, None)
         if sock is not None:
             sock.close()

@@ -11,8 +11,10 @@ _NAME = 240  # bytes: of an initiator (RFC 7143 4.2.7.1: 223), in quotes
 _FIXED = 400  # of a disk, a session or an operation beside what follows
 
 
-def looked(status: Status, counters: Iterable[DiskCounters], sessions: Iterable[SessionStatus]) -> Iterator[Looked]:
-    """Yield it in parts, the last of which is `over` and has the status."""
+def looked(
+    status: Status, counters: Iterable[DiskCounters], sessions: Iterable[SessionStatus], number: int = 0
+) -> Iterator[Looked]:
+    """Yield it in parts, the last of which is `over` and has the status, and the number of all of it."""
     some: list[DiskCounters] = []
     who: list[SessionStatus] = []
     taken = 0
@@ -33,7 +35,7 @@ def looked(status: Status, counters: Iterable[DiskCounters], sessions: Iterable[
     if taken and taken + _status(status) > ROOM:
         yield Looked(tuple(some), sessions=tuple(who))
         some, who = [], []
-    yield Looked(tuple(some), True, status, tuple(who))
+    yield Looked(tuple(some), True, status, tuple(who), number)
 
 
 def _operation(one: OperationCounters) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 from tcmu_core.host import control
 from tcmu_core.host.observer import Observer, Seen
+from tcmu_core.scsi.tally import MOST
 from tcmu_core.testing.client import Client
 from tests.cli.conftest import Serving
 from tests.waiting import suspend
@@ -29,6 +30,12 @@ def observer(tmp_path: Path) -> Iterator[Observer]:
 
 def names(observer: Observer) -> list[str]:
     return [disk.name for seen in observer.look().hosts for disk in seen.status.disks]
+
+
+def seen_anew(directory: Path) -> Seen:
+    with closing(Observer(directory / "state")) as other:
+        (seen,) = other.look().hosts
+        return seen
 
 
 def connections(pid: int) -> int:
@@ -67,6 +74,19 @@ def test_of_many_initiators_all_are_told(serve: Serve, observer: Observer) -> No
     assert [one.initiator for one in seen.counters[0]] == [f"{NAME}-{number}" for number in range(11)]
     assert isinstance(seen, Seen)
     assert seen.status.commands == sum(operation.commands for one in seen.counters[0] for operation in one.operations)
+
+
+def test_who_goes_on_looking_sees_what_one_who_comes_new_sees(serve: Serve, observer: Observer, tmp_path: Path) -> None:
+    disk = serve("ram", "--size", "1M", "--name", "one")
+    for number in range(2 * MOST):  # those that came first become `other` meanwhile
+        with Client(disk.uri, name=f"{NAME}-{number % (MOST + 3)}") as client:
+            for _ in range(number % 3):
+                client.command(READ, read=512)
+        assert observer.look().hosts[0].counters == seen_anew(tmp_path).counters
+    for number in range(2 * MOST):  # each of them has become `other`, and has come again, and did not read
+        with Client(disk.uri, name=f"{NAME}-{number % (MOST + 3)}"):
+            pass
+    assert observer.look().hosts[0].counters == seen_anew(tmp_path).counters
 
 
 def test_sessions_are_told_too(serve: Serve, observer: Observer) -> None:

@@ -10,15 +10,25 @@ from types import SimpleNamespace
 import pytest
 
 from tcmu_core import loop
-from tcmu_core.codec import decode, encode
+from tcmu_core.codec import Message, decode, encode
 from tcmu_core.host.host import Host
-from tcmu_core.host.messages import Ask, AskCounters, Counters, InitiatorCounters
+from tcmu_core.host.messages import (
+    Ask,
+    AskCounters,
+    Counters,
+    ErrorCount,
+    InitiatorCounters,
+    Look,
+    Looked,
+    OperationCounters,
+)
 from tcmu_core.kernel.transport import WATCHED_SECONDS
 from tcmu_core.scsi.command import Command, Initiator
 from tests.host.conftest import Open
 from tests.kernel.device import FakeDevice
 
 READ = bytes([0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0])
+UNIT_READY = bytes(6)
 FAR = bytes([0x28, 0, 0x7F, 0, 0, 0, 0, 0, 1, 0])
 
 
@@ -120,3 +130,72 @@ def test_a_target_counts_whether_somebody_looks_or_not(served: Open) -> None:
 def test_what_says_nothing_of_counters_does_not_have_them_counted(device: FakeDevice) -> None:
     device.host.answer(Ask())
     assert not device.host.engines[0].unit.tallies.by_name
+
+
+class Asker:
+    """Takes what is told in parts; the last one is the answer."""
+
+    def __init__(self) -> None:
+        self.told: list[Message] = []
+
+    def send(self, message: Message) -> None:
+        """Take a part."""
+        self.told.append(message)
+
+
+def look_again(host: Host, after: int) -> tuple[int, dict[tuple[str, int], OperationCounters], set[str]]:
+    """Look as an observer does; returns the answer's number, what has changed since `after`, and all initiators."""
+    asker = Asker()
+    parts = [*asker.told, host.answer(Look(after), asker)]
+    told = [one.counters for part in parts if isinstance(part, Looked) for one in part.counters]
+    changed = {(one.initiator, operation.opcode): operation for one in told for operation in one.operations}
+    last = parts[-1]
+    assert isinstance(last, Looked)
+    return last.number, changed, {one.initiator for one in told}
+
+
+@pytest.mark.parametrize("served", ["target"], indirect=True)
+def test_who_looks_again_is_told_what_has_changed_since(served: Open) -> None:
+    host = served()
+    engine = host.engines[0]
+    nexuses = {name: engine.attach(Initiator(name, b"")) for name in ("one", "other one")}
+
+    def command(name: str, cdb: bytes) -> None:
+        nexuses[name].attentions.clear()
+        assert engine.execute(Command(cdb, [memoryview(bytearray(512))], 512, nexuses[name]))
+
+    for name in nexuses:
+        command(name, UNIT_READY)
+    command("one", FAR)
+    first, all_of_it, names = look_again(host, 0)
+    assert set(all_of_it) == {("one", 0x28), ("one", 0), ("other one", 0)}
+    second, changed, still = look_again(host, first)
+    assert (changed, still) == ({}, names)
+    command("one", FAR)
+    third, changed, still = look_again(host, second)
+    assert second < third
+    assert [(key, one.commands, one.errors) for key, one in changed.items()] == [
+        (("one", 0x28), 2, (ErrorCount("illegal_request", 2),))
+    ]
+    assert still == names
+    assert look_again(host, second)[1] == changed, "another one who looks is told as well"
+    assert set(look_again(host, 0)[1]) == set(all_of_it)
+    last, changed, _ = look_again(host, third)
+    assert changed == {}
+    nexuses["other one"].tally.times_of(0).send.add(1000)  # its status is out by now
+    _, changed, _ = look_again(host, last)
+    assert [(key, sum(one.send.counts)) for key, one in changed.items()] == [(("other one", 0), 1)]
+
+
+@pytest.mark.parametrize("served", ["target"], indirect=True)
+def test_what_is_in_flight_no_more_is_told(served: Open) -> None:
+    host = served()
+    nexus = host.engines[0].attach(Initiator("one", b""))
+    command = Command(READ, [memoryview(bytearray(512))], 512, nexus)
+    tasks = host.engines[0].unit.tasks
+    tasks.enter(command, ())
+    number, changed, _ = look_again(host, 0)
+    assert changed["one", 0x28].in_flight == 1
+    tasks.end(command)  # as one that is not counted
+    _, changed, _ = look_again(host, number)
+    assert changed["one", 0x28].in_flight == 0
