@@ -216,7 +216,7 @@ def _fitted(text: str, size: int) -> str:
 
 def _shown(text: str) -> str:
     """Return what others have chosen, without what a terminal would act upon."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _pair(stage: Stage | None) -> str:

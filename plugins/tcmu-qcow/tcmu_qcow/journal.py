@@ -74,8 +74,8 @@ def _directories(*, make: bool) -> Iterator[str]:
     with contextlib.suppress(OSError), os.scandir(SHARED_MEMORY) as entries:
         for path in sorted(entry.path for entry in entries if entry.name.startswith(PREFIX)):
             if _is_ours(path):
-                found = True
                 yield path
+                found |= os.path.lexists(path)  # whoever used it last may have removed it meanwhile
     if make and not found:
         with contextlib.suppress(OSError):
             yield tempfile.mkdtemp(prefix=PREFIX, dir=SHARED_MEMORY)
@@ -90,6 +90,16 @@ def journals_of(file: HostFile) -> list[str]:
     """The paths of what earlier processes left for this image; one at most, unless one could not be removed."""
     paths = [os.path.join(directory, _name(file)) for directory in _directories(make=False)]
     return [path for path in paths if os.path.lexists(path)]
+
+
+def _remove(path: str) -> None:
+    """Remove a journal, and the directory that was made for it where it was the last one there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    directory = os.path.dirname(path)
+    if directory.startswith(f"{SHARED_MEMORY}/{PREFIX}"):
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
 
 
 def _boot_id() -> bytes:
@@ -119,7 +129,7 @@ class Journal:
         self._reason = OSError()
         self.size = 0
         for path in journals_of(file):
-            os.unlink(path)
+            _remove(path)
 
     @property
     def full(self) -> bool:
@@ -207,8 +217,7 @@ class Journal:
             os.close(self._fd)
             self._fd = -1
             if remove:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._path)
+                _remove(self._path)
 
 
 def _records(path: str, file: HostFile) -> Iterator[tuple[int, array[int], array[int]]]:
@@ -238,7 +247,7 @@ def recover(file: HostFile, header: Header) -> str | None:
     lost = None
     for path in journals_of(file):
         lost = _replay(path, file, header) or lost
-        os.unlink(path)
+        _remove(path)
     return lost
 
 
