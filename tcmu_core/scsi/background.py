@@ -11,11 +11,18 @@ class SanitizeFailed(CommandError):
     sense_key, asc, ascq = 0x3, 0x31, 0x03  # MEDIUM ERROR, SANITIZE COMMAND FAILED
 
 
-class Background:
-    """An operation under way, or one that failed and keeps the unit not ready until it is left."""
+class FormatCorrupted(CommandError):
+    """The last FORMAT UNIT failed; one that succeeds, or a sanitize operation, ends this state (SBC-4 5.4)."""
 
-    def __init__(self, kind: type[NotReady], what: str, total: int) -> None:
+    sense_key, asc, ascq = 0x3, 0x31, 0x00  # MEDIUM ERROR, MEDIUM FORMAT CORRUPTED
+
+
+class Background:
+    """An operation under way, or one that failed and keeps others off the medium until that is over."""
+
+    def __init__(self, kind: type[NotReady], failure: type[CommandError], what: str, total: int) -> None:
         self._kind = kind
+        self._failure = failure
         self.what = what  # for people
         self.total = max(total, 1)  # blocks that are written, on all passes
         self.done = 0
@@ -24,5 +31,10 @@ class Background:
     def not_ready(self) -> CommandError:
         """Return what every command that needs the medium is answered, with the progress in 65536ths."""
         if self.failed:
-            return SanitizeFailed()
+            return self._failure()
         return self._kind(progress=min(self.done * 65536 // self.total, 65535))
+
+    @property
+    def can_be_left(self) -> bool:
+        """Return whether EXIT FAILURE MODE ends it: a sanitize operation that failed (SBC-4 5.30)."""
+        return self.failed and self._failure is SanitizeFailed

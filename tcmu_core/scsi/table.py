@@ -68,7 +68,7 @@ def _rows() -> list[Opcode]:
                ready=False, attention=False, types=ANY, direction=Direction.IN, amount=told_at(4, 5), spared_6=always,
                reach=transitioning),
         Opcode(Op.FORMAT_UNIT, "FORMAT UNIT", _mask("ff 00 00 00 00"), background.format_unit, access=write,
-               needs="write", protected=True, timeout=86400, direction=Direction.OUT, amount=fixed(8),
+               needs="write", ready=False, protected=True, timeout=86400, direction=Direction.OUT, amount=fixed(8),
                touches=Touches.MEDIUM, alone=True),
         Opcode(Op.READ_6, "READ(6)", _mask("1f ff ff ff 00"), block.read, direction=Direction.IN, amount=whole,
                blocks=blocks_6, touches=Touches.BLOCKS),

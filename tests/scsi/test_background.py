@@ -139,7 +139,8 @@ def test_a_failed_sanitize_keeps_the_unit_not_ready_until_it_is_left(full: Rig) 
     full.memory.error = OSError(5, "broken")
     assert full.send(*sanitize(BLOCK_ERASE)).error[0] == 3
     full.memory.error = None
-    assert full.send(cdb10(0x28, 0, 1), room=BLOCK).error == (3, 0x31, 3)
+    for cdb in (cdb10(0x28, 0, 1), "4 0 0 0 0 0"):
+        assert full.send(cdb, room=BLOCK).error == (3, 0x31, 3)
     full.good(*sanitize(EXIT))
     full.good(cdb10(0x28, 0, 1), room=BLOCK)
 
@@ -164,6 +165,17 @@ def test_a_wrong_sanitize_erases_nothing(full: Rig, sent: tuple[bytes, bytes], e
 def test_format_unit_leaves_zeros(full: Rig) -> None:
     full.good("4 0 0 0 0 0")
     assert not any(full.memory.data)
+
+
+def test_a_failed_format_keeps_others_off_until_one_succeeds(full: Rig) -> None:
+    full.memory.error = OSError(5, "broken")
+    assert full.send("4 0 0 0 0 0").error[0] == 3
+    full.memory.error = None
+    corrupted = (3, 0x31, 0)
+    assert full.send(cdb10(0x28, 0, 1), room=BLOCK).error == corrupted
+    assert full.send(*sanitize(EXIT)).error == corrupted, "that is for sanitize operations"
+    full.good("4 0 0 0 0 0")
+    full.good(cdb10(0x28, 0, 1), room=BLOCK)
 
 
 def test_a_read_only_disk_is_not_sanitized() -> None:

@@ -13,7 +13,7 @@ from tcmu_core.errors import (
     SanitizeInProgress,
     text_of,
 )
-from tcmu_core.scsi.background import Background
+from tcmu_core.scsi.background import Background, FormatCorrupted, SanitizeFailed
 from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.commands.data import flushed, parameter_list, put_blocks
 from tcmu_core.scsi.limits import CHUNK
@@ -116,14 +116,14 @@ def sanitize(unit: Unit, command: Command) -> Steps:
         if length:
             raise InvalidFieldInCdb("PARAMETER LIST LENGTH must be zero", field=(7, 7))
         if unit.background is not None:
-            if not unit.background.failed:
+            if not unit.background.can_be_left:
                 raise unit.background.not_ready()
             unit.background = None
         return
     if action == BLOCK_ERASE:
         if length:
             raise InvalidFieldInCdb("PARAMETER LIST LENGTH must be zero", field=(7, 7))
-        background = Background(SanitizeInProgress, "sanitizing", unit.blocks)
+        background = Background(SanitizeInProgress, SanitizeFailed, "sanitizing", unit.blocks)
         yield from _start(unit, command, background, lambda: erase(unit, background), bool(cdb[1] & _IMMED))
         return
     if not 4 < length <= 4 + unit.block_size:
@@ -136,7 +136,7 @@ def sanitize(unit: Unit, command: Command) -> Steps:
         raise InvalidFieldInParameterList("INITIALIZATION PATTERN LENGTH is wrong", field=(2, 7), in_cdb=False)
     if data[0] & 0x60:
         raise InvalidFieldInParameterList("TEST must be zero", field=(0, 6), in_cdb=False)
-    background = Background(SanitizeInProgress, "sanitizing", unit.blocks * passes)
+    background = Background(SanitizeInProgress, SanitizeFailed, "sanitizing", unit.blocks * passes)
     pattern, invert = data[4 : 4 + told], bool(data[0] & 0x80)
     yield from _start(
         unit,
@@ -151,6 +151,8 @@ def format_unit(unit: Unit, command: Command) -> Steps:
     """FORMAT UNIT: SBC-4 5.4, without defect lists and protection information. The medium reads as zeros after it."""
     cdb = command.cdb
     immediate = False
+    if unit.background is not None and unit.background.can_be_left:  # by SANITIZE alone
+        raise unit.background.not_ready()
     if cdb[1] & 0xC0:
         raise InvalidFieldInCdb("FMTPINFO: there is no protection information", field=(1, 7))
     if cdb[1] & 0x10:  # FMTDATA
@@ -161,5 +163,5 @@ def format_unit(unit: Unit, command: Command) -> Steps:
         immediate = bool(data[1] & 0x02)
         if any(data[2:] if head == _NO_DEFECT_LIST else data[4:]):
             raise InvalidFieldInParameterList("a defect list", field=(2, 7), in_cdb=False)
-    background = Background(FormatInProgress, "formatting", unit.blocks)
+    background = Background(FormatInProgress, FormatCorrupted, "formatting", unit.blocks)
     yield from _start(unit, command, background, lambda: erase(unit, background), immediate)
