@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 
+from tcmu_core.errors import CommandError
+from tcmu_core.scsi.words import ADDITIONAL
+from tcmu_fbo import sense
+
 INVALID = (0x05, 0x24, 0x00)
 OUT_OF_RANGE = (0x05, 0x21, 0x00)
 OTHER_KIND = (0x05, 0x30, 0x02)
@@ -72,3 +76,9 @@ def test_two_layers_have_an_opposite_track_path(bench: Callable[..., Any], image
     assert middle == 0x030000 + 2_000_000 - 1
     assert int.from_bytes(data[13:16], "big") == (0xFFFFFF ^ middle) + 2_000_000 - 1
     assert drive.send("ad 00 00000000 02 00 0804 00 00").error == INVALID
+
+
+def test_all_that_a_drive_says_has_words() -> None:
+    kinds = [kind for kind in vars(sense).values() if isinstance(kind, type) and issubclass(kind, CommandError)]
+    assert len(kinds) > 5
+    assert not [kind for kind in kinds if (kind.asc, kind.ascq) not in ADDITIONAL]
