@@ -28,6 +28,8 @@ WRITE = select.EPOLLOUT
 SPIN = 300e-6  # seconds: a few times what it takes to wake a thread on another processor, even a virtual one
 ALONE = 32  # so many commands that came one by one tell of an initiator that never has two under way
 MOST_MISSES = 6  # counted up to here, so at least every 64th short sleep is preceded by spinning
+LOST = 1.5  # times what it was to take, if spinning took longer, who else wants to run has had the processor
+BUSY_SLEEPS = 1023  # short ones after that: where no processor is free, one who wakes up is served before one who spins
 SLICE = 0.002  # seconds of posted calls, after which descriptors are looked at, however many more there are
 LONGEST_SLEEP = 3600.0  # seconds; epoll_wait(2) takes no more than 2^31 ms, and a timer may be due later
 
@@ -114,7 +116,7 @@ class Loop:
         self._cancelled = 0  # timers that are still in the heap, at most
         self._count = itertools.count()
         self._soon: list[Callable[[], object]] = []
-        self._elsewhere: list[Callable[[], int]] = []
+        self._elsewhere: list[tuple[Callable[[], int], int]] = []
         self._running = False
         self._is_childs = False  # it was its parent's
         self._asleep = False
@@ -189,17 +191,17 @@ class Loop:
         """Call `fn()` once all that is there now has been worked off, before the loop waits; on its thread only."""
         self._soon.append(fn)
 
-    def watch_elsewhere(self, count: Callable[[], int]) -> None:
-        """Have `count()` say how much work of this process is under way on other threads or in the kernel.
+    def watch_elsewhere(self, count: Callable[[], int], few: int = 0) -> None:
+        """Have `count()` say how much work of this process is under way on other threads, in the kernel, or far away.
 
-        While there is some the loop does not spin: that would keep the interpreter, and the processor, from it.
+        While that is more than `few` the loop does not spin: it would keep the interpreter from threads, and of many
+        ends that come soon it is better to have some gather.
         """
-        self._elsewhere.append(count)
+        self._elsewhere.append((count, few))
 
     def forget_elsewhere(self, count: Callable[[], int]) -> None:
         """Ask `count` no more."""
-        with contextlib.suppress(ValueError):
-            self._elsewhere.remove(count)
+        self._elsewhere = [one for one in self._elsewhere if one[0] != count]
 
     # -- running ----------------------------------------------------------------------------------------------------
 
@@ -240,12 +242,15 @@ class Loop:
                 for fn in soon:
                     self._call(fn, ())
             if eager and self.spin and not posted and not self._busy_elsewhere():
-                until = clock() + self.spin
+                began = clock()
+                until = began + self.spin
                 if self._timers:
                     until = min(until, self._timers[0][0])
                 while not (events := poll(0)) and not posted and clock() < until:
                     rest()
-                if events or posted:
+                if clock() - began > LOST * self.spin:  # others had the processor meanwhile: none is free
+                    eager, skip = False, BUSY_SLEEPS
+                elif events or posted:
                     misses = 0
                 else:
                     eager = False
@@ -279,7 +284,7 @@ class Loop:
                 self._call(fn, args)
 
     def _busy_elsewhere(self) -> bool:
-        return any(count() for count in self._elsewhere)
+        return any(count() > few for count, few in self._elsewhere)
 
     def stop(self) -> None:
         """Make `run` return; safe from any thread."""

@@ -96,6 +96,53 @@ def test_a_callback_that_fails_stops_nothing(loop: Loop, caplog: pytest.LogCaptu
     assert "nobody expects this" in caplog.text
 
 
+@pytest.mark.parametrize(("few", "under_way", "spins"), [(0, 0, True), (0, 1, False), (3, 3, True), (3, 4, False)])
+def test_it_spins_while_few_are_under_way_elsewhere(
+    few: int, under_way: int, spins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spun: list[int] = []
+    monkeypatch.setattr(os, "sched_yield", lambda: spun.append(1))
+    with closing(Loop(spin=0.01)) as loop:
+        loop.watch_elsewhere(lambda: 0)
+        loop.watch_elsewhere(count := lambda: under_way, few)
+        for number in range(20):
+            loop.call_later(0.002 * number, lambda: None)
+        loop.call_later(0.06, loop.stop)
+        loop.run()
+        assert bool(spun) is spins
+        spun.clear()
+        loop.forget_elsewhere(count)
+        for number in range(20):
+            loop.call_later(0.002 * number, lambda: None)
+        loop.call_later(0.06, loop.stop)
+        loop.run()
+        assert spun
+
+
+def test_where_others_want_the_processor_it_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sleeps is let run when something comes, who gives way while it spins when others have had enough."""
+    spun: list[int] = []
+    monkeypatch.setattr(os, "sched_yield", lambda: (spun.append(1), time.sleep(0.1)))
+    read, write = os.pipe()
+    over = threading.Event()
+
+    def write_on() -> None:
+        while not over.wait(0.001):
+            os.write(write, b"x")
+
+    with closing(Loop(spin=0.05)) as loop:
+        loop.register(read, READ, lambda _events: os.read(read, 4096))
+        loop.call_later(1.0, loop.stop)
+        thread = threading.Thread(target=write_on)
+        thread.start()
+        loop.run()
+        over.set()
+        thread.join()
+    os.close(read)
+    os.close(write)
+    assert len(spun) == 1
+
+
 def test_one_command_at_a_time_is_worth_spinning_for_and_now_and_then_a_sleep() -> None:
     pace = Pace(1.0)
     spins = [pace.after(1) for _ in range(320)]

@@ -26,6 +26,7 @@ from tcmu_core.posix.syscalls import address
 from tcmu_core.posix.transfer import BUFFERED, IOV_MAX, Alignment, read_full, write_full
 from tcmu_core.posix.uring import FSYNC_DATASYNC, Op, Ring
 
+FEW = 16  # operations in flight, up to which a loop may spin for the end of one
 PAUSE = 0.0005  # seconds between two looks at what is on a thread
 ENTRIES = 128  # of the submission queue: what is sent at once; twice as many can be in flight
 Submit = Callable[..., "Future[Any]"]  # submit(fn, *args): run it on a thread
@@ -49,8 +50,8 @@ class Reactor(Protocol):
     def call_later(self, delay: float, fn: Callable[..., object], *args: Any) -> object:
         """Call `fn(*args)` after `delay` seconds."""
 
-    def watch_elsewhere(self, count: Callable[[], int]) -> None:
-        """Have `count()` say how much is in flight, for a loop that would spin."""
+    def watch_elsewhere(self, count: Callable[[], int], few: int = 0) -> None:
+        """Have `count()` say how much is in flight, for a loop that would spin: it does with `few` or less."""
 
     def forget_elsewhere(self, count: Callable[[], int]) -> None:
         """Ask `count` no more."""
@@ -194,7 +195,7 @@ class RingEngine:
         self._scheduled = False
         self._forked = False
         reactor.register(self._ring.fd, 1, self._ready)  # EPOLLIN
-        reactor.watch_elsewhere(self.in_flight)
+        reactor.watch_elsewhere(self.in_flight, FEW)
         _engines.add(self)
 
     def in_flight(self) -> int:

@@ -386,26 +386,6 @@ def test_without_a_loop_there_are_threads_without_a_word(bench, caplog):
 # -- the loop ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_loop_does_not_spin_while_something_is_in_flight(monkeypatch):
-    spun = []
-    monkeypatch.setattr(os, "sched_yield", lambda: spun.append(1))
-    loop = Loop(spin=0.01)
-    busy = [1]
-    loop.watch_elsewhere(lambda: busy[0])
-    for number in range(20):
-        loop.call_later(0.002 * number, lambda: None)
-    loop.call_later(0.06, loop.stop)
-    loop.run()
-    assert not spun
-    busy[0] = 0
-    for number in range(20):
-        loop.call_later(0.002 * number, lambda: None)
-    loop.call_later(0.06, loop.stop)
-    loop.run()
-    assert spun
-    loop.close()
-
-
 def test_what_is_to_be_called_soon_comes_behind_all_that_was_posted():
     loop, seen = Loop(), []
     loop.post(lambda: loop.call_soon(lambda: seen.append("soon")))
