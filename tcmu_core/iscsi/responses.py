@@ -32,28 +32,37 @@ def finish(session: Session, task: Task, *, pending: bool = False) -> None:
     elif moved < expected:
         flags |= UNDERFLOW
         residual = expected - moved
-    data_sn = task.exp_data_sn
     if task.reading and moved:
         _data_in(session, task, moved, flags, residual & SERIAL, pending)
         return
-    bidi = 0
     if task.bidi:
         flags |= BIDI_UNDERFLOW
-        bidi = task.bidi
-    body = b""
+    _response(session, task, flags, residual & SERIAL)
+
+
+def _response(session: Session, task: Task, flags: int, residual: int) -> None:
+    """Write a SCSI Response, with the sense data if there is any (11.4)."""
+    command = task.command
     if command.sense:
-        body = len(command.sense).to_bytes(2, "big") + bytes(command.sense)
-    session.respond(
-        p.ScsiResponse(
-            flags=flags,
-            status=command.status,
-            itt=task.itt,
-            exp_data_sn=data_sn,
-            bidi_residual=bidi,
-            residual=residual & SERIAL,
-            data=body,
+        session.respond(
+            p.ScsiResponse(
+                flags=flags,
+                status=command.status,
+                itt=task.itt,
+                exp_data_sn=task.exp_data_sn,
+                bidi_residual=task.bidi or 0,
+                residual=residual,
+                data=len(command.sense).to_bytes(2, "big") + bytes(command.sense),
+            )
         )
-    )
+        return
+    # Each write that does not end at once has one: without an object for it, which takes ten times as long.
+    header = p.SCSI_RESPONSE.pack(
+        Opcode.SCSI_RESPONSE, flags, 0, command.status, 0, task.itt, 0, session.stat_sn, session.exp_cmd_sn,
+        session.max_cmd_sn(), task.exp_data_sn, task.bidi or 0, residual,
+    )  # fmt: skip
+    session.write(header + p.digest(header) if session.framing.header_digest else header)
+    session.stat_sn = (session.stat_sn + 1) & SERIAL
 
 
 def _data_in(session: Session, task: Task, moved: int, flags: int, residual: int, pending: bool) -> None:

@@ -220,6 +220,11 @@ class Session:
         if not self.closed:
             self.outbox.append(self.framing.encode(pdu))
 
+    def write(self, encoded: bytes) -> None:
+        """Write a PDU that is encoded, its digests included."""
+        if not self.closed:
+            self.outbox.append(encoded)
+
     def respond(
         self,
         pdu: p.ScsiResponse | p.NopIn | p.TaskManagementResponse | p.TextResponse | p.LogoutResponsePdu | p.Reject
