@@ -3,7 +3,8 @@
     python -m benchmarks.waiting [--rounds 3] [--seconds 3] [--jobs TEXT] [--dir DIR] [--write]
 
 `direct` bypasses the page cache on both sides; `cold` goes through it, and what it holds of the file is dropped before
-each run. Every job runs on each server in turn; the order turns round from round to round. `bare` is the disk itself.
+each run; `busy` is direct, while other processes want all processors. Every job runs on each server in turn; the order
+turns round from round to round. `bare` is the disk itself.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,7 @@ WRITES = [
 ]
 LOG = Job("qemu-img", "write", 4 * KIB, 1, random=False, target=1, flush=True)
 # What goes into the page cache and stays there is memory's speed.
-MODES = {"direct": [*READS, *WRITES, LOG], "cold": [*READS, LOG]}
+MODES = {"direct": [*READS, *WRITES, LOG], "cold": [*READS, LOG], "busy": [*READS[:3], LOG]}
 EXPECTED = 2000  # commands a second, for a client that counts commands; the first round tells better
 
 
@@ -85,6 +86,19 @@ def through(server: servers.Server) -> Callable[[Job, float], float]:
     return measure
 
 
+@contextmanager
+def others() -> Iterator[None]:
+    """Have as many processes as there are processors do nothing but take them, as long as the context lasts."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
+    try:
+        yield
+    finally:
+        for one in busy:
+            one.kill()
+        for one in busy:
+            one.wait()
+
+
 def measure(jobs: Sequence[tuple[str, Job]], directory: Path, rounds: int, seconds: float) -> Comparison:
     """Run every job on each contender in turn, `rounds` times."""
     image = directory / "disk.img"
@@ -94,8 +108,9 @@ def measure(jobs: Sequence[tuple[str, Job]], directory: Path, rounds: int, secon
     result = Comparison.begin(OURS, rounds)
     result.versions = {**servers.versions(), "fio": subprocess.check_output(["fio", "--version"], text=True).strip()}
     for mode in dict.fromkeys(mode for mode, _ in jobs):
-        direct = mode == "direct"
+        direct = mode != "cold"
         with ExitStack() as stack:
+            stack.enter_context(others() if mode == "busy" else nullcontext())
             ours = stack.enter_context(servers.tcmu(image, directory, ";direct=1" if direct else "", mode))
             unit = ["--bsoflags", "direct"] if direct else []
             peer = stack.enter_context(servers.tgt(image, directory, OUR_LIMITS, unit, mode))
