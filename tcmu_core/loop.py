@@ -30,6 +30,7 @@ ALONE = 32  # so many commands that came one by one tell of an initiator that ne
 MOST_MISSES = 6  # counted up to here, so at least every 64th short sleep is preceded by spinning
 LOST = 1.5  # times what it was to take, if spinning took longer, who else wants to run has had the processor
 BUSY_SLEEPS = 1023  # short ones after that: where no processor is free, one who wakes up is served before one who spins
+RECENT = 1000  # spins, for which that holds after one that waited for a disk; where none does, giving way is no loss
 SLICE = 0.002  # seconds of posted calls, after which descriptors are looked at, however many more there are
 LONGEST_SLEEP = 3600.0  # seconds; epoll_wait(2) takes no more than 2^31 ms, and a timer may be due later
 
@@ -117,6 +118,7 @@ class Loop:
         self._count = itertools.count()
         self._soon: list[Callable[[], object]] = []
         self._elsewhere: list[tuple[Callable[[], int], int]] = []
+        self._waits = 0  # more than 0: something has been under way elsewhere lately
         self._running = False
         self._is_childs = False  # it was its parent's
         self._asleep = False
@@ -248,7 +250,7 @@ class Loop:
                     until = min(until, self._timers[0][0])
                 while not (events := poll(0)) and not posted and clock() < until:
                     rest()
-                if clock() - began > LOST * self.spin:  # others had the processor meanwhile: none is free
+                if self._waits and clock() - began > LOST * self.spin:  # others had the processor: none is free
                     eager, skip = False, BUSY_SLEEPS
                 elif events or posted:
                     misses = 0
@@ -284,7 +286,14 @@ class Loop:
                 self._call(fn, args)
 
     def _busy_elsewhere(self) -> bool:
-        return any(count() > few for count, few in self._elsewhere)
+        self._waits = max(self._waits - 1, 0)
+        for count, few in self._elsewhere:
+            under_way = count()
+            if under_way > few:
+                return True
+            if under_way:
+                self._waits = RECENT
+        return False
 
     def stop(self) -> None:
         """Make `run` return; safe from any thread."""
