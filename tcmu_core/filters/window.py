@@ -27,11 +27,14 @@ class Window(Filter):
     def narrow(self, device: Device, start: int, length: int | None) -> None:
         """Make the disk the part of `length` bytes (None: all) from `start` on, whole blocks of what is there."""
         whole, block = device.size or 0, device.block_size
-        if start % block or start >= whole:
-            raise ConfigError(f"it can't begin at byte {start}: not whole blocks of {block}, or beyond {whole}")
-        rest = whole - start if length is None else min(length, whole - start)
-        if rest < block or (length is not None and (length % block or length > whole - start)):
-            raise ConfigError(f"{length} bytes from {start} are not whole blocks of {block} within {whole}")
+        rest = whole - start if length is None else length
+        for number in (start, rest):
+            if number % block:
+                raise ConfigError(f"{number} bytes are not whole blocks of {block}")
+        if start >= whole or start + rest > whole:
+            raise ConfigError(f"{max(rest, block)} bytes from byte {start} on: the disk below ends at {whole}")
+        if not rest:
+            raise ConfigError(f"nothing is left of the {whole} bytes of the disk below")
         self.start, self._device = start, device
         device.size = rest
         if device.discard_granularity:  # SBC-4 6.6.4: the alignment is that of the first block that can be freed

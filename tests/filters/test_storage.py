@@ -227,10 +227,11 @@ def test_an_initiator_sees_the_size_of_the_part() -> None:
 
 
 WRONG = {
-    "beyond": (Offset, {"start": "2M"}, "it can't begin"),
+    "beyond": (Offset, {"start": "2M"}, "from byte 2097152 on: the disk below ends at 1048576"),
     "odd": (Offset, {"start": 100}, "not whole blocks"),
-    "long": (Offset, {"start": "512K", "length": "1M"}, "are not whole blocks of 512 within"),
-    "larger": (Truncate, {"size": "2M"}, "are not whole blocks of 512 within"),
+    "long": (Offset, {"start": "512K", "length": "1M"}, "1048576 bytes from byte 524288 on: the disk below ends"),
+    "larger": (Truncate, {"size": "2M"}, "2097152 bytes from byte 0 on: the disk below ends at 1048576"),
+    "no multiple": (Truncate, {"multiple": "3M"}, "nothing is left of the 1048576 bytes of the disk below"),
     "nothing": (Truncate, {}, "takes size= or multiple="),
     "no table": (Partition, {}, "there is no partition table"),
 }
