@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tcmu_core import cfgstring, files
+from tcmu_core.disk.spec import disk_name
 from tcmu_core.errors import ConfigError
 from tcmu_core.iscsi.settings import parse_address, parse_advertised
 from tcmu_core.state import default_directory
@@ -77,6 +78,7 @@ def converter(convert: Callable[[str], T]) -> Callable[[str], T]:
 size = converter(cfgstring.size)
 address = converter(parse_address)
 advertised = converter(parse_advertised)
+name = converter(disk_name)
 
 
 @converter

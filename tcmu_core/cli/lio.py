@@ -104,7 +104,7 @@ def _create(args: argparse.Namespace) -> int:
     config = _checked(args.handler, args.cfgstring)
     lio = _rtslib()
     _need_runner()
-    if any(one.name == args.name for one in lio.RTSRoot().storage_objects):
+    if any(one.name == args.name for one in _root(lio).storage_objects):
         raise TcmuError(f"there is a device {args.name!r} already")
     control = []
     if args.block_size:
@@ -140,8 +140,12 @@ def _resize(args: argparse.Namespace) -> int:
         disk = control.change(*found, Change(size=args.size))
         Output().line(f"{args.name}: {human(disk.size)}")
         return Exit.OK
-    lio = _rtslib()
-    store = _find(lio, args.name)
+    try:
+        lio = _rtslib()
+        store = _find(lio, args.name)
+    except _NoLio:
+        control.served(args.name, args.state_dir)  # that there is no such disk is what is to be said first
+        raise
     with _explained(lio, f"resizing {args.name}"):
         store.set_attribute("dev_size", args.size)
     Output().line(f"{args.name}: {human(args.size)}")
@@ -241,10 +245,14 @@ def _devices(args: argparse.Namespace) -> int:
 # -- what they need ---------------------------------------------------------------------------------------------------
 
 
+class _NoLio(TcmuError):
+    """Kernel devices can't be reached from here."""
+
+
 def _rtslib() -> Any:
     """Return rtslib, which is needed here alone."""
     if os.geteuid():
-        raise TcmuError("kernel devices are root's: run it with sudo")
+        raise _NoLio("kernel devices are root's: run it with sudo")
     try:
         import rtslib_fb
     except ModuleNotFoundError as error:
@@ -253,6 +261,16 @@ def _rtslib() -> Any:
         raise TcmuError(f"rtslib_fb can't be imported: {text_of(error)}") from error
     rtslib_fb.RTSRoot._set_dbroot = _leave_dbroot
     return rtslib_fb
+
+
+def _root(lio: Any) -> Any:
+    """Return all that LIO has; its modules are loaded, and configfs mounted, where that is to be done."""
+    try:
+        return lio.RTSRoot()
+    except (lio.RTSLibError, OSError) as error:
+        raise _NoLio(
+            f"LIO can't be reached ({text_of(error)}): `tcmu doctor` says what is missing; `tcmu serve` needs no LIO"
+        ) from None
 
 
 def _leave_dbroot(root: Any) -> None:
@@ -266,7 +284,7 @@ def _leave_dbroot(root: Any) -> None:
 
 
 def _stores(lio: Any) -> Iterator[Any]:
-    return (store for store in lio.RTSRoot().storage_objects if store.plugin == "user")
+    return (store for store in _root(lio).storage_objects if store.plugin == "user")
 
 
 def _find(lio: Any, name: str) -> Any:

@@ -71,7 +71,9 @@ def _disk_arguments(parser: argparse.ArgumentParser, disk: argparse._ActionsCont
         default=[],
         help="put a filter on it, such as 'delay;read=5ms'; may be given again, the last is on top (tcmu filters)",
     )
-    disk.add_argument("--name", metavar="NAME", help="its name, in logs and identifiers (disk; disk1 … with --lun)")
+    disk.add_argument(
+        "--name", metavar="NAME", type=convert.name, help="its name, in logs and identifiers (disk; disk1 … with --lun)"
+    )
     disk.add_argument(
         "--serial",
         metavar="TEXT",

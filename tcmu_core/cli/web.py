@@ -131,10 +131,13 @@ class Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def __init__(self, host: str, port: int) -> None:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        self.address_family, _, _, _, address = found[0]
         self._free = threading.BoundedSemaphore(REQUESTS)
-        super().__init__((str(address[0]), port), _Handler)
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            self.address_family, _, _, _, address = found[0]
+            super().__init__((str(address[0]), port), _Handler)
+        except OSError as error:
+            raise OSError(error.errno, f"can't listen at {host}, port {port}: {error.strerror}") from None
 
     @property
     def loopback(self) -> bool:

@@ -19,6 +19,7 @@ from tcmu_core import cfgstring, files
 from tcmu_core.config import groups
 from tcmu_core.config.configuration import Config, ForeignDevices, LunConfig, TargetConfig
 from tcmu_core.config.lines import Place, places, plain
+from tcmu_core.disk.spec import disk_name
 from tcmu_core.errors import ConfigError
 from tcmu_core.iscsi.settings import (
     DIGESTS,
@@ -332,6 +333,10 @@ class _Reader:
                 self._problem(line, f"logical unit {lun} is there twice")
             if not own["handler"]:
                 self._problem(line, "handler: the name is empty")
+            try:
+                disk_name(own["name"])
+            except ConfigError as error:
+                self._problem(self._at((*place, section, "name")), f"name: {error}")
             if own["size"] is not None and (not own["size"] or own["size"] % own["block_size"]):
                 self._problem(
                     self._at((*place, section, "size")),

@@ -8,6 +8,14 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from tcmu_core.cfgstring import FILTER_OPTION, split_runner_options
+from tcmu_core.errors import ConfigError
+
+
+def disk_name(text: str) -> str:
+    """Return what a person calls a disk; raises `ConfigError` where lines of logs and of tables could not show it."""
+    if not text.isprintable():
+        raise ConfigError(f"{text!r} can't be a disk's name: write printable characters")
+    return text
 
 
 def _nothing() -> Mapping[str, str]:

@@ -8,10 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import rtslib_fb
 
 from tcmu_core.cli import lio
 from tcmu_core.cli.tcmu import main
-from tcmu_core.errors import TcmuError
+from tcmu_core.errors import TcmuError, text_of
+from tests.cli.conftest import Call
 
 
 @pytest.mark.parametrize(
@@ -76,3 +78,25 @@ def test_the_kernels_dbroot_is_left_as_it_is(chosen: str, tmp_path: Path, monkey
     lio._rtslib().RTSRoot._set_dbroot(root)
     assert root._dbroot == chosen
     assert (tmp_path / "dbroot").read_text() == f"{chosen}\n"
+
+
+@pytest.mark.parametrize(
+    "reason", [rtslib_fb.RTSLibError("Cannot mount configfs"), FileNotFoundError(2, "nothing there")]
+)
+def test_where_lio_can_not_be_reached_that_is_said_and_what_there_is_no_disk_of_first(
+    reason: Exception, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise reason
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(rtslib_fb, "RTSRoot", fail)
+    for words in (["devices"], ["delete", "one"], ["unexport", "one"]):
+        said = call(*words)
+        assert said.status == 1
+        assert said.err.startswith(f"tcmu: LIO can't be reached ({text_of(reason)}): `tcmu doctor`")
+    said = call("resize", "one", "1M", "--state-dir", tmp_path)
+    assert said.status == 1
+    assert said.err.startswith("tcmu: there is no disk 'one': no process of yours serves one")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert call("resize", "one", "1M", "--state-dir", tmp_path).err.startswith("tcmu: there is no disk 'one'")

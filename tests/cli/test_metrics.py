@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import time
 import urllib.request
 from collections.abc import Callable
@@ -132,3 +133,11 @@ def test_an_address_that_is_none_is_wrong_usage(call: Call) -> None:
     said = call("metrics", "--listen", "9287")
     assert said.status == 2
     assert "is no HOST:PORT" in said.err
+
+
+def test_an_address_that_can_not_be_had_is_named(call: Call, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = call("metrics", "--listen", f"127.0.0.1:{port}", "--state-dir", tmp_path)
+    assert said.status == 1
+    assert said.err == f"tcmu: can't listen at 127.0.0.1, port {port}: Address already in use\n"

@@ -69,6 +69,7 @@ def test_version_is_the_distributions(call: Call) -> None:
         (("check",), "the following arguments are required: HANDLER"),
         (("check", "file", "a", "b"), "unrecognized arguments: b"),
         (("serve", "ram", "--size", "big"), "'big' is no size: write a number with K, M, G or T, such as 64M"),
+        (("serve", "ram", "--name", "a\nb"), "'a\\nb' can't be a disk's name: write printable characters"),
         (("serve", "ram", "--block-size", "500"), "'500' is no block size: a power of two from 512 to 65536"),
         (("serve", "ram", "--portal", "nowhere"), "write it like 127.0.0.1:3260 or [::1]:3260"),
         (("serve", "ram", "--chap", "me"), "write USER:PASSWORD"),

@@ -113,6 +113,7 @@ BAD = [
     (LUN + "size = 1000", "t.conf:5: size: 1000 bytes are not whole blocks of 512"),
     (LUN + "block_size = 4K\nsize = 1K", "t.conf:6: size: 1024 bytes are not whole blocks of 4096"),
     (LUN + "size = 0", "t.conf:5: size: 0 bytes are not whole blocks of 512"),
+    (LUN + "name = a\tb", "t.conf:5: name: 'a\\tb' can't be a disk's name: write printable characters"),
     (LUN + "block_size = 1000", "t.conf:5: block_size: '1000' is no block size: a power of two from 512 to 65536"),
     (LUN + "cfgstring = /a, b", "t.conf:5: cfgstring: a value that holds a comma must be quoted"),
     ("log_level = 3\nlog_level = 4", "t.conf:2: this key is there twice in its section"),
