@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -22,7 +23,9 @@ PACKET = 1 << 16  # bytes of a message that is a packet itself; a socket takes s
 LARGEST = 1 << 26  # bytes of any message: that of a target with thousands of logical units has some hundred thousand
 MAX_FDS = 5
 _ELSEWHERE = b"\0"  # a packet that is no message: it brings a descriptor of the memory in which that lies
-BACKLOG = 8
+BACKLOG = 4096  # who asks a process that hangs, and gives up, stays in the queue of its socket (listen(2))
+CONNECT_SECONDS = 3.0  # for a process to take a connection, where it does not take those before
+_TIMEVAL = struct.Struct("@ll")  # struct timeval: seconds, microseconds (socket(7), SO_SNDTIMEO)
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
 _INT = array.array("i").itemsize
 
@@ -254,16 +257,29 @@ def connect(path: Path) -> tuple[socket.socket, int]:
     """Return a socket to the process that is to be found at `path`, and that process's id.
 
     Raises:
-        ConnectionRefusedError: the process has gone without a word; OSError: it can't be reached.
+        ConnectionRefusedError: the process has gone without a word; OSError: it can't be reached;
+        TimeoutError: it hangs, and so many wait for it that no more may.
     """
     sock = _unix_socket()
     try:
+        _limit(sock, CONNECT_SECONDS)
         with _short(path) as name:
             sock.connect(name)
+        _limit(sock, 0.0)
         return sock, _credentials(sock)[0]
+    except BlockingIOError:
+        sock.close()
+        raise TimeoutError(errno.ETIMEDOUT, f"{path}: it takes no connection") from None
     except BaseException:
         sock.close()
         raise
+
+
+def _limit(sock: socket.socket, seconds: float) -> None:
+    """Let connect(2), which blocks, take no longer; 0 for no limit. Python's own timeout would not wait at all."""
+    whole = int(seconds)
+    value = _TIMEVAL.pack(whole, int((seconds - whole) * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
 
 def ask(path: Path, message: Message, seconds: float) -> Message:

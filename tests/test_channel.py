@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import socket
 import threading
@@ -180,3 +181,23 @@ def test_a_rendezvous_leaves_that_of_the_next_process_alone(loop: Loop, tmp_path
     second.close()
     with pytest.raises(FileNotFoundError):
         connect(path)
+
+
+def test_a_process_that_takes_no_connection_keeps_nobody_waiting_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tcmu_core.channel.CONNECT_SECONDS", 0.1)
+    path = tmp_path / "full.sock"
+    taken: list[socket.socket] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(str(path))
+        listening.listen(1)
+        with contextlib.suppress(TimeoutError):
+            while len(taken) < 10:
+                taken.append(connect(path)[0])
+        assert 0 < len(taken) < 10
+        assert taken[0].getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, 16) == bytes(16), "sends may take their time"
+        with pytest.raises(TimeoutError, match="it takes no connection"):
+            ask(path, Ping(), 1.0)
+    for one in taken:
+        one.close()

@@ -70,7 +70,8 @@ def insert_run(args: argparse.Namespace) -> int:
 
 def change(directory: Path, name: str, cfgstring: str) -> None:
     """Give the drive called `name` another disc, or none for an empty cfgstring; raises what its host says."""
-    drives = [(path, disk) for path, disk in control.disks(directory, kernel=False) if disk.removable]
+    silent: list[int] = []
+    drives = [(path, disk) for path, disk in control.disks(directory, silent, kernel=False) if disk.removable]
     found = control.the_one(name, drives)
     if found is not None:
         path, disk = found
@@ -80,7 +81,7 @@ def change(directory: Path, name: str, cfgstring: str) -> None:
     if store is None:
         names = ", ".join(sorted({disk.name for _, disk in drives}))
         hint = f"served here: {names}" if names else f"no process of yours has a drive (looked in {directory})"
-        raise ControlError(f"there is no drive {name!r}: {hint}")
+        raise ControlError(f"there is no drive {name!r}: {hint}{control.unheard(silent)}")
     _change_kernel_device(store, cfgstring)
 
 

@@ -77,13 +77,7 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 def ask(args: argparse.Namespace, message: Message) -> dict[str, Any]:
     """Ask the host that serves a disk about its filters; raises what it says."""
-    disks = control.disks(args.state_dir)
-    found = control.the_one(args.disk, disks)
-    if found is None:
-        names = sorted({disk.name for _, disk in disks})
-        hint = f"served here: {', '.join(names)}" if names else "no process of yours serves any"
-        raise ControlError(f"there is no disk {args.disk!r}: {hint}")
-    path, disk = found
+    path, disk = control.served(args.disk, args.state_dir)
     answer = control.ask(path, FilterCommand(json.dumps(message), disk.lun))
     if not isinstance(answer, FilterAnswer):
         raise ControlError(f"{args.disk}: the process that serves it is of another version")

@@ -68,9 +68,9 @@ def _seconds(text: str) -> int:
     return number
 
 
-def found(directory: Path) -> Iterator[tuple[Path, Status, SessionStatus]]:
-    """Yield the sessions with all targets that can be found, each with its host."""
-    for path, status in control.hosts(directory):
+def found(directory: Path, silent: list[int] | None = None) -> Iterator[tuple[Path, Status, SessionStatus]]:
+    """Yield the sessions with all targets that can be found, each with its host; `silent` is as in `control.hosts`."""
+    for path, status in control.hosts(directory, silent):
         yield from ((path, status, one) for one in of(path))
 
 
@@ -86,16 +86,17 @@ def of(path: Path) -> tuple[SessionStatus, ...]:
 def sessions_run(args: argparse.Namespace) -> int:
     """Run `tcmu sessions`."""
     disk = None if args.disk is None else control.served(args.disk, args.state_dir)
+    silent: list[int] = []
     shown = [
         (status, one)
-        for path, status, one in found(args.state_dir)
+        for path, status, one in found(args.state_dir, silent)
         if disk is None or (path == disk[0] and disk[1].lun in one.luns)
     ]
     out = Output()
     if args.json:
         out.json([dataclasses.asdict(one) for _, one in shown])
     elif not shown:
-        out.line("Nobody is logged in.")
+        out.line(f"Nobody is logged in{control.unheard(silent)}.")
     for status, one in () if args.json else shown:
         names = {disk.lun: disk.name for disk in status.disks}
         out.line(out.style(one.initiator, "bold"))
@@ -118,15 +119,18 @@ def _how(one: SessionStatus) -> str:
 
 def logout_run(args: argparse.Namespace) -> int:
     """Run `tcmu logout`."""
+    silent: list[int] = []
     meant = {
         (path, one.target, one.tsih)
-        for path, _, one in found(args.state_dir)
+        for path, _, one in found(args.state_dir, silent)
         if fnmatchcase(one.initiator.lower(), args.initiator.lower())
         and args.target.lower() in ("", one.target.lower())
     }
     if not meant:
         where = f" to {args.target}" if args.target else ""
-        raise ControlError(f"no {args.initiator!r} is logged in{where} (looked in {args.state_dir})")
+        raise ControlError(
+            f"no {args.initiator!r} is logged in{where} (looked in {args.state_dir}){control.unheard(silent)}"
+        )
     for path in {path for path, _, _ in meant}:
         control.ask(path, Logout(args.initiator, args.target, args.within), FIND_SECONDS)
     until = time.monotonic() + args.within + LATE

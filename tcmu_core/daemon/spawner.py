@@ -129,6 +129,9 @@ class Spawner:
             sock, process.pid = channel.connect(path)
         except FileNotFoundError:
             return None
+        except TimeoutError as error:
+            log.error("%s; the process that listens there hangs, and has to be killed", error)
+            return None
         except OSError as error:
             log.debug("%s: %s", path, error)
             path.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import difflib
 import errno
 import logging
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ from tcmu_core.state import Places, default_directory
 
 log = logging.getLogger("tcmu.control")
 
+_SERVE = re.compile(r"serve-([0-9]+)\.sock")  # the socket of a `tcmu serve`, by its process id
 PATIENCE = 60.0  # seconds that a host may take to carry a change out
 FIND_SECONDS = 3.0  # ... and to say what it serves
 
@@ -143,12 +145,16 @@ def hosts(directory: Path, silent: list[int] | None = None) -> Iterator[tuple[Pa
 
 
 def _pid(path: Path) -> list[int]:
-    """Return whose socket it is; nothing where that has gone."""
-    with contextlib.suppress(OSError):
+    """Return whose socket it is, as well as that can be told; nothing where that has gone."""
+    try:
         sock, pid = channel.connect(path)
-        sock.close()
-        return [pid]
-    return []
+    except TimeoutError:
+        named = _SERVE.fullmatch(path.name)
+        return [int(named[1])] if named is not None else []
+    except OSError:
+        return []
+    sock.close()
+    return [pid]
 
 
 def counted(path: Path, lun: int) -> tuple[InitiatorCounters, ...]:
@@ -169,13 +175,18 @@ def counted(path: Path, lun: int) -> tuple[InitiatorCounters, ...]:
     return tuple(found)
 
 
-def disks(directory: Path, *, kernel: bool = True) -> list[tuple[Path, DiskStatus]]:
-    """Return the disks that are served, each with the place of its host.
+def unheard(silent: list[int]) -> str:
+    """Return what is said of the processes that do not answer, as the end of a sentence of what was not found."""
+    return "".join(f"; process {pid} does not answer" for pid in silent)
+
+
+def disks(directory: Path, silent: list[int] | None = None, *, kernel: bool = True) -> list[tuple[Path, DiskStatus]]:
+    """Return the disks that are served, each with the place of its host; `silent` is as in `hosts`.
 
     Without `kernel` those of kernel devices are left out: what they are is changed by way of the kernel.
     """
     found = []
-    for path, status in hosts(directory):
+    for path, status in hosts(directory, silent):
         if kernel or not any(address.startswith("/dev/") for address in status.addresses):
             found += [(path, disk) for disk in status.disks]
     return found
@@ -195,7 +206,8 @@ def served(name: str, directory: Path) -> tuple[Path, DiskStatus]:
     Raises:
         NoSuchDisk: there is none; ControlError: there are several.
     """
-    found = disks(directory)
+    silent: list[int] = []
+    found = disks(directory, silent)
     one = the_one(name, found)
     if one is None:
         names = sorted({disk.name for _, disk in found})
@@ -204,7 +216,7 @@ def served(name: str, directory: Path) -> tuple[Path, DiskStatus]:
         there = (
             f"served here: {', '.join(names)}" if names else f"no process of yours serves one (looked in {directory})"
         )
-        raise NoSuchDisk(f"there is no disk {name!r}: {meant}{there}")
+        raise NoSuchDisk(f"there is no disk {name!r}: {meant}{there}{unheard(silent)}")
     return one
 
 

@@ -134,11 +134,19 @@ def test_a_process_that_does_not_answer_is_named(
     hung = serve("ram", "--size", "1M", "--name", "hung")
     serve("ram", "--size", "1M", "--name", "fine")
     suspend(hung.process.pid)
-    said = call("status", *state)
+    for _ in range(12):  # who has given up stays in the queue of its socket
+        said = call("status", *state)
+        assert (said.status, "fine, 1 MiB" in said.out) == (1, True)
+        assert f"process {hung.process.pid} (" in said.err
+        assert "does not answer" in said.err
+    nobody = f"process {hung.process.pid} does not answer"
+    assert call("set", "hung", *state).err == f"tcmu: there is no disk 'hung': served here: fine; {nobody}\n"
+    assert nobody in call("fault", "hung", "list", *state).err
+    assert nobody in call("eject", "hung", *state).err
+    assert nobody in call("logout", "iqn.nobody", *state).err
+    assert call("sessions", *state).out == f"Nobody is logged in; {nobody}.\n"
     hung.process.send_signal(signal.SIGCONT)
-    assert (said.status, "fine, 1 MiB" in said.out) == (1, True)
-    assert f"process {hung.process.pid} (" in said.err
-    assert "does not answer" in said.err
+    wait_for(lambda: call("status", *state).status == 0)
 
 
 def test_where_nothing_is_served_it_says_so(call: Call, state: list[str]) -> None:
