@@ -19,6 +19,7 @@ from tcmu_core import ConfigError, Extent, StorageTimeout
 from tcmu_core.loop import Loop
 from tcmu_core.testing import OpenDevice, check_handler, open_device
 from tcmu_nbd import NbdHandler
+from tests.waiting import wait_for
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -384,16 +385,14 @@ def connections(server) -> int:
 def test_there_are_several_only_where_the_server_allows_it(nbdkit, mode, count):
     server = nbdkit("--filter=multi-conn", "memory", SIZE, f"multi-conn-mode={mode}")
     with opened(server, ";connections=4") as disk:
-        assert connections(server) == count
+        # That of the one who looked whether the server is up may not be gone yet.
+        wait_for(lambda: connections(server) == count, why=lambda: connections(server))
         futures = [disk.hook("write")(n * 4096, [memoryview(bytes([n + 1]) * 4096)]) for n in range(64)]
         for future in futures:
             future.result(30)
         disk.flush()
         assert disk.read(0, 64 * 4096) == b"".join(bytes([n + 1]) * 4096 for n in range(64))
-    deadline = time.monotonic() + 30
-    while connections(server):
-        assert time.monotonic() < deadline, "the server's connections are still there"
-        time.sleep(0.01)
+    wait_for(lambda: not connections(server), why=lambda: "the server's connections are still there")
 
 
 # -- TLS ------------------------------------------------------------------------------------------------------------
