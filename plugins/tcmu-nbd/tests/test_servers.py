@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import threading
-import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
