@@ -26,7 +26,7 @@ def counters(unit: Unit, number: int) -> InitiatorCounters | None:
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    mark: tuple[object, ...]  # what the counts were, as far as it takes to see that they have changed
+    mark: tuple[int, ...]  # what the counts were, as far as it takes to see that they have changed
     number: int  # of the look that found them so first
     counters: OperationCounters
 

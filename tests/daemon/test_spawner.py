@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import socket
 import subprocess
+from contextlib import closing
+from pathlib import Path
 
-from tcmu_core.daemon.spawner import Process
+import pytest
+
+from tcmu_core import channel
+from tcmu_core.daemon.spawner import Process, Spawner
+from tcmu_core.loop import Loop
 
 MIB = 1 << 20
 
@@ -33,3 +41,23 @@ def test_a_host_that_has_ended_takes_no_memory() -> None:
     assert _worker(process.pid).memory == 0
     process.wait()
     assert _worker(process.pid).memory == 0
+
+
+def test_a_host_that_takes_no_connection_is_told_of_and_its_socket_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(channel, "CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr(Spawner, "start", lambda self: None)  # it needs no zygote
+    path = tmp_path / "host.sock"
+    taken: list[socket.socket] = []
+    with closing(Loop()) as loop, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(str(path))
+        listening.listen(1)
+        with contextlib.suppress(TimeoutError):
+            while len(taken) < 10:
+                taken.append(channel.connect(path)[0])
+        found = Spawner(loop, tmp_path).adopt(path, lambda _message: None, lambda _reason: None)
+        assert (found, path.exists()) == (None, True)
+        assert "the process that listens there hangs" in caplog.text
+    for one in taken:
+        one.close()

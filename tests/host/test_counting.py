@@ -146,11 +146,10 @@ class Asker:
 def look_again(host: Host, after: int) -> tuple[int, dict[tuple[str, int], OperationCounters], set[str]]:
     """Look as an observer does; returns the answer's number, what has changed since `after`, and all initiators."""
     asker = Asker()
-    parts = [*asker.told, host.answer(Look(after), asker)]
-    told = [one.counters for part in parts if isinstance(part, Looked) for one in part.counters]
-    changed = {(one.initiator, operation.opcode): operation for one in told for operation in one.operations}
-    last = parts[-1]
+    last = host.answer(Look(after), asker)
     assert isinstance(last, Looked)
+    told = [one.counters for part in (*asker.told, last) if isinstance(part, Looked) for one in part.counters]
+    changed = {(one.initiator, operation.opcode): operation for one in told for operation in one.operations}
     return last.number, changed, {one.initiator for one in told}
 
 
