@@ -104,6 +104,18 @@ class Backstore:
             if int(self.read("attrib/cmd_time_out")) == DEFAULT_TIME_OUT:
                 self.write("attrib/cmd_time_out", TIME_OUT)
 
+    def show(self, size: int | None, config: str, write_cache: bool) -> None:
+        """Have the attributes show a size in bytes, `handler/cfgstring` and whether writes are cached, where they differ.
+
+        Of a device that is enabled the kernel asks the daemon whether each is so, and the writer waits for its answer.
+        """
+        if size is not None and size != self.size:
+            self.write("attrib/dev_size", size)
+        if self.read("attrib/dev_config") != config:
+            self.write("attrib/dev_config", config)
+        if bool(int(self.read("attrib/emulate_write_cache"))) != write_cache:
+            self.write("attrib/emulate_write_cache", int(write_cache))
+
     @property
     def info(self) -> str:
         """Return the kernel's own line about the device."""

@@ -9,6 +9,7 @@ import logging
 import os
 import select
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ class KernelTransport:
         self._settled = False  # whether initiators may have seen the identity
         self._pace = Pace(spin_time())
         self._watched_until: float | None = None
+        self._recording = threading.Lock()
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
@@ -162,7 +164,7 @@ class KernelTransport:
         self._unwatch()
         self._record_serial(engine)
         if not self._taken_over:
-            self.record()
+            self.backstore.show(*self._made())  # it is being enabled: the kernel does not ask
         loop.register(self.uio.fd, READ | select.EPOLLET, self._first_event)
         loop.post(self._first_event, READ)
         if self._taken_over:
@@ -172,21 +174,23 @@ class KernelTransport:
         """Refuse: a device has one unit, and is nothing without it."""
         raise NotImplementedError
 
-    def record(self) -> None:
-        """Let configfs show what the handler made of the device; once it is enabled, the kernel asks us about that."""
+    def _made(self) -> tuple[int | None, str, bool]:
+        """Return what the handler made of the device, as `Backstore.show` takes it."""
         (engine,) = self.served.engines.values()
-        device, store = engine.device, self.backstore
-        if device.size is not None and device.size != store.size:
-            store.write("attrib/dev_size", device.size)
-        config = f"{device.handler}/{self._whole_cfgstring()}"
-        if store.read("attrib/dev_config") != config:
-            store.write("attrib/dev_config", config)
-        if bool(int(store.read("attrib/emulate_write_cache"))) != device.write_cache:
-            store.write("attrib/emulate_write_cache", int(device.write_cache))
-
-    def _whole_cfgstring(self) -> str:
         (spec,) = self.served.specs.values()
-        return spec.cfgstring
+        device = engine.device
+        return device.size, f"{device.handler}/{spec.cfgstring}", device.write_cache
+
+    def _record(self, made: tuple[int | None, str, bool]) -> None:
+        """Have configfs show it of a device that is enabled; not for the loop's thread.
+
+        For each value the kernel asks the daemon, which may have to ask this process: who writes waits for its answer.
+        """
+        with self._recording:
+            try:
+                self.backstore.show(*made)
+            except ConfigfsError as error:
+                log.error("configfs does not show what the handler made of the device: %s", error, extra=self._extra)
 
     # -- serving ------------------------------------------------------------------------------------------------------
 
@@ -257,7 +261,7 @@ class KernelTransport:
     def message(self, message: Message, _fds: list[int]) -> bool:
         """Take `Record`."""
         if isinstance(message, Record):
-            self.record()
+            threading.Thread(target=self._record, args=(self._made(),), name="tcmu-record", daemon=True).start()
             return True
         return False
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from tests.kernel.host import Host
+from tests.vm import MachineError
+
+TOLD = 6000  # characters of each log
 
 
 @pytest.fixture
@@ -24,3 +27,18 @@ def host(kernel_host: Host) -> Iterator[Host]:
         "modprobe sd_mod; rmdir core/user_* 2> /dev/null; rm -rf /var/tmp/t/*; true",
         timeout=60,
     )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the runner and the kernel said where a test failed."""
+    report = yield
+    host = getattr(item, "funcargs", {}).get("kernel_host")
+    if report.failed and isinstance(host, Host):
+        if host.runner is not None:
+            report.sections.append(("the runner", host.log()[-TOLD:]))
+        try:
+            report.sections.append(("the kernel", host.run("dmesg", timeout=10).stdout[-TOLD:]))
+        except MachineError as error:
+            report.sections.append(("the kernel", str(error)))
+    return report

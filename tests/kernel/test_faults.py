@@ -298,7 +298,11 @@ def test_without_a_runner_devices_can_be_removed_and_made_and_the_next_start_ser
     assert host.create("new", 8 * MIB, "ram/").returncode == 0
     host.start()
     disk = host.plug("new")
-    host.sh(f"dd if={disk} of=/dev/null bs=1M count=8 iflag=direct 2> /dev/null")
+    host.sh(f"dd if={disk} of=/dev/null bs=1M count=8 iflag=direct")
+    shown = f"{CORE}/user_1/new/attrib/emulate_write_cache"  # the kernel began with 0, and asked about what was made of it
+    host.wait(lambda: host.sh(f"cat {shown}").strip() == "1", 30, "the write cache is shown")
+    assert " has not answered " not in host.log()
+    assert "[ERROR]" not in host.log()
 
 
 def test_a_device_is_removed_while_it_is_used(host: Host) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from tcmu_core.kernel.configfs import Backstore, ConfigfsError
 from tcmu_core.kernel.transport import KernelDevice, Record
 from tests.kernel.device import INQUIRY_SERIAL, SIZE, FakeDevice
 from tests.scsi.harness import Looker
+from tests.waiting import wait_for
 
 READ_ONE = bytes([0x28, 0, 0, 0, 0, 2, 0, 0, 1, 0])
 
@@ -149,7 +151,38 @@ def test_a_change_of_size_is_answered_and_told(bench: FakeDevice) -> None:
     assert isinstance(answer, Changed)
     assert (answer.id, answer.errno, answer.disk and answer.disk.size) == (5, 0, 2 * SIZE)
     assert bench.host.transport.message(Record(), [])
-    assert bench.store.size == 2 * SIZE
+    wait_for(lambda: bench.store.size == 2 * SIZE, 10)
+
+
+def test_a_device_is_served_while_the_kernel_asks_the_daemon_about_what_is_recorded(
+    bench: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.open()
+    asked, answered = threading.Event(), threading.Event()
+    write = Backstore.write
+
+    def waits(store: Backstore, attribute: str, value: str | int) -> None:
+        asked.set()
+        assert answered.wait(60)
+        write(store, attribute, value)
+
+    cached = bench.host.engines[0].device.write_cache
+    bench.set("attrib/emulate_write_cache", int(not cached))
+    monkeypatch.setattr(Backstore, "write", waits)
+    assert bench.host.transport.message(Record(), [])
+    assert asked.wait(60)
+    answer = bench.tell(Reconfigure(Change(write_cache=cached), 0, 5))
+    assert isinstance(answer, Changed)
+    assert answer.errno == 0
+    answered.set()
+    wait_for(lambda: bench.store.read("attrib/emulate_write_cache") == str(int(cached)), 10)
+
+
+def test_what_configfs_does_not_take_is_said(bench: FakeDevice, caplog: pytest.LogCaptureFixture) -> None:
+    bench.open()
+    (bench.store.path / "attrib/dev_size").unlink()
+    assert bench.host.transport.message(Record(), [])
+    wait_for(lambda: "configfs does not show what the handler made of the device: reading" in caplog.text, 10)
 
 
 def test_a_drain_takes_what_is_in_the_ring_and_leaves_the_device_blocked(bench: FakeDevice) -> None:
