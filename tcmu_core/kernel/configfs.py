@@ -105,7 +105,7 @@ class Backstore:
                 self.write("attrib/cmd_time_out", TIME_OUT)
 
     def show(self, size: int | None, config: str, write_cache: bool) -> None:
-        """Have the attributes show a size in bytes, `handler/cfgstring` and whether writes are cached; those that differ.
+        """Have the attributes that differ show a size in bytes, `handler/cfgstring` and whether writes are cached.
 
         Of a device that is enabled the kernel asks the daemon whether each is so, and the writer waits for its answer.
         """
