@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -10,6 +11,7 @@ from tests.kernel.host import Host
 from tests.vm import MachineError
 
 TOLD = 6000  # characters of each log
+STILL = {"hog", "hung", "ill", "one"}  # devices whose workers tests have stand still; no other may keep anybody waiting
 
 
 @pytest.fixture
@@ -18,6 +20,7 @@ def host(kernel_host: Host) -> Iterator[Host]:
     if not kernel_host.runs():
         kernel_host.start()
     yield kernel_host
+    log = kernel_host.log() if kernel_host.runner is not None else ""
     kernel_host.sh(
         "cd /sys/kernel/config/target;"
         "for t in loopback/naa.*; do [ -d $t ] || continue;"
@@ -27,6 +30,8 @@ def host(kernel_host: Host) -> Iterator[Host]:
         "modprobe sd_mod; rmdir core/user_* 2> /dev/null; rm -rf /var/tmp/t/*; true",
         timeout=60,
     )
+    waited = set(re.findall(r"\w+/(\w+): the worker of .* has not answered for \d\d", log))
+    assert waited <= STILL, log[-TOLD:]
 
 
 @pytest.hookimpl(wrapper=True)
