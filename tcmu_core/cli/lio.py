@@ -42,6 +42,7 @@ _REASONS = {
     errno.ETIMEDOUT: "the handler did not answer in time",
     errno.EOPNOTSUPP: "the handler can't do that while the device is open",
     errno.EINTR: "tcmu-runner was restarted meanwhile: try again",
+    errno.ECANCELED: "tcmu-runner was stopped meanwhile",
 }
 
 

@@ -147,8 +147,11 @@ class Devices:
             nonlocal left
             left -= 1
             if not left:
-                self._close()
-                then()
+                self.parent.loop.post(ended)  # who else waits for the last of them is answered first
+
+        def ended() -> None:
+            self._close()
+            then()
 
         for device in list(self.by_minor.values()):
             device.process.drain(STOP_SECONDS, one_less)

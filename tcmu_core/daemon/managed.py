@@ -129,7 +129,7 @@ class ManagedProcess:
         self._count = 0
         self._timer: Timer | None = None
         self._replaced = ""  # why the process is being replaced
-        self._then: Callable[[], object] | None = None
+        self._then: list[Callable[[], object]] = []  # to be called when it has ended
         self._watchdog = Watchdog(parent.loop, f"the worker of {title}", device)
 
     @property
@@ -386,8 +386,11 @@ class ManagedProcess:
         self._end(Drain(), seconds, then)
 
     def _end(self, message: Close | Drain, seconds: float, then: Callable[[], object]) -> None:
+        self._then.append(then)
+        if self.state is State.ENDING:  # a daemon stops while a device is removed, or the other way round
+            return
         serving = self.state is State.SERVING
-        self.state, self._then = State.ENDING, then
+        self.state = State.ENDING
         self._watchdog.end()
         if self.process is None:
             self._cancel_timer()
@@ -411,10 +414,10 @@ class ManagedProcess:
             return
         self._cancel_timer()
         self.state = State.GONE
-        self.source.failed(self, errno.EINTR, "it was ended")
+        self.source.failed(self, errno.ECANCELED, "it was ended")
         self.source.gone(self)
-        if self._then is not None:
-            self._then()
+        for then in self._then:
+            then()
 
     def _kill(self) -> None:
         if self.process is not None:

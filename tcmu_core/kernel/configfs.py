@@ -27,6 +27,7 @@ _HINTS = {
     errno.EBUSY: "another change is under way, or the device is exported",
     errno.EAGAIN: "tcmu-runner is starting: try again",
     errno.EINTR: "tcmu-runner was restarted meanwhile: try again",
+    errno.ECANCELED: "tcmu-runner was stopped meanwhile",
     errno.EINVAL: "the kernel refuses the value, or the device is not enabled",
 }
 

@@ -32,6 +32,7 @@ class Kernel:
         self.answers: list[tuple[Netlink, int]] = []
         self.parameters: list[tuple[str, int]] = []
         self.fails: OSError | None = None
+        self.closed = False
         self._requests: list[Request] = []
         self.loop: Any = None
         patch.setattr(devices, "NetlinkSocket", lambda: self)
@@ -52,10 +53,11 @@ class Kernel:
         return requests
 
     def reply(self, request: Request, status: int) -> None:
+        assert not self.closed
         self.answers.append((request.kind, status))
 
     def close(self) -> None:
-        pass
+        self.closed = True
 
     def ask(self, kind: Netlink, minor: int = 0, name: UioName = NAME, change: Any = None) -> None:
         """Have the kernel ask."""

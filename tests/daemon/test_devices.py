@@ -59,7 +59,30 @@ def test_removal_during_an_open_answers_both_questions(device: DeviceCase) -> No
     device.kernel.ask(REMOVED)
     assert device.host.killed
     device.host.die("killed by SIGKILL")
-    assert device.kernel.answers == [(ADDED, -errno.EINTR), (REMOVED, 0)]
+    assert device.kernel.answers == [(ADDED, -errno.ECANCELED), (REMOVED, 0)]
+
+
+def test_a_stop_during_an_open_answers_with_what_nobody_tries_again_by_itself(device: DeviceCase) -> None:
+    device.begin()
+    device.source.stop(lambda: None)
+    device.host.die("killed by SIGKILL")
+    assert device.kernel.answers == [(ADDED, -errno.ECANCELED)]  # a shell writes once more after EINTR: nobody is asked
+
+
+@pytest.mark.parametrize("first", ["remove", "stop"])
+def test_a_removal_is_answered_while_the_daemon_stops(device: DeviceCase, first: str) -> None:
+    device.serving()
+    stopped: list[bool] = []
+    acts = [lambda: device.kernel.ask(REMOVED), lambda: device.source.stop(lambda: stopped.append(True))]
+    for act in acts if first == "remove" else reversed(acts):
+        act()
+    assert not stopped
+    assert not device.host.killed
+    device.host.die("it ended")
+    device.parent.loop.advance(0.0)
+    assert device.kernel.answers == [(ADDED, 0), (REMOVED, 0)]
+    assert stopped
+    assert device.kernel.closed
 
 
 def test_a_device_that_is_given_up_is_left_blocked(device: DeviceCase) -> None:
