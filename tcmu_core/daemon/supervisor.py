@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tcmu_core.codec import Message
 from tcmu_core.config.configuration import Config
-from tcmu_core.daemon.managed import ManagedProcess, State
+from tcmu_core.daemon.managed import CLOSE_SECONDS, ManagedProcess, State
 from tcmu_core.daemon.spawner import Process, Spawner
 from tcmu_core.daemon.targets import Targets
 from tcmu_core.handlers.registry import Handler
@@ -129,10 +129,22 @@ class Supervisor:
         self._look()
 
     def _dismiss(self, path: Path) -> None:
-        process = self._spawner.adopt(path, _ignore, _ignore)
+        ended = False
+
+        def died(_reason: str) -> None:
+            nonlocal ended
+            ended = True
+
+        def late(process: Process) -> None:
+            if not ended:
+                log.error("process %d, which nobody asks for any more, does not end: killed", process.pid)
+                process.kill()
+
+        process = self._spawner.adopt(path, _ignore, died)
         if process is not None:
             log.info("process %d serves what nobody asks for any more: it ends", process.pid)
             process.send(Drain())
+            self.loop.call_later(CLOSE_SECONDS, late, process)
 
     def stop(self, then: Callable[[], object]) -> None:
         """Have every host let go, in bounded time, then call `then()`."""

@@ -11,7 +11,7 @@ import pytest
 
 from tcmu_core.config.configuration import Config, LunConfig, TargetConfig
 from tcmu_core.daemon import managed, supervisor
-from tcmu_core.daemon.managed import State
+from tcmu_core.daemon.managed import CLOSE_SECONDS, State
 from tcmu_core.daemon.supervisor import LOOK_SECONDS, Supervisor
 from tcmu_core.host.messages import Drain, LogSettings, Retry
 from tcmu_core.kernel.abi import Netlink
@@ -121,6 +121,11 @@ def test_a_host_that_nobody_asks_for_any_more_ends(case: Case, caplog: pytest.Lo
     case.serve()
     assert [process.told for process in case.spawner.dismissed] == [[Drain()], [Drain()]]
     assert "serves what nobody asks for any more" in caplog.text
+    ends, hangs = case.spawner.dismissed
+    ends.die("it ended")
+    case.loop.advance(CLOSE_SECONDS)
+    assert (ends.killed, hangs.killed) == (False, True)
+    assert "does not end: killed" in caplog.text
 
 
 def test_every_host_is_told_of_the_logs_settings(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
