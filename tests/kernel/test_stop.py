@@ -49,6 +49,23 @@ def test_a_release_leaves_devices_that_are_served_alone(host: Host) -> None:
     host.sh(direct(disk, "read"))
 
 
+def test_a_stop_answers_whoever_makes_or_removes_a_device_meanwhile(host: Host) -> None:
+    assert host.create("ill", 8 * MIB, "moody/close=hang").returncode == 0
+    slow = f"{CORE}/user_9/slow"
+    making: Any = host.machine.spawn(
+        f"mkdir -p {slow}; cd {slow}; echo -n dev_size={8 * MIB} > control;"
+        "echo -n dev_config=moody/open=hang > control; echo -n 1 > enable"
+    )
+    removing: Any = host.machine.spawn(f"rmdir {CORE}/user_1/ill")
+    host.wait(
+        lambda: "says ADDED_DEVICE uio1" in host.log() and "uio0 is removed" in host.log(), BOUND, "both are asked"
+    )
+    host.stop(BOUND)
+    assert removing.wait(BOUND).returncode == 0
+    assert making.wait(BOUND).returncode != 0
+    host.sh(f"rmdir {slow}")
+
+
 def test_a_worker_that_hangs_for_longer_than_the_kernel_waits_is_told_and_costs_no_error(host: Host) -> None:
     assert host.create("hung", 16 * MIB, "file//var/tmp/t/hung.img").returncode == 0
     assert host.sh(f"cat {CORE}/user_1/hung/attrib/cmd_time_out").strip() == "300"
