@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tcmu_core.iscsi import pdu as p
@@ -98,6 +100,84 @@ def test_the_task_set_of_every_initiator_is_cleared(function: TaskFunction) -> N
     one.send(request(function))
     assert two.send(p.DataOut(itt=1, data=bytes(512), offset=512)) == []
     assert not host.units[0].commands
+
+
+FLAT = b"\x40\0" + bytes(6)  # LUN 0 with flat space addressing (SAM-5 4.7.4)
+TAS = bytes(4) + bytes.fromhex("0a 0a 02 10 00 40 00 00 ff ff 00 00")
+
+
+def two_wires() -> tuple[Wire, Wire]:
+    host = FakeHost()
+    one, two = Wire(host), Wire(host, Initiator(name="iqn.2026-01.test:two"))
+    one.login()
+    two.login()
+    return one, two
+
+
+def take_attentions(wire: Wire) -> list[tuple[int, int]]:
+    """Return the unit attentions that wait for an initiator at LUN 0, one by one."""
+    found = []
+    while True:
+        (answer,) = wire.send(wire.initiator.command(bytes(6)))
+        assert isinstance(answer, p.ScsiResponse)
+        if not answer.status:
+            return found
+        found.append((answer.data[2 + 12], answer.data[2 + 13]))
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [(TaskFunction.CLEAR_TASK_SET, (0x2F, 0)), (TaskFunction.LOGICAL_UNIT_RESET, (0x29, 3))],
+)
+def test_whose_write_was_dropped_before_its_data_came_hears_of_it(
+    function: TaskFunction, told: tuple[int, int]
+) -> None:
+    one, two = two_wires()
+    two.send(two.initiator.write_10(0, bytes(1024), 512, final=False))
+    one.send(request(function))
+    assert take_attentions(two) == [told]
+
+
+@pytest.mark.parametrize("function", [TaskFunction.CLEAR_TASK_SET, TaskFunction.LOGICAL_UNIT_RESET])
+def test_with_tas_a_write_that_waits_for_its_data_is_answered_when_another_aborts_it(function: TaskFunction) -> None:
+    one, two = two_wires()
+    one.send(one.initiator.command(bytes.fromhex("151000001000"), write=TAS, data=TAS))
+    assert take_attentions(two) == [(0x2A, 1)]
+    write = two.initiator.write_10(0, bytes(1024), 512, final=False)
+    two.send(write)
+    notified = two.notified
+    one.send(request(function))
+    assert two.notified > notified
+    (answer,) = two.collect()
+    assert isinstance(answer, p.ScsiResponse)
+    assert (answer.itt, answer.status) == (write.itt, 0x40)
+    assert two.send(p.DataOut(itt=write.itt, data=bytes(512), offset=512)) == []
+    if function == TaskFunction.CLEAR_TASK_SET:
+        assert take_attentions(two) == []
+    assert not two.session.transfers
+
+
+def test_whose_window_was_full_of_dropped_writes_is_told_at_once() -> None:
+    one, two = two_wires()
+    for _ in range(two.session.limits.queue_depth):
+        two.send(two.initiator.write_10(0, bytes(1024), 512, final=False))
+    notified = two.notified
+    one.send(request(TaskFunction.CLEAR_TASK_SET))
+    assert two.notified > notified
+    assert isinstance(two.collect()[0], p.NopIn)
+
+
+@pytest.mark.parametrize(("of_write", "of_request"), [(FLAT, bytes(8)), (bytes(8), FLAT)])
+@pytest.mark.parametrize("mine", [True, False])
+def test_a_lun_that_is_written_otherwise_is_the_same(of_write: bytes, of_request: bytes, mine: bool) -> None:
+    one, two = two_wires()
+    writer = one if mine else two
+    writer.send(replace(writer.initiator.write_10(0, bytes(1024), 512, final=False), lun=of_write))
+    answers = one.send(request(TaskFunction.LOGICAL_UNIT_RESET, lun=of_request))
+    assert response_of(answers) == TaskResponse.COMPLETE
+    assert not writer.session.transfers
+    assert writer.send(p.DataOut(itt=1, data=bytes(512), offset=512)) == []
+    assert not one.unit.commands
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["writes that wait for data", "reads"])
