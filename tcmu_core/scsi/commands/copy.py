@@ -14,7 +14,7 @@ from tcmu_core.errors import (
 )
 from tcmu_core.scsi.command import Command, Nexus, TaskAttribute
 from tcmu_core.scsi.commands.data import flushed, parameter_list, put_blocks
-from tcmu_core.scsi.copies import CopyResult
+from tcmu_core.scsi.copies import UNDER_WAY, WELL, WITH_ERRORS, CopyResult
 from tcmu_core.scsi.limits import CHUNK
 from tcmu_core.scsi.opcodes import Access, Op, Opcode
 from tcmu_core.scsi.steps import PAUSE, Steps
@@ -124,6 +124,12 @@ def extended_copy(unit: Unit, command: Command) -> Steps:
         _may(segment, command.nexus)
     visits = _visits(unit, command, segments)
     moved = count = 0
+
+    def note(status: int) -> None:
+        if usage != 3:
+            unit.copies.keep(command.nexus, identifier, CopyResult(status, count, moved))
+
+    note(UNDER_WAY)
     try:
         for visit in visits:
             yield from visit.enter()
@@ -131,12 +137,11 @@ def extended_copy(unit: Unit, command: Command) -> Steps:
             yield from _copy(segment, command.nexus, visits)
             moved += segment.length
             count += 1
+            note(UNDER_WAY)
     finally:
         for visit in visits:
             visit.leave()
-        if usage != 3:
-            status = 0x01 if count == len(segments) else 0x02  # completed without, with errors
-            unit.copies.keep(command.nexus, identifier, CopyResult(status, count, moved))
+        note(WELL if count == len(segments) else WITH_ERRORS)
 
 
 class Visit:
