@@ -63,7 +63,7 @@ def mode_select(unit: Unit, command: Command) -> Steps:
         raise ParameterListLengthError
     if described:
         _check_descriptor(unit, data[head : head + described], bool(not short and data[4] & 1), head)
-    wanted = unit.modes.wanted(data[head + described :])
+    wanted = unit.modes.wanted(data, head + described)
     if not unit.modes.keeps_write_cache(wanted) and not unit.read_only:
         yield flushed(unit)  # what is volatile, if a process before has left it; where that fails the write cache stays
     if unit.modes.take(wanted):
@@ -79,5 +79,5 @@ def _check_descriptor(unit: Unit, descriptor: bytes, long_lba: bool, at: int) ->
         blocks, size = int.from_bytes(descriptor[0:4], "big"), int.from_bytes(descriptor[5:8], "big")
     if len(descriptor) != (16 if long_lba else 8):
         raise InvalidFieldInParameterList("BLOCK DESCRIPTOR LENGTH is wrong", field=(at - 1, None), in_cdb=False)
-    if blocks not in (0, unit.blocks, 0xFFFFFFFF) or size not in (0, unit.block_size):
+    if blocks not in (0, unit.blocks, (1 << (64 if long_lba else 32)) - 1) or size not in (0, unit.block_size):
         raise InvalidFieldInParameterList("the capacity can't be changed", field=(at, None), in_cdb=False)
