@@ -79,9 +79,10 @@ class TaskManagement:
         task = session.tasks.get(request.referenced_tag)
         if task is not None and parse_lun(task.lun) == parse_lun(request.lun):
             found[0].abort(task.command, self._later(request))
-        elif self._writes.drop(request.lun, request.referenced_tag) or (
-            request.immediate and self._drop_held(request.ref_cmd_sn, request.cmd_sn)
-        ):
+        elif self._writes.drop(request.lun, request.referenced_tag):
+            self._respond(request)
+        elif request.immediate and self._drop_held(request.ref_cmd_sn, request.cmd_sn):
+            self._writes.pass_over(request.referenced_tag)
             self._respond(request)
         else:
             self._respond(request, TaskResponse.NO_TASK)
@@ -96,29 +97,45 @@ class TaskManagement:
         self._go_on()
         return True
 
+    def _drop(self, request: TaskManagementRequest, lun: bytes | None) -> None:
+        """Drop the commands of a LUN, or all, that have come before the request and wait: for data, or their turn.
+
+        That an immediate request goes before them does not let them run behind it (RFC 7143 4.2.3.3).
+        """
+        session = self._session
+        self._writes.drop(lun)
+        if not request.immediate:
+            return  # all that comes before it has had its turn
+        number = None if lun is None else parse_lun(lun)
+        before = (request.cmd_sn - session.exp_cmd_sn) & SERIAL
+        for cmd_sn, command in session.held.commands():
+            if (cmd_sn - session.exp_cmd_sn) & SERIAL < before and (lun is None or parse_lun(command.lun) == number):
+                session.held.abort(cmd_sn)
+                self._writes.pass_over(command.itt)
+
     def _abort_task_set(self, request: TaskManagementRequest) -> None:
         found = self._find(request)
         if found is not None:
-            self._writes.drop(request.lun)
+            self._drop(request, request.lun)
             found[0].abort_task_set(found[1], self._later(request))
 
     def _clear_task_set(self, request: TaskManagementRequest) -> None:
         found = self._find(request)
         if found is not None:
-            self._writes.drop(request.lun)
+            self._drop(request, request.lun)
             found[0].clear_task_set(found[1], self._later(request))
 
     def _unit_reset(self, request: TaskManagementRequest) -> None:
         found = self._find(request)
         if found is not None:
-            self._writes.drop(request.lun)
+            self._drop(request, request.lun)
             found[0].reset(found[1], self._later(request))
 
     def _target_reset(self, request: TaskManagementRequest) -> None:
         session = self._session
         attachment = session.attachment
         assert attachment is not None
-        self._writes.drop()
+        self._drop(request, None)
         respond = self._later(request)
         cold = request.function & 0x7F == TaskFunction.TARGET_COLD_RESET
 

@@ -124,6 +124,10 @@ class Writes:
             self.ask_again()
         return len(found)
 
+    def pass_over(self, itt: int) -> None:
+        """Take no notice of what still comes of a command that was aborted before its turn."""
+        self._dropped.append(itt)
+
     def ask_again(self) -> None:
         """Ask for the data of transfers that wait, as far as there is memory now."""
         for _ in range(len(self._waiting)):

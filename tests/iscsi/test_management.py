@@ -70,6 +70,17 @@ def test_a_command_that_was_aborted_before_it_came_is_skipped(wire: Wire) -> Non
     assert wire.feed(wire.initiator.framing.encode(lost)) == []
 
 
+def test_the_data_of_a_command_that_was_aborted_before_its_turn_is_passed_over(wire: Wire) -> None:
+    late = wire.initiator.encode(wire.initiator.read_10(0, 1, lun=1))
+    write = wire.initiator.write_10(0, b"o" * 1024, 512, final=False)
+    assert wire.send(write) == []
+    answer = wire.send(request(TaskFunction.ABORT_TASK, referenced_tag=write.itt, ref_cmd_sn=2))
+    assert response_of(answer) == TaskResponse.COMPLETE
+    assert wire.send(p.DataOut(itt=write.itt, data=b"o" * 512, offset=512, flags=0x80)) == []
+    assert [pdu.itt for pdu in wire.feed(late)] == [1]  # type: ignore[attr-defined]
+    assert not wire.session.held
+
+
 @pytest.mark.parametrize(
     ("function", "call"),
     [
@@ -88,6 +99,33 @@ def test_a_set_of_tasks_is_aborted(wire: Wire, function: TaskFunction, call: str
     wire.unit.finish()
     assert response_of(wire.collect()) == TaskResponse.COMPLETE
     assert wire.send(p.DataOut(itt=2, data=bytes(512), offset=512)) == []
+
+
+@pytest.mark.parametrize("lun", [bytes(8), b"\x40\0" + bytes(6), LUN_1])
+@pytest.mark.parametrize(
+    "function",
+    [
+        TaskFunction.ABORT_TASK_SET,
+        TaskFunction.CLEAR_TASK_SET,
+        TaskFunction.LOGICAL_UNIT_RESET,
+        TaskFunction.TARGET_WARM_RESET,
+    ],
+)
+def test_what_waits_for_its_turn_does_not_run_behind_an_immediate_request(
+    wire: Wire, function: TaskFunction, lun: bytes
+) -> None:
+    late = wire.initiator.encode(wire.initiator.read_10(0, 1, lun=1))
+    write = wire.initiator.write_10(0, b"o" * 1024, 512, final=False)
+    assert wire.send(write) == []
+    assert response_of(wire.send(request(function, lun=lun))) == TaskResponse.COMPLETE
+    mine = lun != LUN_1 or function == TaskFunction.TARGET_WARM_RESET
+    assert wire.send(p.DataOut(itt=write.itt, data=b"o" * 512, offset=512, flags=0x80)) == []
+    after = wire.initiator.write_10(1, b"n" * 512)
+    wire.send(after)
+    answers = [pdu.itt for pdu in wire.feed(late)]  # type: ignore[attr-defined]
+    assert answers == [1, after.itt] if mine else [1, write.itt, after.itt]
+    assert any(wire.unit.disk[:512]) is not mine
+    assert not wire.session.held
 
 
 @pytest.mark.parametrize("function", [TaskFunction.CLEAR_TASK_SET, TaskFunction.LOGICAL_UNIT_RESET])
