@@ -125,7 +125,7 @@ def verify(unit: Unit, command: Command) -> Steps:
         yield from _compare_medium(unit, command, -(-sent // size), sent)
     elif sent == size:
         yield from _compare_each(unit, command.lba, memoryview(command.bytes_from(0, size)), command.count)
-    elif sent:
+    else:
         raise InvalidFieldInCdb("BYTCHK 11b: the data must be one logical block", field=(1, 2))
     command.transferred, command.wanted = sent, wanted
 
