@@ -141,6 +141,13 @@ def test_a_wrong_mode_select_changes_nothing(rig: Rig, page: bytes, error: tuple
     assert sense(rig, 0x08) == CACHING
 
 
+def test_a_list_that_would_keep_others_waiting_is_refused(rig: Rig) -> None:
+    off = changed(CACHING, 2, 0)
+    assert select(rig, off + CONTROL * 5000) == (5, 0x1A, 0)
+    assert sense(rig, 0x08) == CACHING
+    assert select(rig, off + CONTROL * 300) == (0, 0, 0)
+
+
 @pytest.mark.parametrize("descriptor", [b"", bytes(8)])
 @pytest.mark.parametrize(
     ("page", "field"),

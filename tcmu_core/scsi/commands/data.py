@@ -34,13 +34,13 @@ def fill(unit: Unit, lba: int, count: int, pattern: bytes) -> Steps:
         yield put_blocks(unit, lba + first, [chunk[: blocks * size]])
 
 
-def parameter_list(command: Command, length: int) -> bytes:
+def parameter_list(command: Command, length: int, most: int = MAX_PARAMETERS) -> bytes:
     """Return the `length` bytes of parameter list that the CDB announces.
 
     Raises:
         ParameterListLengthError: the initiator sent fewer, or it is longer than any list that makes sense.
     """
-    if length > MAX_PARAMETERS:
+    if length > most:
         raise ParameterListLengthError
     data = command.take(length)
     if len(data) < length:

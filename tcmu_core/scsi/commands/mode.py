@@ -6,6 +6,7 @@ from tcmu_core.errors import InvalidFieldInCdb, InvalidFieldInParameterList, Par
 from tcmu_core.scsi.attention import MODE_PARAMETERS_CHANGED
 from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.commands.data import flushed, parameter_list
+from tcmu_core.scsi.limits import MAX_SETTINGS
 from tcmu_core.scsi.opcodes import Op
 from tcmu_core.scsi.steps import Steps
 from tcmu_core.scsi.unit import Unit
@@ -55,7 +56,7 @@ def mode_select(unit: Unit, command: Command) -> Steps:
     if not cdb[1] & 0x10:
         raise InvalidFieldInCdb("PF must be one", field=(1, 4))
     head = 4 if short else 8
-    data = parameter_list(command, length)
+    data = parameter_list(command, length, MAX_SETTINGS)
     if length < head:
         raise ParameterListLengthError
     described = data[3] if short else int.from_bytes(data[6:8], "big")
