@@ -604,6 +604,14 @@ def test_a_port_is_the_same_however_its_transport_id_is_written(three: Rig) -> N
     assert three.send(cdb10(0x2A, 0, 1), DATA, who="a").status == CONFLICT
 
 
+def test_a_list_of_more_transport_ids_than_can_be_registered_is_not_read_to_its_end(rig: Rig) -> None:
+    names = (b"\x45\0\0\x14" + b"c".ljust(20, b"\0")) * 256 + b"\x45\0\0\x14" + b"\xff" * 20
+    more = len(names).to_bytes(4, "big") + names
+    data = bytes(8) + (5).to_bytes(8, "big") + bytes([0, 0, 0, 0, 0x08, 0, 0, 0]) + more
+    assert rig.send(bytes([0x5F, 0, 0, 0, 0]) + len(data).to_bytes(4, "big") + b"\0", data).error == (5, 0x55, 4)
+    assert keys(rig) == []
+
+
 def test_a_transport_id_that_is_no_text_registers_nobody(three: Rig) -> None:
     name = b"\x45\0\0\x14" + b"\xff" * 20
     assert out(three, "c", REGISTER, new=5, flags=0x08, more=len(name).to_bytes(4, "big") + name) == 2
