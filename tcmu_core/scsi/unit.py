@@ -20,6 +20,7 @@ from tcmu_core.scsi.opcodes import Table
 from tcmu_core.scsi.reservations import Registrant, Reservations
 from tcmu_core.scsi.tally import Tallies, Tally
 from tcmu_core.scsi.taskset import TaskSet
+from tcmu_core.scsi.workspace import Workspace
 
 
 @dataclass(slots=True)
@@ -55,6 +56,7 @@ class Unit:
         self.reservations = Reservations(store, self.device.log)
         self.access = Access()
         self.copies = CopyResults()
+        self.workspace = Workspace()
         self.around = Surroundings({0: self})
         self.lun = 0
         self.started = True

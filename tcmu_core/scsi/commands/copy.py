@@ -134,7 +134,7 @@ def extended_copy(unit: Unit, command: Command) -> Steps:
         for visit in visits:
             yield from visit.enter()
         for segment in segments:
-            yield from _copy(segment, command.nexus, visits)
+            yield from _copy(unit, segment, command.nexus, visits)
             moved += segment.length
             count += 1
             note(UNDER_WAY)
@@ -267,19 +267,21 @@ def _still_may(segment: Segment, nexus: Nexus, visits: list[Visit]) -> None:
     _may(segment, nexus)
 
 
-def _copy(segment: Segment, nexus: Nexus, visits: list[Visit]) -> Steps:
+def _copy(unit: Unit, segment: Segment, nexus: Nexus, visits: list[Visit]) -> Steps:
     """Move the bytes a chunk at a time, backwards where the ranges overlap that way."""
     source, destination = segment.source, segment.destination
     starts = list(range(0, segment.length, CHUNK))
     if source is destination and segment.source_offset < segment.destination_offset:
         starts.reverse()
-    buffer = memoryview(bytearray(min(CHUNK, segment.length)))
     for first in starts:
-        _still_may(segment, nexus, visits)
-        part = buffer[: min(CHUNK, segment.length - first)]
-        yield source.operations.read(segment.source_offset + first, [part])
-        _still_may(segment, nexus, visits)
-        yield put_blocks(destination, (segment.destination_offset + first) // destination.block_size, [part])
+        part = yield from unit.workspace.take(min(CHUNK, segment.length - first))
+        try:
+            _still_may(segment, nexus, visits)
+            yield source.operations.read(segment.source_offset + first, [part])
+            _still_may(segment, nexus, visits)
+            yield put_blocks(destination, (segment.destination_offset + first) // destination.block_size, [part])
+        finally:
+            unit.workspace.give(part)
         yield PAUSE
     if not destination.write_cache:
         yield flushed(destination)

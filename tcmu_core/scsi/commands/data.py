@@ -25,13 +25,17 @@ def put_blocks(unit: Unit, lba: int, buffers: list[memoryview]) -> Any:
 def fill(unit: Unit, lba: int, count: int, pattern: bytes) -> Steps:
     """Write one block's `pattern` to `count` blocks, a chunk at a time."""
     size = len(pattern)
-    step = max(1, min(count, CHUNK // size))
-    chunk = memoryview(bytearray(pattern * step))
+    step = max(1, CHUNK // size)
     for first in range(0, count, step):
         if first:
             yield PAUSE
         blocks = min(step, count - first)
-        yield put_blocks(unit, lba + first, [chunk[: blocks * size]])
+        chunk = yield from unit.workspace.take(blocks * size)
+        try:
+            chunk[:] = pattern * blocks
+            yield put_blocks(unit, lba + first, [chunk])
+        finally:
+            unit.workspace.give(chunk)
 
 
 def parameter_list(command: Command, length: int, most: int = MAX_PARAMETERS) -> bytes:
