@@ -144,10 +144,11 @@ def _compare_medium(unit: Unit, command: Command, count: int, sent: int) -> Step
         try:
             yield unit.operations.read((lba + first) * size, [part])
             if first * size < sent:
-                expected = memoryview(command.bytes_from(first * size, min(len(part), sent - first * size)))
-                compare(part[: len(expected)], expected, first * size)
+                length = min(len(part), sent - first * size)
+                compare(part[:length], memoryview(command.bytes_from(first * size, length)), first * size)
         finally:
             unit.workspace.give(part)
+            del part  # while others run it is not kept
 
 
 def _compare_each(unit: Unit, lba: int, expected: memoryview, count: int) -> Steps:
@@ -163,6 +164,7 @@ def _compare_each(unit: Unit, lba: int, expected: memoryview, count: int) -> Ste
             compare(part, memoryview(bytes(expected) * (len(part) // size)), first * size)
         finally:
             unit.workspace.give(part)
+            del part  # while others run it is not kept
 
 
 def compare(found: memoryview, expected: memoryview, base: int) -> None:
@@ -197,6 +199,7 @@ def compare_and_write(unit: Unit, command: Command) -> Steps:
         compare(found, memoryview(command.bytes_from(0, half)), 0)
     finally:
         unit.workspace.give(found)
+        del found  # while others run it is not kept
     yield put_blocks(unit, command.lba, slice_buffers(command.buffers, half, half))
     command.transferred = command.wanted = 2 * half
     if fua(command) or not unit.write_cache:
@@ -220,9 +223,11 @@ def orwrite(unit: Unit, command: Command) -> Steps:
             # Integers are Python's fastest way to OR two buffers of any length.
             merged = int.from_bytes(found, "little") | int.from_bytes(command.bytes_from(at, count), "little")
             found[:] = merged.to_bytes(len(found), "little")
+            del merged
             yield put_blocks(unit, command.lba + at // size, [found])
         finally:
             unit.workspace.give(found)
+            del found  # while others run it is not kept
     command.transferred, command.wanted = moved, wanted
     if fua(command) or not unit.write_cache:
         yield flushed(unit)

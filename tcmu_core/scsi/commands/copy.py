@@ -282,6 +282,7 @@ def _copy(unit: Unit, segment: Segment, nexus: Nexus, visits: list[Visit]) -> St
             yield put_blocks(destination, (segment.destination_offset + first) // destination.block_size, [part])
         finally:
             unit.workspace.give(part)
+            del part  # while others run it is not kept
         yield PAUSE
     if not destination.write_cache:
         yield flushed(destination)

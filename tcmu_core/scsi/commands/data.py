@@ -36,6 +36,7 @@ def fill(unit: Unit, lba: int, count: int, pattern: bytes) -> Steps:
             yield put_blocks(unit, lba + first, [chunk])
         finally:
             unit.workspace.give(chunk)
+            del chunk  # while others run it is not kept
 
 
 def parameter_list(command: Command, length: int, most: int = MAX_PARAMETERS) -> bytes:
