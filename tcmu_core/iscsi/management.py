@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tcmu_core.iscsi.constants import SERIAL, TaskFunction, TaskResponse
+from tcmu_core.iscsi.constants import SERIAL, RejectReason, TaskFunction, TaskResponse
 from tcmu_core.iscsi.errors import PduError
 from tcmu_core.iscsi.pdu import TaskManagementRequest, TaskManagementResponse
 from tcmu_core.iscsi.session import Session
@@ -25,6 +25,7 @@ class TaskManagement:
         self._session = session
         self._writes = writes
         self._go_on = go_on
+        self._waiting = 0  # requests that are answered when what they abort has ended
         self._functions: dict[int, Callable[[TaskManagementRequest], None]] = {
             TaskFunction.ABORT_TASK: self._abort_task,
             TaskFunction.ABORT_TASK_SET: self._abort_task_set,
@@ -43,6 +44,10 @@ class TaskManagement:
             self._respond(request, TaskResponse.NO_REASSIGNMENT)
         elif function not in self._functions:  # CLEAR ACA too: NormACA is 0 in INQUIRY
             self._respond(request, TaskResponse.NOT_SUPPORTED)
+        elif self._waiting >= 2 * self._session.limits.queue_depth:  # each may abort one command, and more is no use
+            if request.immediate:
+                raise PduError("too many task management requests", RejectReason.IMMEDIATE_COMMAND_REJECT)
+            self._respond(request, TaskResponse.REJECTED)
         else:
             self._functions[function](request)
 
@@ -54,8 +59,10 @@ class TaskManagement:
     def _later(self, request: TaskManagementRequest) -> Callable[[], None]:
         """Return what responds to `request` once its effect is complete."""
         session = self._session
+        self._waiting += 1
 
         def respond() -> None:
+            self._waiting -= 1
             self._respond(request)
             session.announce()
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tcmu_core.iscsi import pdu as p
-from tcmu_core.iscsi.constants import TaskFunction, TaskResponse
+from tcmu_core.iscsi.constants import RejectReason, TaskFunction, TaskResponse
 from tests.iscsi.initiator import Initiator
 from tests.iscsi.wire import FakeHost, Wire, logged_in
 
@@ -239,6 +239,26 @@ def test_an_initiator_whose_window_was_full_hears_that_it_may_go_on(held: bool) 
     assert isinstance(nop, p.NopIn)
     assert nop.itt == nop.ttt == 0xFFFFFFFF  # no answer is asked for
     assert (nop.max_cmd_sn - two.initiator.cmd_sn) & 0xFFFFFFFF < 1 << 31
+
+
+@pytest.mark.parametrize("immediate", [True, False])
+def test_requests_that_wait_for_a_command_to_end_are_not_taken_without_end(wire: Wire, immediate: bool) -> None:
+    wire.unit.hold = True
+    wire.send(wire.initiator.read_10(0, 1))
+    sent = 3 * wire.session.limits.queue_depth
+    abort = replace(request(TaskFunction.ABORT_TASK_SET), immediate=immediate)
+    refused = [pdu for _ in range(sent) for pdu in wire.send(abort)]
+    assert len(refused) == wire.session.limits.queue_depth
+    for pdu in refused:
+        if immediate:
+            assert isinstance(pdu, p.Reject)
+            assert pdu.reason == RejectReason.IMMEDIATE_COMMAND_REJECT
+        else:
+            assert isinstance(pdu, p.TaskManagementResponse)
+            assert pdu.response == TaskResponse.REJECTED
+    wire.unit.finish()
+    assert len(wire.collect()) == sent - len(refused)
+    assert response_of(wire.send(abort)) == TaskResponse.COMPLETE
 
 
 def test_a_cold_reset_ends_the_targets_sessions(wire: Wire) -> None:
