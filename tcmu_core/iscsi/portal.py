@@ -6,11 +6,12 @@ import ipaddress
 import logging
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from tcmu_core.iscsi.admission import Full, Rank, Standing, enter, log_in
+from tcmu_core.iscsi.admission import Full, Rank, Standing, check_left_behind, enter, log_in
 from tcmu_core.iscsi.budget import Budget
 from tcmu_core.iscsi.connection import Connection
 from tcmu_core.iscsi.constants import LoginStatus
@@ -209,6 +210,9 @@ class Peer:
         self._timer.cancel()
         self.loop.unregister(self.sock.fileno())
         self.sock.close()
+        session = self.connection.session
+        if session is not None and session.attachment is not None:
+            session.left = self.portal.leaves(self.host)
         self.connection.close()
         self.portal.forget(self)
 
@@ -224,6 +228,7 @@ class Portal:
         self.peers: dict[Peer, None] = {}  # in the order in which they came
         self._by_connection: dict[Connection, Peer] = {}
         self._listeners: list[socket.socket] = []
+        self._left: Counter[str] = Counter()  # sessions that have gone and whose commands have not ended, by host
         self._tsih = 0
         self._closing: Callable[[], object] | None = None
 
@@ -387,6 +392,11 @@ class Portal:
         """
         own = self._by_connection[connection]
         others = [peer for peer in self.peers if peer is not own]
+        if claim.target is not None:
+            try:
+                check_left_behind(self._left[own.host], own.host, self.settings.limits)
+            except Full as error:
+                raise LoginError(LoginStatus.OUT_OF_RESOURCES, str(error)) from None
         for peer in others:
             session = peer.connection.session
             if claim.target is not None and session is not None and session.outcome.claim.same_port(claim):
@@ -480,6 +490,17 @@ class Portal:
             login = peer.connection.login
             if login.target == target and initiator.lower() in ("", login.initiator.lower()):
                 peer.close("its link was dropped")
+
+    def leaves(self, host: str) -> Callable[[], object]:
+        """A session of a host goes; returns what to call when its commands have ended."""
+        self._left[host] += 1
+
+        def left() -> None:
+            self._left[host] -= 1
+            if not self._left[host]:
+                del self._left[host]
+
+        return left
 
     def forget(self, peer: Peer) -> None:
         """A peer has closed."""
