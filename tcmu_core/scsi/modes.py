@@ -18,7 +18,7 @@ _SPF = 0x40
 _CURRENT, _CHANGEABLE, _DEFAULT, _SAVED = range(4)  # page control, SPC-4 6.13.1
 
 CACHING, CONTROL = (0x08, 0x00), (0x0A, 0x00)
-_WCE = 0x04
+_WCE, _SWP = 0x04, 0x08
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ class ModePages:
     @property
     def software_write_protect(self) -> bool:
         """SWP."""
-        return bool(self._pages[CONTROL].current[2] & 0x08)
+        return bool(self._pages[CONTROL].current[2] & _SWP)
 
     @property
     def descriptor_sense(self) -> bool:
@@ -166,6 +166,11 @@ class ModePages:
         """Return whether there is a write cache after `wanted`, if there is one before."""
         bodies = [body for page, body in wanted if (page.code, page.subpage) == CACHING]
         return not bodies or bool(bodies[-1][0] & _WCE)
+
+    def protects(self, wanted: Wanted) -> bool:
+        """Return whether `wanted` sets SWP where it is not set."""
+        bodies = [body for page, body in wanted if (page.code, page.subpage) == CONTROL]
+        return bool(bodies) and bool(bodies[-1][2] & _SWP) and not self.software_write_protect
 
     def take(self, wanted: Wanted) -> bool:
         """Take the pages that `wanted` has returned; tell whether that changes anything."""

@@ -106,6 +106,18 @@ def test_swp_protects_the_medium_and_shows_in_the_header(rig: Rig) -> None:
     rig.good(cdb10(0x2A, 0, 1), DATA)
 
 
+def test_what_is_cached_is_written_before_swp_protects_the_medium(rig: Rig) -> None:
+    rig.good(cdb10(0x2A, 0, 1), DATA)
+    rig.memory.error = OSError(5, "broken")
+    assert select(rig, changed(CONTROL, 4, 8)) != (0, 0, 0)
+    rig.memory.error = None
+    rig.good(cdb10(0x2A, 0, 1), DATA)
+    assert select(rig, changed(CONTROL, 4, 8)) == (0, 0, 0)
+    assert rig.memory.flushed == 1
+    assert select(rig, changed(CONTROL, 4, 8)) == select(rig, CONTROL) == (0, 0, 0)
+    assert rig.memory.flushed == 1
+
+
 def test_d_sense_switches_to_descriptor_format(rig: Rig) -> None:
     select(rig, changed(CONTROL, 2, 6))
     got = rig.send(cdb10(0x28, 5000, 1), room=BLOCK)

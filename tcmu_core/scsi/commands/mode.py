@@ -65,8 +65,10 @@ def mode_select(unit: Unit, command: Command) -> Steps:
     if described:
         _check_descriptor(unit, data[head : head + described], bool(not short and data[4] & 1), head)
     wanted = unit.modes.wanted(data, head + described)
-    if not unit.modes.keeps_write_cache(wanted) and not unit.read_only:
-        yield flushed(unit)  # what is volatile, if a process before has left it; where that fails the write cache stays
+    if (not unit.modes.keeps_write_cache(wanted) or unit.modes.protects(wanted)) and not unit.read_only:
+        # What is volatile, a process before may have left it; where that fails nothing changes. SWP inhibits writing
+        # after all that is cached was written (SPC-4 7.5.8).
+        yield flushed(unit)
     if unit.modes.take(wanted):
         unit.attention(*MODE_PARAMETERS_CHANGED, but=command.nexus)
         unit.refresh()
