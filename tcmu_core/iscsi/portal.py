@@ -18,6 +18,7 @@ from tcmu_core.iscsi.constants import LoginStatus
 from tcmu_core.iscsi.errors import LoginError
 from tcmu_core.iscsi.interfaces import own_addresses
 from tcmu_core.iscsi.login import Claim, Outcome
+from tcmu_core.iscsi.noise import Noise
 from tcmu_core.iscsi.session import Attachment, Life, Session
 from tcmu_core.iscsi.settings import Limits, PortalSettings, format_address, parse_address, parse_advertised
 from tcmu_core.loop import READ, WRITE, Loop, Timer
@@ -201,7 +202,11 @@ class Peer:
         if not self.closed:
             # A login that failed is what somebody may be looking for; that a port was only looked at is not.
             failed = self.connection.login.failed is not None
-            log.log(logging.WARNING if failed else logging.INFO, "%s: closed: %s", self, reason)
+            level = logging.WARNING if failed else logging.INFO
+            if self.connection.session is None:
+                self.portal.noise.log(level, self.host, "%s: closed: %s", self, reason)
+            else:
+                log.log(level, "%s: closed: %s", self, reason)
             self.release()
 
     def release(self) -> None:
@@ -224,6 +229,7 @@ class Portal:
         self.loop = loop
         self.settings = settings
         self.budget = Budget(settings.limits.total)
+        self.noise = Noise(loop.clock)
         self.targets = dict(targets)
         self.peers: dict[Peer, None] = {}  # in the order in which they came
         self._by_connection: dict[Connection, Peer] = {}
@@ -340,7 +346,7 @@ class Portal:
         try:
             victim = enter(self.peers, text.rpartition(":")[0], self.settings.limits)
         except Full as error:
-            log.warning("%s: refused: %s", text, error)
+            self.noise.log(logging.WARNING, text.rpartition(":")[0], "%s: refused: %s", text, error)
             sock.close()
             return None
         if victim is not None:
