@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 from tcmu_core.iscsi.settings import Limits
 
 WAITING_ROOM = 16  # connections that may be at their login beyond the limit
+LEFT_BEHIND = 16  # sessions that a host may leave with commands that have not ended, however small the limits are
 
 
 class Rank(IntEnum):
@@ -70,6 +71,15 @@ def enter(members: Iterable[M], host: str, limits: Limits) -> M | None:
             raise Full(f"there are {len(members)} connections already")
         return victim
     return None
+
+
+def check_left_behind(count: int, host: str, limits: Limits) -> None:
+    """Raise `Full` for a host of which so many sessions have gone and left commands behind that have not ended.
+
+    The storage has to answer first: whoever comes and goes meanwhile would leave more and more of them.
+    """
+    if count >= max(limits.share, LEFT_BEHIND):
+        raise Full(f"{host} has left {count} sessions whose commands have not ended yet")
 
 
 def log_in(members: Iterable[M], newcomer: Standing, limits: Limits) -> M | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from tcmu_core.iscsi.chap import Algorithm, decode_binary, encode_binary, response
 from tcmu_core.iscsi.constants import LoginStatus
 from tcmu_core.iscsi.errors import LoginError
+from tcmu_core.iscsi.negotiation import Invalid, number
 from tcmu_core.iscsi.settings import Access, ChapUser
 
 
@@ -39,7 +40,7 @@ class Exchange:
         if "CHAP_A" not in keys or len(keys) > 1:
             raise LoginError(LoginStatus.MISSING_PARAMETER, "CHAP: CHAP_A comes first and alone")
         offered = keys["CHAP_A"].split(",")
-        self._algorithm = next((a for text in offered for a in self._access.algorithms if text == str(int(a))), None)
+        self._algorithm = next((a for text in offered for a in self._access.algorithms if _number(text) == a), None)
         if self._algorithm is None:
             raise LoginError(LoginStatus.AUTHENTICATION_FAILED, "CHAP: no common algorithm")
         self._identifier = self._random(1)[0]
@@ -74,11 +75,11 @@ class Exchange:
         if outgoing is None:
             raise LoginError(LoginStatus.AUTHENTICATION_FAILED, "CHAP: mutual CHAP is asked for, no outgoing user set")
         try:
-            identifier = int(keys["CHAP_I"], 0)
+            identifier = _number(keys["CHAP_I"])
             challenge = decode_binary(keys["CHAP_C"])
-        except (KeyError, ValueError):
+        except KeyError:
             raise LoginError(LoginStatus.MISSING_PARAMETER, "CHAP: CHAP_I and CHAP_C come together") from None
-        if not 0 <= identifier <= 255:
+        if identifier is None:
             raise LoginError(LoginStatus.INITIATOR_ERROR, "CHAP: CHAP_I is one byte")
         if hmac.compare_digest(challenge, self._challenge):
             raise LoginError(LoginStatus.AUTHENTICATION_FAILED, "CHAP: our own challenge was sent back")
@@ -86,6 +87,14 @@ class Exchange:
             "CHAP_N": outgoing.name,
             "CHAP_R": encode_binary(response(algorithm, identifier, outgoing.secret, challenge)),
         }
+
+
+def _number(text: str) -> int | None:
+    """Return the number of one byte that `text` is, decimal or hex (RFC 7143 6.1); None for anything else."""
+    try:
+        return number(text, (0, 255))
+    except Invalid:
+        return None
 
 
 def _find(users: Sequence[ChapUser], name: str) -> ChapUser | None:

@@ -14,6 +14,7 @@ from tcmu_core.iscsi.transfer import Transfer
 from tcmu_core.iscsi.writes import Writes
 from tcmu_core.scsi import sense
 from tcmu_core.scsi.command import Command, Status
+from tcmu_core.scsi.engine import Engine
 from tcmu_core.scsi.lun import parse_lun
 from tcmu_core.scsi.opcodes import Direction
 
@@ -73,9 +74,7 @@ class Commands:
         An initiator that sends a write as a read must not have memory of ours written to its disk, nor one that sends
         a read as a write be told GOOD for data that it never got: such a command runs without data.
         """
-        attachment = self._session.attachment
-        number = parse_lun(lun)
-        engine = attachment.target.luns.get(number) if attachment is not None and number is not None else None
+        engine = self._engine(lun)
         most = self._session.limits.transfer
         if way is Direction.IN:
             most = min(most, MOST_SEGMENTS * self._session.parameters.max_segment)
@@ -88,12 +87,16 @@ class Commands:
 
     def _is_handlers_own(self, lun: bytes, cdb: bytes) -> bool:
         """Return whether the handler alone knows what a command does with its data."""
-        attachment = self._session.attachment
-        number = parse_lun(lun)
-        engine = attachment.target.luns.get(number) if attachment is not None and number is not None else None
+        engine = self._engine(lun)
         if engine is None or engine.unit.operations.handle_cmd is None:
             return False
         return engine.expects(cdb)[0] is Direction.ANY
+
+    def _engine(self, lun: bytes) -> Engine | None:
+        """Return the unit of a LUN, None where there is none."""
+        attachment = self._session.attachment
+        number = parse_lun(lun)
+        return attachment.target.luns.get(number) if attachment is not None and number is not None else None
 
     def _room(self, length: int) -> int:
         """Return how many bytes of outbox Data-In of `length` bytes takes at most."""
@@ -147,7 +150,9 @@ class Commands:
         if transfer.failed is not None:
             command.status = transfer.failed.status
             if command.status == Status.CHECK_CONDITION:
-                command.sense = sense.encode(transfer.failed)
+                engine = self._engine(transfer.lun)
+                descriptor = engine is not None and engine.unit.modes.descriptor_sense
+                command.sense = sense.encode(transfer.failed, descriptor=descriptor)
             command.nexus.tally.count(command)
         elif not self._execute(command, transfer.lun):
             task.pins, transfer.pins = transfer.pins, []

@@ -21,6 +21,7 @@ class TextExchange:
         self._request = bytearray()
         self._response = b""
         self._tag = 0
+        self._open = False  # whether more is due, with that tag
 
     def answer(self, request: TextRequest, max_segment: int) -> tuple[int, int, bytes]:
         """Return flags, target transfer tag and data of the response to `request`.
@@ -31,10 +32,12 @@ class TextExchange:
         if request.ttt == RESERVED_TAG:  # a new exchange resets the old one (11.10.4)
             self._request.clear()
             self._response = b""
-        elif request.ttt != self._tag or not (self._response or self._request):
+        elif request.ttt != self._tag or not self._open:
             raise PduError("this text exchange has ended", RejectReason.NEGOTIATION_RESET)
+        self._open = False
+        final = bool(request.flags & FINAL)
         if self._response and not request.data:
-            return self._part(max_segment)
+            return self._part(max_segment, final)
         self._request += request.data
         if len(self._request) > self._limit:
             self._request.clear()
@@ -48,15 +51,19 @@ class TextExchange:
         finally:
             self._request.clear()
         self._response = format_text(self._reply(pairs))
-        return self._part(max_segment)
+        return self._part(max_segment, final)
 
-    def _part(self, max_segment: int) -> tuple[int, int, bytes]:
+    def _part(self, max_segment: int, final: bool) -> tuple[int, int, bytes]:
+        """Return what fits of the response; only an initiator that has nothing more gets the F bit (11.11.1)."""
         part, self._response = self._response[:max_segment], self._response[max_segment:]
         if self._response:
             return CONTINUE, self._new_tag(), part
+        if not final:
+            return 0, self._new_tag(), part
         return FINAL, RESERVED_TAG, part
 
     def _new_tag(self) -> int:
+        self._open = True
         self._tag = self._tag % 0x7FFFFFFF + 1
         return self._tag
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tcmu_core.iscsi.budget import OVERHEAD, Account
 from tcmu_core.iscsi.errors import PduError
-from tcmu_core.iscsi.pdu import DataOut, Pdu
+from tcmu_core.iscsi.pdu import DataOut, Pdu, ScsiCommand
 
 
 class Held:
@@ -44,6 +44,10 @@ class Held:
         """Hold the place of a request that must not run any more."""
         self.pop(cmd_sn)
         self._pdus[cmd_sn] = []
+
+    def commands(self) -> list[tuple[int, ScsiCommand]]:
+        """Return the SCSI commands that are held, with their numbers."""
+        return [(cmd_sn, pdus[0]) for cmd_sn, pdus in self._pdus.items() if pdus and isinstance(pdus[0], ScsiCommand)]
 
     def get(self, cmd_sn: int) -> list[Pdu] | None:
         """Return what is held for a number; None if nothing is."""

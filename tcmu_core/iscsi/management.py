@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tcmu_core.iscsi.constants import SERIAL, TaskFunction, TaskResponse
+from tcmu_core.iscsi.constants import SERIAL, RejectReason, TaskFunction, TaskResponse
 from tcmu_core.iscsi.errors import PduError
 from tcmu_core.iscsi.pdu import TaskManagementRequest, TaskManagementResponse
 from tcmu_core.iscsi.session import Session
@@ -25,6 +25,7 @@ class TaskManagement:
         self._session = session
         self._writes = writes
         self._go_on = go_on
+        self._waiting = 0  # requests that are answered when what they abort has ended
         self._functions: dict[int, Callable[[TaskManagementRequest], None]] = {
             TaskFunction.ABORT_TASK: self._abort_task,
             TaskFunction.ABORT_TASK_SET: self._abort_task_set,
@@ -43,6 +44,10 @@ class TaskManagement:
             self._respond(request, TaskResponse.NO_REASSIGNMENT)
         elif function not in self._functions:  # CLEAR ACA too: NormACA is 0 in INQUIRY
             self._respond(request, TaskResponse.NOT_SUPPORTED)
+        elif self._waiting >= 2 * self._session.limits.queue_depth:  # each may abort one command, and more is no use
+            if request.immediate:
+                raise PduError("too many task management requests", RejectReason.IMMEDIATE_COMMAND_REJECT)
+            self._respond(request, TaskResponse.REJECTED)
         else:
             self._functions[function](request)
 
@@ -54,8 +59,10 @@ class TaskManagement:
     def _later(self, request: TaskManagementRequest) -> Callable[[], None]:
         """Return what responds to `request` once its effect is complete."""
         session = self._session
+        self._waiting += 1
 
         def respond() -> None:
+            self._waiting -= 1
             self._respond(request)
             session.announce()
 
@@ -79,9 +86,10 @@ class TaskManagement:
         task = session.tasks.get(request.referenced_tag)
         if task is not None and parse_lun(task.lun) == parse_lun(request.lun):
             found[0].abort(task.command, self._later(request))
-        elif self._writes.drop(request.lun, request.referenced_tag) or (
-            request.immediate and self._drop_held(request.ref_cmd_sn, request.cmd_sn)
-        ):
+        elif self._writes.drop(request.lun, request.referenced_tag):
+            self._respond(request)
+        elif request.immediate and self._drop_held(request.ref_cmd_sn, request.cmd_sn):
+            self._writes.pass_over(request.referenced_tag)
             self._respond(request)
         else:
             self._respond(request, TaskResponse.NO_TASK)
@@ -96,29 +104,45 @@ class TaskManagement:
         self._go_on()
         return True
 
+    def _drop(self, request: TaskManagementRequest, lun: bytes | None) -> None:
+        """Drop the commands of a LUN, or all, that have come before the request and wait: for data, or their turn.
+
+        That an immediate request goes before them does not let them run behind it (RFC 7143 4.2.3.3).
+        """
+        session = self._session
+        self._writes.drop(lun)
+        if not request.immediate:
+            return  # all that comes before it has had its turn
+        number = None if lun is None else parse_lun(lun)
+        before = (request.cmd_sn - session.exp_cmd_sn) & SERIAL
+        for cmd_sn, command in session.held.commands():
+            if (cmd_sn - session.exp_cmd_sn) & SERIAL < before and (lun is None or parse_lun(command.lun) == number):
+                session.held.abort(cmd_sn)
+                self._writes.pass_over(command.itt)
+
     def _abort_task_set(self, request: TaskManagementRequest) -> None:
         found = self._find(request)
         if found is not None:
-            self._writes.drop(request.lun)
+            self._drop(request, request.lun)
             found[0].abort_task_set(found[1], self._later(request))
 
     def _clear_task_set(self, request: TaskManagementRequest) -> None:
         found = self._find(request)
         if found is not None:
-            self._writes.drop(request.lun)
+            self._drop(request, request.lun)
             found[0].clear_task_set(found[1], self._later(request))
 
     def _unit_reset(self, request: TaskManagementRequest) -> None:
         found = self._find(request)
         if found is not None:
-            self._writes.drop(request.lun)
+            self._drop(request, request.lun)
             found[0].reset(found[1], self._later(request))
 
     def _target_reset(self, request: TaskManagementRequest) -> None:
         session = self._session
         attachment = session.attachment
         assert attachment is not None
-        self._writes.drop()
+        self._drop(request, None)
         respond = self._later(request)
         cold = request.function & 0x7F == TaskFunction.TARGET_COLD_RESET
 

@@ -192,4 +192,6 @@ def negotiate(
     agreed = replace(agreed, **results)
     if agreed.first_burst > agreed.max_burst:  # 13.14: must not exceed it
         agreed = replace(agreed, first_burst=agreed.max_burst)
+        if answers.get("FirstBurstLength", REJECT) != REJECT:
+            answers["FirstBurstLength"] = str(agreed.max_burst)
     return agreed, answers

@@ -6,17 +6,19 @@ import ipaddress
 import logging
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from tcmu_core.iscsi.admission import Full, Rank, Standing, enter, log_in
+from tcmu_core.iscsi.admission import Full, Rank, Standing, check_left_behind, enter, log_in
 from tcmu_core.iscsi.budget import Budget
 from tcmu_core.iscsi.connection import Connection
 from tcmu_core.iscsi.constants import LoginStatus
 from tcmu_core.iscsi.errors import LoginError
 from tcmu_core.iscsi.interfaces import own_addresses
 from tcmu_core.iscsi.login import Claim, Outcome
+from tcmu_core.iscsi.noise import Noise
 from tcmu_core.iscsi.session import Attachment, Life, Session
 from tcmu_core.iscsi.settings import Limits, PortalSettings, format_address, parse_address, parse_advertised
 from tcmu_core.loop import READ, WRITE, Loop, Timer
@@ -200,7 +202,11 @@ class Peer:
         if not self.closed:
             # A login that failed is what somebody may be looking for; that a port was only looked at is not.
             failed = self.connection.login.failed is not None
-            log.log(logging.WARNING if failed else logging.INFO, "%s: closed: %s", self, reason)
+            level = logging.WARNING if failed else logging.INFO
+            if self.connection.session is None:
+                self.portal.noise.log(level, self.host, "%s: closed: %s", self, reason)
+            else:
+                log.log(level, "%s: closed: %s", self, reason)
             self.release()
 
     def release(self) -> None:
@@ -209,6 +215,9 @@ class Peer:
         self._timer.cancel()
         self.loop.unregister(self.sock.fileno())
         self.sock.close()
+        session = self.connection.session
+        if session is not None and session.attachment is not None:
+            session.left = self.portal.leaves(self.host)
         self.connection.close()
         self.portal.forget(self)
 
@@ -220,10 +229,12 @@ class Portal:
         self.loop = loop
         self.settings = settings
         self.budget = Budget(settings.limits.total)
+        self.noise = Noise(loop.clock)
         self.targets = dict(targets)
         self.peers: dict[Peer, None] = {}  # in the order in which they came
         self._by_connection: dict[Connection, Peer] = {}
         self._listeners: list[socket.socket] = []
+        self._left: Counter[str] = Counter()  # sessions that have gone and whose commands have not ended, by host
         self._tsih = 0
         self._closing: Callable[[], object] | None = None
 
@@ -335,7 +346,7 @@ class Portal:
         try:
             victim = enter(self.peers, text.rpartition(":")[0], self.settings.limits)
         except Full as error:
-            log.warning("%s: refused: %s", text, error)
+            self.noise.log(logging.WARNING, text.rpartition(":")[0], "%s: refused: %s", text, error)
             sock.close()
             return None
         if victim is not None:
@@ -387,6 +398,11 @@ class Portal:
         """
         own = self._by_connection[connection]
         others = [peer for peer in self.peers if peer is not own]
+        if claim.target is not None:
+            try:
+                check_left_behind(self._left[own.host], own.host, self.settings.limits)
+            except Full as error:
+                raise LoginError(LoginStatus.OUT_OF_RESOURCES, str(error)) from None
         for peer in others:
             session = peer.connection.session
             if claim.target is not None and session is not None and session.outcome.claim.same_port(claim):
@@ -480,6 +496,17 @@ class Portal:
             login = peer.connection.login
             if login.target == target and initiator.lower() in ("", login.initiator.lower()):
                 peer.close("its link was dropped")
+
+    def leaves(self, host: str) -> Callable[[], object]:
+        """A session of a host goes; returns what to call when its commands have ended."""
+        self._left[host] += 1
+
+        def left() -> None:
+            self._left[host] -= 1
+            if not self._left[host]:
+                del self._left[host]
+
+        return left
 
     def forget(self, peer: Peer) -> None:
         """A peer has closed."""

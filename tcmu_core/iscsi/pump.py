@@ -101,15 +101,20 @@ class Pump:
             if lun is not None and lun in attachment.it.luns:
                 self._know(lun)
 
-    def _cleared(self, lun: int) -> None:
-        """Another initiator has cleared the task set of a logical unit, or it was taken away."""
+    def _cleared(self, lun: int) -> int:
+        """Another initiator has cleared the task set of a logical unit, or it was taken away.
+
+        Returns how many commands ended here by that.
+        """
         attachment = self._session.attachment
         raw = format_lun(lun)
         if attachment is None or lun not in attachment.it.luns:  # a write whose data is still to come is answered then
             self._luns.pop(raw, None)
             self._timed.pop(raw, None)
-        else:
-            self._writes.drop(raw)
+            return 0
+        count = self._writes.drop(raw, told=attachment.target.luns[lun].unit.modes.task_aborted_status)
+        self._session.announce()
+        return count
 
     def _begin(self) -> bool:
         """Begin a batch, unless output or commands must go first."""

@@ -127,6 +127,7 @@ class Session:
         self.sampler = Sampler()
         self.account = inbox.account
         self.held = Held(self.account, self.limits.memory // 8)
+        self.left: Callable[[], object] = _nothing  # called when, after its end, all its commands have ended
         self.blocked = False  # whether it waits for pending commands to end before it takes more
         self.framing = p.Framing(self.parameters.header_digest == "CRC32C", self.parameters.data_digest == "CRC32C")
         self._tag = 0
@@ -180,7 +181,7 @@ class Session:
         if self.attachment is not None:
             for _execute, nexus in self.attachment.it.luns.values():
                 nexus.on_clear = None
-            self.attachment.target.disconnect(self.attachment.it)
+            self.attachment.target.disconnect(self.attachment.it, self.left)
 
     def stamp(self) -> None:
         """See when what has ended is out: it is in the outbox's queue."""
@@ -267,3 +268,7 @@ class Session:
         )
         self.outbox.close_run()
         return self.patience
+
+
+def _nothing() -> None:
+    pass

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from tcmu_core.errors import AbortedCommand, Busy, CommandError
+from tcmu_core.errors import AbortedCommand, Busy, CommandError, TaskAborted
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.constants import FINAL, RESERVED_TAG, Opcode, RejectReason
 from tcmu_core.iscsi.errors import PduError
 from tcmu_core.iscsi.session import Session
 from tcmu_core.iscsi.transfer import Transfer
+from tcmu_core.scsi.lun import parse_lun
 
 
 class UnexpectedData(AbortedCommand):
@@ -99,17 +100,33 @@ class Writes:
             transfer.swallow(pdu)
             self._go_on(transfer)
 
-    def drop(self, lun: bytes | None = None, itt: int | None = None) -> int:
-        """Forget commands whose data has not come yet: of one LUN, one tag, or all. Return how many there were."""
-        found = [t for t in self._session.transfers.values() if lun in {None, t.lun} and itt in {None, t.itt}]
+    def drop(self, lun: bytes | None = None, itt: int | None = None, *, told: bool = False) -> int:
+        """Forget commands whose data has not come yet: of one LUN, one tag, or all. Return how many there were.
+
+        `told`: they are answered with TASK ABORTED, since it was another initiator's wish (SPC-4 7.5.8: TAS).
+        """
+        number = None if lun is None else parse_lun(lun)  # it may be written in two ways
+        found = [
+            transfer
+            for transfer in self._session.transfers.values()
+            if (lun is None or parse_lun(transfer.lun) == number) and itt in {None, transfer.itt}
+        ]
         for transfer in found:
             transfer.drop()
             self._dropped.append(transfer.itt)
             self._forget(transfer)
+            if told:
+                transfer.failed = TaskAborted()
+                self._run(transfer)
         if found:
-            self._session.widen(len(found))
+            if not told:
+                self._session.widen(len(found))
             self.ask_again()
         return len(found)
+
+    def pass_over(self, itt: int) -> None:
+        """Take no notice of what still comes of a command that was aborted before its turn."""
+        self._dropped.append(itt)
 
     def ask_again(self) -> None:
         """Ask for the data of transfers that wait, as far as there is memory now."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 
-from tcmu_core.errors import InvalidFieldInCdb, WriteProtected
+from tcmu_core.errors import IllegalRequest, InvalidFieldInCdb, WriteProtected
 from tcmu_core.scsi.command import Command, TaskAttribute
 from tcmu_core.scsi.commands.block import partial
 from tcmu_core.scsi.opcodes import Access, Op, Opcode, Table, Touches, find
@@ -13,6 +13,12 @@ from tcmu_core.scsi.unit import Unit
 
 _UNKNOWN = Opcode(0x00, "a command that no standard tells of", b"", access=Access.WRITE)
 _SCSI_2_LUN = 0xE0 << 32  # bits 7 to 5 of byte 1 of a 6-byte CDB
+
+
+class InvalidMessage(IllegalRequest):
+    """A task attribute that there is not: NormACA is zero, so there never is an auto contingent allegiance (SAM-5)."""
+
+    asc = 0x49
 
 
 def spans_of(command: Command) -> tuple[Span, ...]:
@@ -43,6 +49,8 @@ def may_still_write(unit: Unit, command: Command) -> tuple[Span, ...] | None:
 def turn_of(unit: Unit, command: Command, row: Opcode | None) -> Future[None] | None:
     """Take a command into the task set where that has to be; None: it may run now (see taskset.py)."""
     tasks = unit.tasks
+    if command.attribute > TaskAttribute.HEAD_OF_QUEUE:
+        raise InvalidMessage
     if row is not None and row.touches is Touches.OWN_WAY:
         return None
     spans, alone = spans_of(command), row is not None and row.alone

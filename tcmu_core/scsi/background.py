@@ -20,13 +20,16 @@ class FormatCorrupted(CommandError):
 class Background:
     """An operation under way, or one that failed and keeps others off the medium until that is over."""
 
-    def __init__(self, kind: type[NotReady], failure: type[CommandError], what: str, total: int) -> None:
+    def __init__(
+        self, kind: type[NotReady], failure: type[CommandError], what: str, total: int, *, restricted: bool = False
+    ) -> None:
         self._kind = kind
         self._failure = failure
         self.what = what  # for people
         self.total = max(total, 1)  # blocks that are written, on all passes
         self.done = 0
         self.failed = False
+        self.restricted = restricted  # once it has failed, nothing but one that succeeds ends that (SBC-4 5.30: AUSE)
 
     def not_ready(self) -> CommandError:
         """Return what every command that needs the medium is answered, with the progress in 65536ths."""
@@ -35,6 +38,6 @@ class Background:
         return self._kind(progress=min(self.done * 65536 // self.total, 65535))
 
     @property
-    def can_be_left(self) -> bool:
-        """Return whether EXIT FAILURE MODE ends it: a sanitize operation that failed (SBC-4 5.30)."""
+    def is_failed_sanitize(self) -> bool:
+        """Return whether it is a sanitize operation that failed, which a SANITIZE command alone ends (SBC-4 5.30)."""
         return self.failed and self._failure is SanitizeFailed

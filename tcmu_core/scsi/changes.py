@@ -95,7 +95,7 @@ class Changes(Stepper):
             if nexus.on_clear is not None and Registrant.of(nexus) in due:
                 nexus.on_clear()
         victims = [command for command in self.unit.tasks.active if Registrant.of(command.nexus) in due]
-        self._abort_all(victims, lambda: taken.set_result(None), by=None)
+        self._abort_all(victims, lambda: taken.set_result(None), by=Nexus(_NOBODY))
 
     def change(self, change: Change) -> Future[None] | None:
         """Have the disk take a change (bytes), and the unit and its nexuses learn of it; raises as `Disk.change`.

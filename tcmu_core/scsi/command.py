@@ -56,7 +56,7 @@ class Nexus:
 
     initiator: Initiator
     attentions: deque[tuple[int, int]] = field(default_factory=deque)  # (asc, ascq), oldest first
-    on_clear: Callable[[], None] | None = None  # a transport drops the commands that it has not handed over yet
+    on_clear: Callable[[], object] | None = None  # a transport drops what it has not handed over; true if it had any
     tally: Tally = field(default_factory=Tally)  # of the initiator at this disk, whatever nexus it has
     outgoing: Callable[[Sink], object] | None = None  # a transport counts how long what ended now takes to be out
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from tcmu_core.scsi.command import Nexus
 
 _KEPT = 16
+UNDER_WAY, WELL, WITH_ERRORS = 0x00, 0x01, 0x02  # COPY MANAGER STATUS (SPC-4 6.18)
 
 
 @dataclass(frozen=True, slots=True)
 class CopyResult:
-    """How one copy ended: its status, whole segments, and bytes."""
+    """How one copy ended, or how far it is: its status, whole segments, and bytes."""
 
     status: int
     segments: int
@@ -26,11 +27,15 @@ class CopyResults:
         self._kept: OrderedDict[tuple[Nexus, int], CopyResult] = OrderedDict()
 
     def keep(self, nexus: Nexus, identifier: int, result: CopyResult) -> None:
-        """Keep a result until it is fetched, or newer ones push it out."""
+        """Keep a result until it is fetched, or newer ones push it out; it takes the place of one before."""
+        self._kept.pop((nexus, identifier), None)
         self._kept[nexus, identifier] = result
         while len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
 
     def take(self, nexus: Nexus, identifier: int) -> CopyResult | None:
-        """Return a result and forget it."""
-        return self._kept.pop((nexus, identifier), None)
+        """Return a result, and forget it if it is of a copy that has ended."""
+        result = self._kept.get((nexus, identifier))
+        if result is not None and result.status != UNDER_WAY:
+            del self._kept[nexus, identifier]
+        return result

@@ -10,3 +10,4 @@ MAX_UNMAP_DESCRIPTORS = 256
 MAX_UNMAP_BLOCKS = 1 << 20  # of one command: it must end before an initiator gives up on it
 MAX_WRITE_SAME = 16 << 20  # bytes of one command: likewise
 MAX_PARAMETERS = 1 << 16  # bytes of a parameter list that is read whole
+MAX_SETTINGS = 1 << 12  # ... and of one of mode pages or port groups, which takes more time for each byte

@@ -86,7 +86,7 @@ class TaskManager(ABC):
         """CLEAR TASK SET: abort every command; other nexuses hear of it, unless they get a status (SAM-5 7.5)."""
         unit = self.unit
         told = {command.nexus for command in unit.tasks.active if command.nexus is not nexus}
-        self._clear_others(nexus)
+        told |= self._clear_others(nexus)
         if not unit.modes.task_aborted_status:
             for other in unit.nexuses:
                 if other in told:
@@ -105,11 +105,10 @@ class TaskManager(ABC):
         unit.attention(*LUN_RESET)
         self.refresh()
 
-    def _clear_others(self, nexus: Nexus | None) -> None:
-        """Have other transports drop the commands of this unit whose data has not come yet."""
-        for other in self.unit.nexuses:
-            if other is not nexus and other.on_clear is not None:
-                other.on_clear()
+    def _clear_others(self, nexus: Nexus | None) -> set[Nexus]:
+        """Have other transports drop the commands of this unit whose data has not come yet; return who had some."""
+        others = [other for other in self.unit.nexuses if other is not nexus and other.on_clear is not None]
+        return {other for other in others if other.on_clear is not None and other.on_clear()}
 
     def _abort_all(self, commands: list[Command], then: Callable[[], object], *, by: Nexus | None) -> None:
         one_ended = countdown(len(commands), then)

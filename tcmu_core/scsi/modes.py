@@ -18,7 +18,7 @@ _SPF = 0x40
 _CURRENT, _CHANGEABLE, _DEFAULT, _SAVED = range(4)  # page control, SPC-4 6.13.1
 
 CACHING, CONTROL = (0x08, 0x00), (0x0A, 0x00)
-_WCE = 0x04
+_WCE, _SWP = 0x04, 0x08
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ class ModePages:
     @property
     def software_write_protect(self) -> bool:
         """SWP."""
-        return bool(self._pages[CONTROL].current[2] & 0x08)
+        return bool(self._pages[CONTROL].current[2] & _SWP)
 
     @property
     def descriptor_sense(self) -> bool:
@@ -117,6 +117,8 @@ class ModePages:
         """
         if control == _SAVED:
             raise SavingNotSupported
+        if code == ALL_PAGES and subpage not in (0x00, ALL_SUBPAGES):
+            raise InvalidFieldInCdb("SUBPAGE CODE is reserved", field=(3, 7))
         chosen = [
             page
             for key, page in sorted(self._pages.items(), key=lambda item: (item[0][0] & 0x3F, item[0][1]))
@@ -126,14 +128,15 @@ class ModePages:
             raise InvalidFieldInCdb("there is no such mode page", field=(2, 5) if not subpage else (3, 7))
         return [page.encode(control) for page in chosen]
 
-    def wanted(self, data: bytes) -> Wanted:
-        """Return the pages of a mode parameter list, each with its new body, for `take`. Nothing is changed yet.
+    def wanted(self, data: bytes, at: int) -> Wanted:
+        """Return the pages of a mode parameter list, from byte `at` on, with their new bodies, for `take`.
+
+        Nothing is changed yet.
 
         Raises:
             InvalidFieldInParameterList, ParameterListLengthError.
         """
         wanted: Wanted = []
-        at = 0
         while at < len(data):
             long = bool(data[at] & _SPF)
             head = 4 if long else 2
@@ -142,7 +145,9 @@ class ModePages:
             code, subpage = data[at] & 0x3F, data[at + 1] if long else 0
             length = int.from_bytes(data[at + 2 : at + 4], "big") if long else data[at + 1]
             page = self._pages.get((code, subpage))
-            if page is None or data[at] & 0x80:
+            if data[at] & 0x80:
+                raise InvalidFieldInParameterList("PS is reserved", field=(at, 7), in_cdb=False)
+            if page is None or long != bool(subpage):
                 raise InvalidFieldInParameterList("there is no such mode page", field=(at, 5), in_cdb=False)
             if length != len(page.default):
                 raise InvalidFieldInParameterList("PAGE LENGTH is wrong", field=(at + 1, None), in_cdb=False)
@@ -161,6 +166,11 @@ class ModePages:
         """Return whether there is a write cache after `wanted`, if there is one before."""
         bodies = [body for page, body in wanted if (page.code, page.subpage) == CACHING]
         return not bodies or bool(bodies[-1][0] & _WCE)
+
+    def protects(self, wanted: Wanted) -> bool:
+        """Return whether `wanted` sets SWP where it is not set."""
+        bodies = [body for page, body in wanted if (page.code, page.subpage) == CONTROL]
+        return bool(bodies) and bool(bodies[-1][2] & _SWP) and not self.software_write_protect
 
     def take(self, wanted: Wanted) -> bool:
         """Take the pages that `wanted` has returned; tell whether that changes anything."""

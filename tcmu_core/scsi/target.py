@@ -148,6 +148,7 @@ class Target:
             command.put(data[: int.from_bytes(cdb[3:5], "big")])
         elif cdb[0] == Op.REPORT_LUNS:
             command.put(report_luns_data(cdb, sorted({*self.luns, *self._away})))
+            self._around.listed_to(command.nexus)
         elif cdb[0] == Op.REQUEST_SENSE:
             command.put(sense.encode(LogicalUnitNotSupported(), descriptor=bool(cdb[1] & 1))[: cdb[4]])
         else:

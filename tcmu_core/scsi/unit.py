@@ -9,7 +9,7 @@ from tcmu_core.disk.device import StateStore
 from tcmu_core.disk.disk import Disk
 from tcmu_core.errors import MediumNotPresent, NotReadyStopped
 from tcmu_core.scsi.alua import Access
-from tcmu_core.scsi.attention import CAPACITY_CHANGED, POWER_ON, establish
+from tcmu_core.scsi.attention import CAPACITY_CHANGED, LUNS_CHANGED, POWER_ON, establish
 from tcmu_core.scsi.background import Background
 from tcmu_core.scsi.command import Initiator, Nexus
 from tcmu_core.scsi.copies import CopyResults
@@ -20,6 +20,7 @@ from tcmu_core.scsi.opcodes import Table
 from tcmu_core.scsi.reservations import Registrant, Reservations
 from tcmu_core.scsi.tally import Tallies, Tally
 from tcmu_core.scsi.taskset import TaskSet
+from tcmu_core.scsi.workspace import Workspace
 
 
 @dataclass(slots=True)
@@ -28,6 +29,13 @@ class Surroundings:
 
     units: Mapping[int, Unit] = field(default_factory=dict)
     target: str = ""
+
+    def listed_to(self, nexus: Nexus) -> None:
+        """An initiator port has the list of units: none tells it any more that this has changed (SPC-4 6.33)."""
+        for unit in self.units.values():
+            attentions = unit.twin(nexus).attentions
+            if LUNS_CHANGED in attentions:
+                attentions.remove(LUNS_CHANGED)
 
 
 class Unit:
@@ -48,6 +56,7 @@ class Unit:
         self.reservations = Reservations(store, self.device.log)
         self.access = Access()
         self.copies = CopyResults()
+        self.workspace = Workspace()
         self.around = Surroundings({0: self})
         self.lun = 0
         self.started = True

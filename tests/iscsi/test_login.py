@@ -202,6 +202,20 @@ def test_the_first_algorithm_of_the_initiator_that_we_know_is_taken() -> None:
     assert text_of(walk.step({"CHAP_A": "99,7,5"}, SECURITY))["CHAP_A"] == "7"
 
 
+@pytest.mark.parametrize("offered", ["0x7", "0X07,5", "0x63,7"])
+def test_an_algorithm_may_be_named_in_hex(offered: str) -> None:
+    walk = Walk(ONE_WAY)
+    walk.step({"AuthMethod": "CHAP"}, SECURITY)
+    assert text_of(walk.step({"CHAP_A": offered}, SECURITY))["CHAP_A"] == "7"
+
+
+@pytest.mark.parametrize("identifier", ["256", "-1", "0x100", "1_0", " 1", "0b1", "", "9" * 5000])
+def test_an_identifier_is_a_number_of_one_byte(identifier: str) -> None:
+    walk = Walk(MUTUAL)
+    answer = walk.respond(walk.challenge(), CHAP_I=identifier, CHAP_C="0x0011")
+    failed(answer, LoginStatus.INITIATOR_ERROR, walk)
+
+
 def test_a_wrong_secret_fails() -> None:
     walk = Walk(ONE_WAY)
     failed(walk.respond(walk.challenge(), ChapUser("joe", b"a guess")), LoginStatus.AUTHENTICATION_FAILED, walk)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tcmu_core.iscsi import pdu as p
-from tcmu_core.iscsi.constants import TaskFunction, TaskResponse
+from tcmu_core.iscsi.constants import RejectReason, TaskFunction, TaskResponse
 from tests.iscsi.initiator import Initiator
 from tests.iscsi.wire import FakeHost, Wire, logged_in
 
@@ -68,6 +70,17 @@ def test_a_command_that_was_aborted_before_it_came_is_skipped(wire: Wire) -> Non
     assert wire.feed(wire.initiator.framing.encode(lost)) == []
 
 
+def test_the_data_of_a_command_that_was_aborted_before_its_turn_is_passed_over(wire: Wire) -> None:
+    late = wire.initiator.encode(wire.initiator.read_10(0, 1, lun=1))
+    write = wire.initiator.write_10(0, b"o" * 1024, 512, final=False)
+    assert wire.send(write) == []
+    answer = wire.send(request(TaskFunction.ABORT_TASK, referenced_tag=write.itt, ref_cmd_sn=2))
+    assert response_of(answer) == TaskResponse.COMPLETE
+    assert wire.send(p.DataOut(itt=write.itt, data=b"o" * 512, offset=512, flags=0x80)) == []
+    assert [pdu.itt for pdu in wire.feed(late)] == [1]  # type: ignore[attr-defined]
+    assert not wire.session.held
+
+
 @pytest.mark.parametrize(
     ("function", "call"),
     [
@@ -88,6 +101,33 @@ def test_a_set_of_tasks_is_aborted(wire: Wire, function: TaskFunction, call: str
     assert wire.send(p.DataOut(itt=2, data=bytes(512), offset=512)) == []
 
 
+@pytest.mark.parametrize("lun", [bytes(8), b"\x40\0" + bytes(6), LUN_1])
+@pytest.mark.parametrize(
+    "function",
+    [
+        TaskFunction.ABORT_TASK_SET,
+        TaskFunction.CLEAR_TASK_SET,
+        TaskFunction.LOGICAL_UNIT_RESET,
+        TaskFunction.TARGET_WARM_RESET,
+    ],
+)
+def test_what_waits_for_its_turn_does_not_run_behind_an_immediate_request(
+    wire: Wire, function: TaskFunction, lun: bytes
+) -> None:
+    late = wire.initiator.encode(wire.initiator.read_10(0, 1, lun=1))
+    write = wire.initiator.write_10(0, b"o" * 1024, 512, final=False)
+    assert wire.send(write) == []
+    assert response_of(wire.send(request(function, lun=lun))) == TaskResponse.COMPLETE
+    mine = lun != LUN_1 or function == TaskFunction.TARGET_WARM_RESET
+    assert wire.send(p.DataOut(itt=write.itt, data=b"o" * 512, offset=512, flags=0x80)) == []
+    after = wire.initiator.write_10(1, b"n" * 512)
+    wire.send(after)
+    answers = [pdu.itt for pdu in wire.feed(late)]  # type: ignore[attr-defined]
+    assert answers == [1, after.itt] if mine else [1, write.itt, after.itt]
+    assert any(wire.unit.disk[:512]) is not mine
+    assert not wire.session.held
+
+
 @pytest.mark.parametrize("function", [TaskFunction.CLEAR_TASK_SET, TaskFunction.LOGICAL_UNIT_RESET])
 def test_the_task_set_of_every_initiator_is_cleared(function: TaskFunction) -> None:
     host = FakeHost()
@@ -98,6 +138,84 @@ def test_the_task_set_of_every_initiator_is_cleared(function: TaskFunction) -> N
     one.send(request(function))
     assert two.send(p.DataOut(itt=1, data=bytes(512), offset=512)) == []
     assert not host.units[0].commands
+
+
+FLAT = b"\x40\0" + bytes(6)  # LUN 0 with flat space addressing (SAM-5 4.7.4)
+TAS = bytes(4) + bytes.fromhex("0a 0a 02 10 00 40 00 00 ff ff 00 00")
+
+
+def two_wires() -> tuple[Wire, Wire]:
+    host = FakeHost()
+    one, two = Wire(host), Wire(host, Initiator(name="iqn.2026-01.test:two"))
+    one.login()
+    two.login()
+    return one, two
+
+
+def take_attentions(wire: Wire) -> list[tuple[int, int]]:
+    """Return the unit attentions that wait for an initiator at LUN 0, one by one."""
+    found = []
+    while True:
+        (answer,) = wire.send(wire.initiator.command(bytes(6)))
+        assert isinstance(answer, p.ScsiResponse)
+        if not answer.status:
+            return found
+        found.append((answer.data[2 + 12], answer.data[2 + 13]))
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [(TaskFunction.CLEAR_TASK_SET, (0x2F, 0)), (TaskFunction.LOGICAL_UNIT_RESET, (0x29, 3))],
+)
+def test_whose_write_was_dropped_before_its_data_came_hears_of_it(
+    function: TaskFunction, told: tuple[int, int]
+) -> None:
+    one, two = two_wires()
+    two.send(two.initiator.write_10(0, bytes(1024), 512, final=False))
+    one.send(request(function))
+    assert take_attentions(two) == [told]
+
+
+@pytest.mark.parametrize("function", [TaskFunction.CLEAR_TASK_SET, TaskFunction.LOGICAL_UNIT_RESET])
+def test_with_tas_a_write_that_waits_for_its_data_is_answered_when_another_aborts_it(function: TaskFunction) -> None:
+    one, two = two_wires()
+    one.send(one.initiator.command(bytes.fromhex("151000001000"), write=TAS, data=TAS))
+    assert take_attentions(two) == [(0x2A, 1)]
+    write = two.initiator.write_10(0, bytes(1024), 512, final=False)
+    two.send(write)
+    notified = two.notified
+    one.send(request(function))
+    assert two.notified > notified
+    (answer,) = two.collect()
+    assert isinstance(answer, p.ScsiResponse)
+    assert (answer.itt, answer.status) == (write.itt, 0x40)
+    assert two.send(p.DataOut(itt=write.itt, data=bytes(512), offset=512)) == []
+    if function == TaskFunction.CLEAR_TASK_SET:
+        assert take_attentions(two) == []
+    assert not two.session.transfers
+
+
+def test_whose_window_was_full_of_dropped_writes_is_told_at_once() -> None:
+    one, two = two_wires()
+    for _ in range(two.session.limits.queue_depth):
+        two.send(two.initiator.write_10(0, bytes(1024), 512, final=False))
+    notified = two.notified
+    one.send(request(TaskFunction.CLEAR_TASK_SET))
+    assert two.notified > notified
+    assert isinstance(two.collect()[0], p.NopIn)
+
+
+@pytest.mark.parametrize(("of_write", "of_request"), [(FLAT, bytes(8)), (bytes(8), FLAT)])
+@pytest.mark.parametrize("mine", [True, False])
+def test_a_lun_that_is_written_otherwise_is_the_same(of_write: bytes, of_request: bytes, mine: bool) -> None:
+    one, two = two_wires()
+    writer = one if mine else two
+    writer.send(replace(writer.initiator.write_10(0, bytes(1024), 512, final=False), lun=of_write))
+    answers = one.send(request(TaskFunction.LOGICAL_UNIT_RESET, lun=of_request))
+    assert response_of(answers) == TaskResponse.COMPLETE
+    assert not writer.session.transfers
+    assert writer.send(p.DataOut(itt=1, data=bytes(512), offset=512)) == []
+    assert not one.unit.commands
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["writes that wait for data", "reads"])
@@ -121,6 +239,26 @@ def test_an_initiator_whose_window_was_full_hears_that_it_may_go_on(held: bool) 
     assert isinstance(nop, p.NopIn)
     assert nop.itt == nop.ttt == 0xFFFFFFFF  # no answer is asked for
     assert (nop.max_cmd_sn - two.initiator.cmd_sn) & 0xFFFFFFFF < 1 << 31
+
+
+@pytest.mark.parametrize("immediate", [True, False])
+def test_requests_that_wait_for_a_command_to_end_are_not_taken_without_end(wire: Wire, immediate: bool) -> None:
+    wire.unit.hold = True
+    wire.send(wire.initiator.read_10(0, 1))
+    sent = 3 * wire.session.limits.queue_depth
+    abort = replace(request(TaskFunction.ABORT_TASK_SET), immediate=immediate)
+    refused = [pdu for _ in range(sent) for pdu in wire.send(abort)]
+    assert len(refused) == wire.session.limits.queue_depth
+    for pdu in refused:
+        if immediate:
+            assert isinstance(pdu, p.Reject)
+            assert pdu.reason == RejectReason.IMMEDIATE_COMMAND_REJECT
+        else:
+            assert isinstance(pdu, p.TaskManagementResponse)
+            assert pdu.response == TaskResponse.REJECTED
+    wire.unit.finish()
+    assert len(wire.collect()) == sent - len(refused)
+    assert response_of(wire.send(abort)) == TaskResponse.COMPLETE
 
 
 def test_a_cold_reset_ends_the_targets_sessions(wire: Wire) -> None:

@@ -68,10 +68,17 @@ def test_each_key_is_negotiated_by_its_rule(key: str, offer: str, answer: str | 
 
 
 def test_first_burst_never_exceeds_max_burst() -> None:
-    agreed, _ = negotiate(
+    agreed, answers = negotiate(
         {"FirstBurstLength": "65536", "MaxBurstLength": "4096"}, Parameters(), SETTINGS, phase=When.LOGIN
     )
     assert (agreed.first_burst, agreed.max_burst) == (4096, 4096)
+    assert answers == {"FirstBurstLength": "4096", "MaxBurstLength": "4096"}
+
+
+def test_a_first_burst_that_is_none_is_rejected_beside_a_short_burst_too() -> None:
+    offers = {"FirstBurstLength": "-1", "MaxBurstLength": "4096"}
+    agreed, answers = negotiate(offers, Parameters(), SETTINGS, phase=When.LOGIN)
+    assert (agreed.first_burst, answers) == (4096, {"FirstBurstLength": "Reject", "MaxBurstLength": "4096"})
 
 
 def test_operational_keys_are_irrelevant_in_discovery() -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
+from tcmu_core import hookimpl
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi import portal as portal_module
+from tcmu_core.iscsi.admission import LEFT_BEHIND
 from tcmu_core.iscsi.chap import Algorithm, decode_binary, encode_binary, response
 from tcmu_core.iscsi.constants import AsyncEvent, LoginStatus, Stage, TaskFunction
 from tcmu_core.iscsi.portal import Portal, transport_id
 from tcmu_core.iscsi.settings import Access, ChapUser, Limits, PortalSettings
 from tcmu_core.loop import Loop
+from tests.iscsi import served as served_module
 from tests.iscsi.initiator import OPERATIONAL, TARGET, Initiator, cdb_10, text_of
 from tests.iscsi.served import SECOND, TIMEOUT, Client, Served, served
 
@@ -407,6 +411,44 @@ def test_many_compare_and_writes_of_one_block_all_end() -> None:
         client.send(*[client.initiator.command(cdb, write=zeros, data=zeros) for _ in range(100)])
         answers = [client.receive() for _ in range(100)]
         assert all(isinstance(answer, p.ScsiResponse) and answer.status == 0 for answer in answers)
+
+
+class Hanging(served_module.MemoryDisk):
+    """A disk whose reads wait until they may go on."""
+
+    go_on = threading.Event()
+
+    @hookimpl
+    def read(self, offset: int, buffers: list[memoryview]) -> None:
+        assert self.go_on.wait(TIMEOUT)
+
+
+def test_who_comes_and_goes_while_the_storage_hangs_is_refused_before_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served_module, "MemoryDisk", Hanging)
+    Hanging.go_on.clear()
+    with served(PortalSettings(addresses=LOOPBACK, limits=Limits(connections=4)), threads=2) as running:
+        try:
+            for number in range(40):
+                with running.client(Initiator(isid=number.to_bytes(6, "big"))) as client:
+                    answer = client.ask(client.initiator.login(OPERATIONAL))
+                    assert isinstance(answer, p.LoginResponse)
+                    if answer.status:
+                        break
+                    for _ in range(2):
+                        client.sense(bytes(6))
+                    client.send(client.initiator.read_10(0, 1))
+                    assert isinstance(client.ask(p.NopOut(itt=900, immediate=True)), p.NopIn)  # it has begun
+                while running.call(running.portal.sessions):
+                    pass
+            assert (number, answer.status) == (LEFT_BEHIND, LoginStatus.OUT_OF_RESOURCES)
+            assert len(running.units[0].unit.tasks.active) == LEFT_BEHIND
+        finally:
+            Hanging.go_on.set()
+        until = time.monotonic() + TIMEOUT
+        while not running.call(lambda: running.units[0].idle) and time.monotonic() < until:
+            pass
+        with running.client() as client:
+            client.login().read(0, 1)
 
 
 def test_a_transport_id_is_the_name_and_the_isid() -> None:

@@ -103,6 +103,27 @@ def test_a_request_may_come_in_parts() -> None:
     assert seen == [{"SendTargets": "All"}]
 
 
+def test_an_exchange_ends_when_the_initiator_has_nothing_more() -> None:
+    exchange = TextExchange(lambda pairs: pairs.items(), 1000)
+    flags, tag, data = exchange.answer(TextRequest(flags=0, data=b"A=1\0"), 512)
+    assert (flags, data) == (0, b"A=1\0")
+    flags, after, data = exchange.answer(TextRequest(flags=0, ttt=tag, data=b"B=2\0"), 512)
+    assert (flags, data) == (0, b"B=2\0")
+    assert after not in (tag, 0xFFFFFFFF)
+    assert exchange.answer(TextRequest(ttt=after), 512) == (0x80, 0xFFFFFFFF, b"")
+    with pytest.raises(PduError, match="has ended"):
+        exchange.answer(TextRequest(ttt=after), 512)
+
+
+def test_a_long_response_to_a_request_that_is_not_the_last_does_not_end_the_exchange() -> None:
+    exchange = TextExchange(lambda pairs: [("K", "x" * 600)], 1000)
+    flags, tag, _data = exchange.answer(TextRequest(flags=0, data=b"A=1\0"), 512)
+    assert flags == 0x40
+    flags, tag, _data = exchange.answer(TextRequest(flags=0, ttt=tag), 512)
+    assert (flags, tag != 0xFFFFFFFF) == (0, True)
+    assert exchange.answer(TextRequest(ttt=tag, data=b"B=1\0"), 2048)[:2] == (0x80, 0xFFFFFFFF)
+
+
 def test_a_stale_tag_is_a_negotiation_reset() -> None:
     exchange = TextExchange(lambda pairs: [], 1000)
     with pytest.raises(PduError, match="has ended"):

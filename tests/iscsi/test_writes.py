@@ -267,6 +267,16 @@ def test_unsolicited_data_that_was_not_agreed_on_fails_the_command(
     assert not wire.unit.commands
 
 
+def test_sense_data_has_the_format_that_d_sense_says() -> None:
+    wire = logged_in({"InitialR2T": "Yes"})
+    select = bytes(4) + bytes.fromhex("0a 0a 06 10 00 00 00 00 ff ff 00 00")
+    good(*wire.send(wire.initiator.command(bytes.fromhex("151000001000"), write=select, data=select)))
+    write = wire.initiator.write_10(0, pattern(2048), 0, final=False)
+    wire.send(write)
+    (answer,) = wire.send(p.DataOut(itt=write.itt, data=bytes(2048), flags=0x80))
+    assert bytes(answer.data[2:6]) == bytes.fromhex("72 0b 0c 0c")
+
+
 def test_a_wrong_data_digest_of_a_data_out_fails_the_command() -> None:
     wire = logged_in(DIGESTS)
     data = pattern(1024)

@@ -12,7 +12,7 @@ from tcmu_core.scsi.limits import CHUNK
 from tests.scsi.harness import BLOCK, Memory, Rig, answer, cdb10, make_rig
 
 OVERWRITE, BLOCK_ERASE, EXIT = 1, 2, 31
-IMMED = 0x80
+IMMED, AUSE = 0x80, 0x20
 
 
 def sanitize(action: int, data: bytes = b"", flags: int = 0) -> tuple[bytes, bytes]:
@@ -137,11 +137,25 @@ def test_it_waits_for_what_is_in_flight(full: Rig) -> None:
 
 def test_a_failed_sanitize_keeps_the_unit_not_ready_until_it_is_left(full: Rig) -> None:
     full.memory.error = OSError(5, "broken")
-    assert full.send(*sanitize(BLOCK_ERASE)).error[0] == 3
+    assert full.send(*sanitize(BLOCK_ERASE, flags=AUSE)).error[0] == 3
     full.memory.error = None
     for cdb in (cdb10(0x28, 0, 1), "4 0 0 0 0 0"):
         assert full.send(cdb, room=BLOCK).error == (3, 0x31, 3)
     full.good(*sanitize(EXIT))
+    full.good(cdb10(0x28, 0, 1), room=BLOCK)
+
+
+@pytest.mark.parametrize("sent", [(BLOCK_ERASE,), (OVERWRITE, pattern(b"x"))])
+def test_a_failed_sanitize_without_ause_is_left_by_one_that_succeeds_alone(
+    full: Rig, sent: tuple[int, bytes] | tuple[int]
+) -> None:
+    full.memory.error = OSError(5, "broken")
+    assert full.send(*sanitize(*sent)).error[0] == 3
+    full.memory.error = None
+    got = full.send(*sanitize(EXIT))
+    assert (got.error, got.field) == ((5, 0x24, 0), (1, 4))
+    assert full.send(cdb10(0x28, 0, 1), room=BLOCK).error == (3, 0x31, 3)
+    full.good(*sanitize(*sent))
     full.good(cdb10(0x28, 0, 1), room=BLOCK)
 
 
@@ -165,6 +179,33 @@ def test_a_wrong_sanitize_erases_nothing(full: Rig, sent: tuple[bytes, bytes], e
 def test_format_unit_leaves_zeros(full: Rig) -> None:
     full.good("4 0 0 0 0 0")
     assert not any(full.memory.data)
+
+
+@pytest.mark.parametrize("data", ["00 00 00 00", "00 80 00 00", "00 f2 00 00"])
+def test_format_unit_with_a_parameter_list_that_asks_for_nothing(full: Rig, data: str) -> None:
+    full.good("4 10 0 0 0 0", bytes.fromhex(data))
+    full.turn()
+    assert not any(full.memory.data)
+
+
+@pytest.mark.parametrize(
+    ("flags", "data", "at"),
+    [
+        (0x10, "00 88 00 00 00 00 00 04 a5 a5 a5 a5", 1),  # IP: an initialization pattern follows
+        (0x10, "00 08 00 00", 1),
+        (0x10, "00 20 00 00", 1),  # an option without FOV
+        (0x10, "01 00 00 00", 0),  # PROTECTION FIELD USAGE
+        (0x10, "00 00 00 08 00 00 00 00 00 00 00 00", 2),  # a defect list
+        (0x30, "00 00 00 10 00 00 00 00", 2),  # P_I_INFORMATION
+        (0x30, "00 00 00 00 00 00 00 08", 2),
+    ],
+)
+def test_a_format_that_asks_for_what_there_is_not_erases_nothing(full: Rig, flags: int, data: str, at: int) -> None:
+    got = full.send(bytes([4, flags, 0, 0, 0, 0]), bytes.fromhex(data))
+    assert got.error == (5, 0x26, 0)
+    assert got.field is not None
+    assert got.field[0] == at
+    assert full.memory.data == b"x" * len(full.memory.data)
 
 
 def test_a_failed_format_keeps_others_off_until_one_succeeds(full: Rig) -> None:

@@ -55,6 +55,20 @@ def test_copy_is_reported_once(pair: Rig) -> None:
     assert pair.send(bytes([0x84, 0, 7]) + bytes(7) + (64).to_bytes(4, "big") + bytes(2), room=64).error == (5, 0x24, 0)
 
 
+def test_a_copy_under_way_is_reported_as_often_as_one_asks(pair: Rig) -> None:
+    pair.handlers[1].hold = True
+    segments = segment(0, 1, 0, 0, 2) + segment(0, 1, 8, 8, 1)
+    _, ended = pair.start(*copy(descriptor(pair, 0) + descriptor(pair, 1), segments))
+    for count, moved in ((0, 0), (1, 2 * BLOCK)):
+        for _ in range(2):
+            assert status(pair) == (8).to_bytes(4, "big") + bytes([0, 0, count, 0]) + moved.to_bytes(4, "big")
+        assert not ended
+        pair.handlers[1].release()
+        pair.turn()
+    assert ended
+    assert status(pair)[4:8] == bytes([1, 0, 2, 0])
+
+
 @pytest.mark.parametrize("to", [1, 500, 3000])
 def test_overlapping_copy_within_one_unit_moves_the_old_data(to: int) -> None:
     rig = make_rig(size=4 << 20)

@@ -183,6 +183,8 @@ def test_a_device_without_a_write_cache_flushes_every_write() -> None:
         (1, A + A, (0xE, 0x1D, 0)),
         (2, A, (5, 0x24, 0)),
         (3, A, (0xE, 0x1D, 0)),
+        (3, A[:100], (5, 0x24, 0)),
+        (3, b"", (5, 0x24, 0)),
     ],
 )
 def test_verify(rig: Rig, make: Any, bytchk: int, data: bytes, error: tuple[int, int, int]) -> None:

@@ -72,7 +72,7 @@ def test_saved_values_are_not_supported(rig: Rig) -> None:
     assert rig.send("5a 8 c8 0 0 0 0 4 0 0", room=64).error == (5, 0x39, 0)
 
 
-@pytest.mark.parametrize("page", ["1a 0 7 0 ff 0", "1a 0 8 1 ff 0", "5a 0 20 0 0 0 0 ff 0 0"])
+@pytest.mark.parametrize("page", ["1a 0 7 0 ff 0", "1a 0 8 1 ff 0", "5a 0 20 0 0 0 0 ff 0 0", "1a 0 3f 1 ff 0"])
 def test_a_page_that_is_not_there_is_refused(rig: Rig, page: str) -> None:
     assert rig.send(page, room=64).error == (5, 0x24, 0)
 
@@ -104,6 +104,18 @@ def test_swp_protects_the_medium_and_shows_in_the_header(rig: Rig) -> None:
     assert rig.good(cdb10(0x28, 0, 1), room=BLOCK) == bytes(BLOCK)
     select(rig, CONTROL)
     rig.good(cdb10(0x2A, 0, 1), DATA)
+
+
+def test_what_is_cached_is_written_before_swp_protects_the_medium(rig: Rig) -> None:
+    rig.good(cdb10(0x2A, 0, 1), DATA)
+    rig.memory.error = OSError(5, "broken")
+    assert select(rig, changed(CONTROL, 4, 8)) != (0, 0, 0)
+    rig.memory.error = None
+    rig.good(cdb10(0x2A, 0, 1), DATA)
+    assert select(rig, changed(CONTROL, 4, 8)) == (0, 0, 0)
+    assert rig.memory.flushed == 1
+    assert select(rig, changed(CONTROL, 4, 8)) == select(rig, CONTROL) == (0, 0, 0)
+    assert rig.memory.flushed == 1
 
 
 def test_d_sense_switches_to_descriptor_format(rig: Rig) -> None:
@@ -141,6 +153,35 @@ def test_a_wrong_mode_select_changes_nothing(rig: Rig, page: bytes, error: tuple
     assert sense(rig, 0x08) == CACHING
 
 
+def test_a_list_that_would_keep_others_waiting_is_refused(rig: Rig) -> None:
+    off = changed(CACHING, 2, 0)
+    assert select(rig, off + CONTROL * 5000) == (5, 0x1A, 0)
+    assert sense(rig, 0x08) == CACHING
+    assert select(rig, off + CONTROL * 300) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("descriptor", [b"", bytes(8)])
+@pytest.mark.parametrize(
+    ("page", "field"),
+    [
+        (changed(CONTROL, 3, 0), (3, None)),
+        (CONTROL + changed(CACHING, 17, 1), (12 + 17, None)),
+        (CONTROL + b"\x08\x11" + bytes(17), (12 + 1, None)),
+        (b"\x07\x0a" + bytes(10), (0, 5)),
+        (b"\x4a\x00" + bytes(2) + CONTROL[2:], (0, 5)),  # the format of a subpage, for one that is none
+        (b"\x88" + CACHING[1:], (0, 7)),
+    ],
+)
+def test_the_sense_data_point_into_the_parameter_list(
+    rig: Rig, page: bytes, field: tuple[int, int | None], descriptor: bytes
+) -> None:
+    data = bytes([0, 0, 0, len(descriptor)]) + descriptor + page
+    got = rig.send(bytes([0x15, 0x10, 0, 0, len(data), 0]), data)
+    assert got.error == (5, 0x26, 0)
+    assert got.field == (4 + len(descriptor) + field[0], field[1])
+    assert not got.sense[15] & 0x40  # not in the CDB
+
+
 @pytest.mark.parametrize(
     ("cdb", "data", "error"),
     [
@@ -151,6 +192,8 @@ def test_a_wrong_mode_select_changes_nothing(rig: Rig, page: bytes, error: tuple
         ("15 10 0 0 18 0", bytes(4) + CACHING, (0, 0, 0)),
         ("15 10 0 0 c 0", bytes.fromhex("00 00 00 08 00 00 08 00 00 00 02 00"), (0, 0, 0)),
         ("15 10 0 0 c 0", bytes.fromhex("00 00 00 08 00 00 07 00 00 00 02 00"), (5, 0x26, 0)),  # another capacity
+        ("55 10 0 0 0 0 0 0 18 0", bytes(4) + b"\1\0\0\x10" + b"\xff" * 8 + bytes(8), (0, 0, 0)),
+        ("55 10 0 0 0 0 0 0 18 0", bytes(4) + b"\1\0\0\x10" + bytes(4) + b"\xff" * 4 + bytes(8), (5, 0x26, 0)),
         ("15 10 0 0 ff 0", bytes(4), (5, 0x1A, 0)),  # fewer bytes than the CDB announces
     ],
 )

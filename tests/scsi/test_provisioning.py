@@ -156,3 +156,18 @@ def test_extents_that_are_not_in_order_are_an_error(cdb: str, extents: Callable[
 def test_extents_without_an_end_are_looked_at_as_far_as_the_disk_goes() -> None:
     endless = (Extent(number * BLOCK, BLOCK, mapped=False) for number in itertools.count())
     assert status(make_rig(Telling(lambda: endless)), 0) == [(0, 2048, 1)]
+
+
+def test_of_very_many_runs_as_many_are_told_as_cost_little_and_one_asks_again_for_the_rest() -> None:
+    looked: list[Extent] = []
+
+    def tell() -> Iterable[Extent]:
+        for number in range(10000):
+            looked.append(Extent(number * BLOCK, BLOCK, mapped=bool(number % 2)))
+            yield looked[-1]
+
+    rig = make_rig(Telling(tell), size=10000 * BLOCK)
+    told = status(rig, 0, 1 << 20)
+    assert told == [(number, 1, 1 - number % 2) for number in range(4096)]
+    assert len(looked) < 5000
+    assert status(rig, 4096, 24)[0][0] == 4096

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from tcmu_core.scsi.alua import ONE_GROUP
+from tcmu_core.scsi.attention import CAPACITY_CHANGED, LUNS_CHANGED
 from tcmu_core.scsi.opcodes import Tpgs
 from tcmu_core.scsi.table import ROWS
 from tests.scsi.harness import BLOCK, Memory, Plain, Rig, cdb10, cdb16, make_rig
@@ -122,6 +123,22 @@ def test_report_luns_by_select_report(rig: Rig, select: int, listed: int | None)
         assert (got.error, got.field) == ((5, 0x24, 0), (2, 7))
     else:
         assert int.from_bytes(got.data[:4], "big") == listed
+
+
+@pytest.mark.parametrize("asked", [0, 1, 7], ids=["one unit", "another", "one that there is not"])
+def test_who_has_listed_the_units_need_not_be_told_that_they_have_changed(asked: int) -> None:
+    rig = make_rig(Memory(), Memory())
+    for who in ("a", "a:2", "b"):
+        rig.nexus(who)
+    for engine in rig.engines:
+        engine.unit.attention(*LUNS_CHANGED)
+        engine.unit.attention(*CAPACITY_CHANGED)
+    rig.good("a0 0 0 0 0 0 0 0 0 40 0 0", room=64, lun=asked)
+    for lun in range(2):
+        assert rig.send("0 0 0 0 0 0", lun=lun).error == (6, *CAPACITY_CHANGED)
+        rig.good("0 0 0 0 0 0", lun=lun)
+        for other in ("a:2", "b"):
+            assert rig.send("0 0 0 0 0 0", who=other, lun=lun).error == (6, *LUNS_CHANGED)
 
 
 # -- unit attentions ---------------------------------------------------------------------------------------------------

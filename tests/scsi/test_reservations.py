@@ -468,6 +468,22 @@ def test_preempt_and_abort_reaches_what_another_gateway_has_in_flight() -> None:
     assert attention(second, "b") == (6, 0x2A, 5)
 
 
+@pytest.mark.parametrize("tas", [False, True])
+def test_what_another_gateway_has_aborted_is_answered_if_tas_is_set(tas: bool) -> None:
+    first, second = shared_gateways()
+    if tas:
+        second.good("15 10 0 0 10 0", bytes(4) + bytes.fromhex("0a 0a 02 10 00 40 00 00 ff ff 00 00"), who="b")
+    second.memory.hold = True
+    _, late = second.start(cdb10(0x2A, 0, 1), DATA, who="b")
+    assert not late
+    data = (1).to_bytes(8, "big") + (2).to_bytes(8, "big") + bytes(8)
+    first.start(bytes([0x5F, PREEMPT_ABORT, 5, 0, 0, 0, 0, 0, 24, 0]), data, who="a")
+    second.turn()
+    second.memory.release()
+    second.turn()
+    assert [(one.status, one.silent) for one in late] == [(0x40, False) if tas else (0, True)]
+
+
 def test_a_state_that_was_loaded_while_ours_was_on_its_way_stays() -> None:
     shelf, first, second = gateways()
     replace, versions, answer = shelf.replace, [], Future[str]()
@@ -586,6 +602,14 @@ def test_a_port_is_the_same_however_its_transport_id_is_written(three: Rig) -> N
     three.good(bytes([0x5F, MOVE, 0, 0, 0]) + len(data).to_bytes(4, "big") + b"\0", data)
     assert three.send(cdb10(0x2A, 0, 1), DATA, who="c").status == 0
     assert three.send(cdb10(0x2A, 0, 1), DATA, who="a").status == CONFLICT
+
+
+def test_a_list_of_more_transport_ids_than_can_be_registered_is_not_read_to_its_end(rig: Rig) -> None:
+    names = (b"\x45\0\0\x14" + b"c".ljust(20, b"\0")) * 256 + b"\x45\0\0\x14" + b"\xff" * 20
+    more = len(names).to_bytes(4, "big") + names
+    data = bytes(8) + (5).to_bytes(8, "big") + bytes([0, 0, 0, 0, 0x08, 0, 0, 0]) + more
+    assert rig.send(bytes([0x5F, 0, 0, 0, 0]) + len(data).to_bytes(4, "big") + b"\0", data).error == (5, 0x55, 4)
+    assert keys(rig) == []
 
 
 def test_a_transport_id_that_is_no_text_registers_nobody(three: Rig) -> None:

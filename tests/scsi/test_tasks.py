@@ -106,6 +106,13 @@ def test_an_ordered_command_waits_for_the_earlier_and_holds_the_later(slow: Rig)
     assert after
 
 
+@pytest.mark.parametrize("attribute", [4, 5, 7], ids=["ACA", "reserved", "reserved too"])
+@pytest.mark.parametrize("cdb", [cdb10(0x2A, 0, 1), "12 0 0 0 24 0", "0 0 0 0 0 0"])
+def test_a_task_attribute_that_there_is_not_is_refused(rig: Rig, cdb: str | bytes, attribute: int) -> None:
+    assert rig.send(cdb, A, attribute=attribute).error == (5, 0x49, 0)
+    assert not any(rig.memory.data)
+
+
 def test_a_status_other_than_good_comes_back_after_a_wait_too(slow: Rig) -> None:
     slow.start(cdb10(0x2A, 0, 1), A)
     fetch, ended = slow.start(cdb10(0x34, 0, 1), attribute=ORDERED)

@@ -21,7 +21,8 @@ from tcmu_core.scsi.steps import PAUSE, OnItsOwn, Steps
 from tcmu_core.scsi.unit import Unit
 
 OVERWRITE, BLOCK_ERASE, EXIT_FAILURE_MODE = 0x01, 0x02, 0x1F  # service actions of SANITIZE (SBC-4 table 111)
-_IMMED = 0x80
+_IMMED, _AUSE = 0x80, 0x20
+_FOV, _OPTIONS, _IP = 0x80, 0x70, 0x08  # byte 1 of a format parameter list; options: DPRY, DCRT, STPF (SBC-4 5.4.2.2)
 _NO_DEFECT_LIST = 4
 _LONG_HEADER = 8
 
@@ -116,14 +117,17 @@ def sanitize(unit: Unit, command: Command) -> Steps:
         if length:
             raise InvalidFieldInCdb("PARAMETER LIST LENGTH must be zero", field=(7, 7))
         if unit.background is not None:
-            if not unit.background.can_be_left:
+            if not unit.background.is_failed_sanitize:
                 raise unit.background.not_ready()
+            if unit.background.restricted:
+                raise InvalidFieldInCdb("the sanitize operation that failed had AUSE zero", field=(1, 4))
             unit.background = None
         return
+    restricted = not cdb[1] & _AUSE
     if action == BLOCK_ERASE:
         if length:
             raise InvalidFieldInCdb("PARAMETER LIST LENGTH must be zero", field=(7, 7))
-        background = Background(SanitizeInProgress, SanitizeFailed, "sanitizing", unit.blocks)
+        background = Background(SanitizeInProgress, SanitizeFailed, "sanitizing", unit.blocks, restricted=restricted)
         yield from _start(unit, command, background, lambda: erase(unit, background), bool(cdb[1] & _IMMED))
         return
     if not 4 < length <= 4 + unit.block_size:
@@ -136,7 +140,8 @@ def sanitize(unit: Unit, command: Command) -> Steps:
         raise InvalidFieldInParameterList("INITIALIZATION PATTERN LENGTH is wrong", field=(2, 7), in_cdb=False)
     if data[0] & 0x60:
         raise InvalidFieldInParameterList("TEST must be zero", field=(0, 6), in_cdb=False)
-    background = Background(SanitizeInProgress, SanitizeFailed, "sanitizing", unit.blocks * passes)
+    total = unit.blocks * passes
+    background = Background(SanitizeInProgress, SanitizeFailed, "sanitizing", total, restricted=restricted)
     pattern, invert = data[4 : 4 + told], bool(data[0] & 0x80)
     yield from _start(
         unit,
@@ -151,7 +156,7 @@ def format_unit(unit: Unit, command: Command) -> Steps:
     """FORMAT UNIT: SBC-4 5.4, without defect lists and protection information. The medium reads as zeros after it."""
     cdb = command.cdb
     immediate = False
-    if unit.background is not None and unit.background.can_be_left:  # by SANITIZE alone
+    if unit.background is not None and unit.background.is_failed_sanitize:
         raise unit.background.not_ready()
     if cdb[1] & 0xC0:
         raise InvalidFieldInCdb("FMTPINFO: there is no protection information", field=(1, 7))
@@ -161,7 +166,11 @@ def format_unit(unit: Unit, command: Command) -> Steps:
             raise ParameterListLengthError
         data = command.take(head)
         immediate = bool(data[1] & 0x02)
-        if any(data[2:] if head == _NO_DEFECT_LIST else data[4:]):
+        if data[0] & 0x07:
+            raise InvalidFieldInParameterList("PROTECTION FIELD USAGE: there is none", field=(0, 2), in_cdb=False)
+        if data[1] & _IP or (data[1] & _OPTIONS and not data[1] & _FOV):
+            raise InvalidFieldInParameterList("IP, or options without FOV", field=(1, 7), in_cdb=False)
+        if any(data[2:]):
             raise InvalidFieldInParameterList("a defect list", field=(2, 7), in_cdb=False)
     background = Background(FormatInProgress, FormatCorrupted, "formatting", unit.blocks)
     yield from _start(unit, command, background, lambda: erase(unit, background), immediate)

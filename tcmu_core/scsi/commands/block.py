@@ -7,7 +7,7 @@ must be alone on its blocks (the row says so, and `partial`) is when its first l
 from __future__ import annotations
 
 from tcmu_core.errors import InvalidFieldInCdb, LbaOutOfRange, Miscompare
-from tcmu_core.scsi.command import Command, Status
+from tcmu_core.scsi.command import Command, Status, slice_buffers
 from tcmu_core.scsi.commands.data import flushed, put_blocks
 from tcmu_core.scsi.limits import CHUNK, MAX_ATOMIC
 from tcmu_core.scsi.steps import PAUSE, Steps
@@ -125,7 +125,7 @@ def verify(unit: Unit, command: Command) -> Steps:
         yield from _compare_medium(unit, command, -(-sent // size), sent)
     elif sent == size:
         yield from _compare_each(unit, command.lba, memoryview(command.bytes_from(0, size)), command.count)
-    elif sent:
+    else:
         raise InvalidFieldInCdb("BYTCHK 11b: the data must be one logical block", field=(1, 2))
     command.transferred, command.wanted = sent, wanted
 
@@ -137,29 +137,34 @@ def _compare_medium(unit: Unit, command: Command, count: int, sent: int) -> Step
     """
     size, lba = unit.block_size, command.lba
     step = max(1, CHUNK // size)
-    buffer = memoryview(bytearray(min(step, count) * size))
     for first in range(0, count, step):
         if first:
             yield PAUSE
-        part = buffer[: min(step, count - first) * size]
-        yield unit.operations.read((lba + first) * size, [part])
-        if first * size < sent:
-            expected = memoryview(command.bytes_from(first * size, min(len(part), sent - first * size)))
-            compare(part[: len(expected)], expected, first * size)
+        part = yield from unit.workspace.take(min(step, count - first) * size)
+        try:
+            yield unit.operations.read((lba + first) * size, [part])
+            if first * size < sent:
+                length = min(len(part), sent - first * size)
+                compare(part[:length], memoryview(command.bytes_from(first * size, length)), first * size)
+        finally:
+            unit.workspace.give(part)
+            del part  # while others run it is not kept
 
 
 def _compare_each(unit: Unit, lba: int, expected: memoryview, count: int) -> Steps:
     """Compare one block with each of `count` blocks."""
     size = unit.block_size
     step = max(1, CHUNK // size)
-    pattern = memoryview(bytes(expected) * min(step, count))
-    buffer = memoryview(bytearray(len(pattern)))
     for first in range(0, count, step):
         if first:
             yield PAUSE
-        length = min(step, count - first) * size
-        yield unit.operations.read((lba + first) * size, [buffer[:length]])
-        compare(buffer[:length], pattern[:length], first * size)
+        part = yield from unit.workspace.take(min(step, count - first) * size)
+        try:
+            yield unit.operations.read((lba + first) * size, [part])
+            compare(part, memoryview(bytes(expected) * (len(part) // size)), first * size)
+        finally:
+            unit.workspace.give(part)
+            del part  # while others run it is not kept
 
 
 def compare(found: memoryview, expected: memoryview, base: int) -> None:
@@ -187,11 +192,16 @@ def compare_and_write(unit: Unit, command: Command) -> Steps:
         raise InvalidFieldInCdb("the data must be two times NUMBER OF LOGICAL BLOCKS", field=(13, 7))
     if not count:
         return
-    data = memoryview(bytearray(command.take(2 * count * size)))
-    found = memoryview(bytearray(count * size))
-    yield unit.operations.read(command.lba * size, [found])
-    compare(found, data[: count * size], 0)
-    yield put_blocks(unit, command.lba, [data[count * size :]])
+    half = count * size
+    found = yield from unit.workspace.take(half)
+    try:
+        yield unit.operations.read(command.lba * size, [found])
+        compare(found, memoryview(command.bytes_from(0, half)), 0)
+    finally:
+        unit.workspace.give(found)
+        del found  # while others run it is not kept
+    yield put_blocks(unit, command.lba, slice_buffers(command.buffers, half, half))
+    command.transferred = command.wanted = 2 * half
     if fua(command) or not unit.write_cache:
         yield flushed(unit)
 
@@ -203,17 +213,21 @@ def orwrite(unit: Unit, command: Command) -> Steps:
     wanted = command.count * size
     moved = min(command.length, wanted)
     step = max(1, CHUNK // 4 // size) * size  # it makes five copies of each
-    buffer = memoryview(bytearray(min(step, wanted)))
     for at in range(0, moved, step):
         if at:
             yield PAUSE
-        part = command.bytes_from(at, min(step, moved - at))
-        found = buffer[: -(-len(part) // size) * size]
-        yield unit.operations.read(command.lba * size + at, [found])
-        # Integers are Python's fastest way to OR two buffers of any length.
-        merged = int.from_bytes(found, "little") | int.from_bytes(part, "little")
-        found[:] = merged.to_bytes(len(found), "little")
-        yield put_blocks(unit, command.lba + at // size, [found])
+        count = min(step, moved - at)
+        found = yield from unit.workspace.take(-(-count // size) * size)
+        try:
+            yield unit.operations.read(command.lba * size + at, [found])
+            # Integers are Python's fastest way to OR two buffers of any length.
+            merged = int.from_bytes(found, "little") | int.from_bytes(command.bytes_from(at, count), "little")
+            found[:] = merged.to_bytes(len(found), "little")
+            del merged
+            yield put_blocks(unit, command.lba + at // size, [found])
+        finally:
+            unit.workspace.give(found)
+            del found  # while others run it is not kept
     command.transferred, command.wanted = moved, wanted
     if fua(command) or not unit.write_cache:
         yield flushed(unit)

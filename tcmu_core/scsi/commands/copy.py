@@ -14,7 +14,7 @@ from tcmu_core.errors import (
 )
 from tcmu_core.scsi.command import Command, Nexus, TaskAttribute
 from tcmu_core.scsi.commands.data import flushed, parameter_list, put_blocks
-from tcmu_core.scsi.copies import CopyResult
+from tcmu_core.scsi.copies import UNDER_WAY, WELL, WITH_ERRORS, CopyResult
 from tcmu_core.scsi.limits import CHUNK
 from tcmu_core.scsi.opcodes import Access, Op, Opcode
 from tcmu_core.scsi.steps import PAUSE, Steps
@@ -124,19 +124,24 @@ def extended_copy(unit: Unit, command: Command) -> Steps:
         _may(segment, command.nexus)
     visits = _visits(unit, command, segments)
     moved = count = 0
+
+    def note(status: int) -> None:
+        if usage != 3:
+            unit.copies.keep(command.nexus, identifier, CopyResult(status, count, moved))
+
+    note(UNDER_WAY)
     try:
         for visit in visits:
             yield from visit.enter()
         for segment in segments:
-            yield from _copy(segment, command.nexus, visits)
+            yield from _copy(unit, segment, command.nexus, visits)
             moved += segment.length
             count += 1
+            note(UNDER_WAY)
     finally:
         for visit in visits:
             visit.leave()
-        if usage != 3:
-            status = 0x01 if count == len(segments) else 0x02  # completed without, with errors
-            unit.copies.keep(command.nexus, identifier, CopyResult(status, count, moved))
+        note(WELL if count == len(segments) else WITH_ERRORS)
 
 
 class Visit:
@@ -262,19 +267,22 @@ def _still_may(segment: Segment, nexus: Nexus, visits: list[Visit]) -> None:
     _may(segment, nexus)
 
 
-def _copy(segment: Segment, nexus: Nexus, visits: list[Visit]) -> Steps:
+def _copy(unit: Unit, segment: Segment, nexus: Nexus, visits: list[Visit]) -> Steps:
     """Move the bytes a chunk at a time, backwards where the ranges overlap that way."""
     source, destination = segment.source, segment.destination
     starts = list(range(0, segment.length, CHUNK))
     if source is destination and segment.source_offset < segment.destination_offset:
         starts.reverse()
-    buffer = memoryview(bytearray(min(CHUNK, segment.length)))
     for first in starts:
-        _still_may(segment, nexus, visits)
-        part = buffer[: min(CHUNK, segment.length - first)]
-        yield source.operations.read(segment.source_offset + first, [part])
-        _still_may(segment, nexus, visits)
-        yield put_blocks(destination, (segment.destination_offset + first) // destination.block_size, [part])
+        part = yield from unit.workspace.take(min(CHUNK, segment.length - first))
+        try:
+            _still_may(segment, nexus, visits)
+            yield source.operations.read(segment.source_offset + first, [part])
+            _still_may(segment, nexus, visits)
+            yield put_blocks(destination, (segment.destination_offset + first) // destination.block_size, [part])
+        finally:
+            unit.workspace.give(part)
+            del part  # while others run it is not kept
         yield PAUSE
     if not destination.write_cache:
         yield flushed(destination)

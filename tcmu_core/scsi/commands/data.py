@@ -25,22 +25,27 @@ def put_blocks(unit: Unit, lba: int, buffers: list[memoryview]) -> Any:
 def fill(unit: Unit, lba: int, count: int, pattern: bytes) -> Steps:
     """Write one block's `pattern` to `count` blocks, a chunk at a time."""
     size = len(pattern)
-    step = max(1, min(count, CHUNK // size))
-    chunk = memoryview(bytearray(pattern * step))
+    step = max(1, CHUNK // size)
     for first in range(0, count, step):
         if first:
             yield PAUSE
         blocks = min(step, count - first)
-        yield put_blocks(unit, lba + first, [chunk[: blocks * size]])
+        chunk = yield from unit.workspace.take(blocks * size)
+        try:
+            chunk[:] = pattern * blocks
+            yield put_blocks(unit, lba + first, [chunk])
+        finally:
+            unit.workspace.give(chunk)
+            del chunk  # while others run it is not kept
 
 
-def parameter_list(command: Command, length: int) -> bytes:
+def parameter_list(command: Command, length: int, most: int = MAX_PARAMETERS) -> bytes:
     """Return the `length` bytes of parameter list that the CDB announces.
 
     Raises:
         ParameterListLengthError: the initiator sent fewer, or it is longer than any list that makes sense.
     """
-    if length > MAX_PARAMETERS:
+    if length > most:
         raise ParameterListLengthError
     data = command.take(length)
     if len(data) < length:

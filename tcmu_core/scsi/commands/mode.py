@@ -6,6 +6,7 @@ from tcmu_core.errors import InvalidFieldInCdb, InvalidFieldInParameterList, Par
 from tcmu_core.scsi.attention import MODE_PARAMETERS_CHANGED
 from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.commands.data import flushed, parameter_list
+from tcmu_core.scsi.limits import MAX_SETTINGS
 from tcmu_core.scsi.opcodes import Op
 from tcmu_core.scsi.steps import Steps
 from tcmu_core.scsi.unit import Unit
@@ -55,7 +56,7 @@ def mode_select(unit: Unit, command: Command) -> Steps:
     if not cdb[1] & 0x10:
         raise InvalidFieldInCdb("PF must be one", field=(1, 4))
     head = 4 if short else 8
-    data = parameter_list(command, length)
+    data = parameter_list(command, length, MAX_SETTINGS)
     if length < head:
         raise ParameterListLengthError
     described = data[3] if short else int.from_bytes(data[6:8], "big")
@@ -63,9 +64,11 @@ def mode_select(unit: Unit, command: Command) -> Steps:
         raise ParameterListLengthError
     if described:
         _check_descriptor(unit, data[head : head + described], bool(not short and data[4] & 1), head)
-    wanted = unit.modes.wanted(data[head + described :])
-    if not unit.modes.keeps_write_cache(wanted) and not unit.read_only:
-        yield flushed(unit)  # what is volatile, if a process before has left it; where that fails the write cache stays
+    wanted = unit.modes.wanted(data, head + described)
+    if (not unit.modes.keeps_write_cache(wanted) or unit.modes.protects(wanted)) and not unit.read_only:
+        # What is volatile, a process before may have left it; where that fails nothing changes. SWP inhibits writing
+        # after all that is cached was written (SPC-4 7.5.8).
+        yield flushed(unit)
     if unit.modes.take(wanted):
         unit.attention(*MODE_PARAMETERS_CHANGED, but=command.nexus)
         unit.refresh()
@@ -79,5 +82,5 @@ def _check_descriptor(unit: Unit, descriptor: bytes, long_lba: bool, at: int) ->
         blocks, size = int.from_bytes(descriptor[0:4], "big"), int.from_bytes(descriptor[5:8], "big")
     if len(descriptor) != (16 if long_lba else 8):
         raise InvalidFieldInParameterList("BLOCK DESCRIPTOR LENGTH is wrong", field=(at - 1, None), in_cdb=False)
-    if blocks not in (0, unit.blocks, 0xFFFFFFFF) or size not in (0, unit.block_size):
+    if blocks not in (0, unit.blocks, (1 << (64 if long_lba else 32)) - 1) or size not in (0, unit.block_size):
         raise InvalidFieldInParameterList("the capacity can't be changed", field=(at, None), in_cdb=False)

@@ -6,6 +6,7 @@ from tcmu_core.errors import InvalidFieldInCdb, InvalidFieldInParameterList, Par
 from tcmu_core.scsi.alua import SETTABLE, SUPPORTED, AccessState, AccessStateTransition
 from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.commands.data import parameter_list
+from tcmu_core.scsi.limits import MAX_SETTINGS
 from tcmu_core.scsi.steps import Steps
 from tcmu_core.scsi.transition import Transition
 from tcmu_core.scsi.unit import Unit
@@ -39,7 +40,7 @@ def set_target_port_groups(unit: Unit, command: Command) -> Steps:
         return
     if length < _DESCRIPTOR or length % _DESCRIPTOR:
         raise ParameterListLengthError
-    data = parameter_list(command, length)
+    data = parameter_list(command, length, MAX_SETTINGS)
     wanted: dict[int, AccessState] = {}
     for at in range(_DESCRIPTOR, length, _DESCRIPTOR):
         group, state = int.from_bytes(data[at + 2 : at + 4], "big"), data[at] & 0x0F

@@ -27,6 +27,7 @@ _UNMAP_DESCRIPTOR = struct.Struct(">QI4x")  # SBC-4 5.34.2
 _LBA_STATUS = struct.Struct(">QIB3x")  # SBC-4 5.6.2.2
 _MAPPED, _DEALLOCATED = 0x0, 0x1  # PROVISIONING STATUS (SBC-4 table 58)
 _MOST_BLOCKS = 0xFFFFFFFF  # of one LBA status descriptor
+_MOST_TOLD = 4096  # LBA status descriptors: who wants to know of more asks again
 _EXTENTS, _DISCARDS = 128, 8  # after so many others have their turn
 
 
@@ -131,7 +132,7 @@ def get_lba_status(unit: Unit, command: Command) -> Steps:
     if lba >= unit.blocks:
         raise LbaOutOfRange
     size, end = unit.block_size, unit.blocks
-    enough = max(1, (room - 8) // _LBA_STATUS.size)
+    enough = min(max(1, (room - 8) // _LBA_STATUS.size), _MOST_TOLD)
     told: list[bytes] = []  # descriptors, each of a run that adjoins the one before
     first = at = lba  # the run that is not told yet: from `first` up to `at`
     kind = _MAPPED

@@ -56,6 +56,7 @@ def _stopped_fixed() -> bytes:
 def report_luns(unit: Unit, command: Command) -> None:
     """REPORT LUNS: SPC-4 6.33."""
     command.put(report_luns_data(command.cdb, sorted(unit.around.units)))
+    unit.around.listed_to(command.nexus)
 
 
 # -- REPORT SUPPORTED OPERATION CODES (SPC-4 6.35) --------------------------------------------------------------------

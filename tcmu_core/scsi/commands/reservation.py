@@ -12,7 +12,15 @@ from tcmu_core.errors import (
 )
 from tcmu_core.scsi.command import Command
 from tcmu_core.scsi.commands.data import parameter_list
-from tcmu_core.scsi.reservations import OutAction, PrType, Registrant, Registrations, same_transport_id
+from tcmu_core.scsi.reservations import (
+    MAX_REGISTRATIONS,
+    InsufficientRegistrationResources,
+    OutAction,
+    PrType,
+    Registrant,
+    Registrations,
+    same_transport_id,
+)
 from tcmu_core.scsi.steps import Abort, Shielded, Steps
 from tcmu_core.scsi.unit import Unit
 
@@ -176,8 +184,11 @@ def _transport_ids(data: bytes) -> list[bytes]:
     length = int.from_bytes(data[24:28], "big") if len(data) >= 28 else -1
     if length != len(data) - 28:
         raise InvalidFieldInParameterList("TRANSPORTID PARAMETER DATA LENGTH", field=(24, 7), in_cdb=False)
-    found, at = [], 28
+    found: list[bytes] = []
+    at = 28
     while at < len(data):
+        if len(found) == MAX_REGISTRATIONS:
+            raise InsufficientRegistrationResources
         one, at = _transport_id(data, at)
         found.append(one)
     return found
