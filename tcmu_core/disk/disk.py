@@ -32,8 +32,11 @@ _NUMBERS = (
     "discard_alignment",
     "device_type",
 )
+_LIMITS = ("max_transfer_length", "max_discard_length")
 _YES_OR_NO = ("read_only", "write_cache", "solid_state", "thin", "removable", "ephemeral")
 MAX_DEVICE_TYPE = 0x1F
+LARGEST_PHYSICAL = 1 << 15  # blocks: what the exponent of READ CAPACITY (16) has room for (SBC-4 5.16.2)
+MAX_GRANULARITY = (1 << 32) - 1  # blocks: OPTIMAL UNMAP GRANULARITY has four bytes (SBC-4 6.6.4)
 _CHECKED = ("size", "opcodes", "serial", *_TEXTS, *_NUMBERS, *_YES_OR_NO)
 MAX_SERIAL = 252  # bytes: what the designator of VPD page 83h has room for, beside the vendor (SPC-4 7.8.6)
 
@@ -215,6 +218,18 @@ class Disk:
         physical = device.physical_block_size
         if physical and (physical < block or physical % block):
             raise HandlerError(f"{who}: physical_block_size {physical} is no multiple of {block}")
+        if physical & (physical - 1) or physical > LARGEST_PHYSICAL * block:
+            raise HandlerError(
+                f"{who}: physical_block_size {physical} is no power of two from {block} to {LARGEST_PHYSICAL * block}"
+            )
+        for name in _LIMITS:
+            limit = getattr(device, name)
+            if 0 < limit < block:
+                raise HandlerError(f"{who}: {name} is {limit}, less than one block of {block} bytes: 0 is no limit")
+        if device.discard_granularity > MAX_GRANULARITY * block:
+            raise HandlerError(
+                f"{who}: discard_granularity is {device.discard_granularity}: at most {MAX_GRANULARITY * block} bytes"
+            )
         for name, most in _TEXTS.items():
             self._check_text(who, name, most)
         self._check_text(who, "serial", MAX_SERIAL)

@@ -205,6 +205,23 @@ LEFT = {
         HandlerError,
         "physical_block_size 512 is no multiple of 4096",
     ),
+    "odd physical block": ({"physical_block_size": 1536}, HandlerError, "physical_block_size 1536 is no power of two"),
+    "huge physical block": ({"physical_block_size": 1 << 40}, HandlerError, "is no power of two from 512 to 16777216"),
+    "a transfer of less than a block": (
+        {"max_transfer_length": 511},
+        HandlerError,
+        "max_transfer_length is 511, less than one block of 512 bytes: 0 is no limit",
+    ),
+    "a discard of less than a block": (
+        {"block_size": 4096, "max_discard_length": 512},
+        HandlerError,
+        "max_discard_length is 512, less than one block of 4096 bytes",
+    ),
+    "a granularity that no page holds": (
+        {"discard_granularity": 1 << 41},
+        HandlerError,
+        "discard_granularity is 2199023255552: at most 2199023255040 bytes",
+    ),
     "threads": ({"threads": "4"}, HandlerError, "threads is '4': it must be a whole number"),
     "fewer threads than none": ({"threads": -1}, HandlerError, "threads is -1"),
     "limit": ({"max_transfer_length": 1e6}, HandlerError, "max_transfer_length is 1000000.0"),
