@@ -166,19 +166,27 @@ def _check_kind(name: str, attribute: str, function: Any) -> None:
                 f"handler {name!r}: its {attribute!r} is marked with {option}, which a hook here can't have: write "
                 "@hookimpl alone"
             )
-    kinds = _WAITING if attribute == "extents" else (*_WAITING, (inspect.isgeneratorfunction, "a generator"))
-    call = vars(type(function)).get("__call__")
-    for is_kind, what in kinds:
-        if is_kind(function) or (not inspect.isroutine(function) and is_kind(call)):
-            raise HandlerError(
-                f"handler {name!r}: its {attribute!r} is {what}: a hook is a plain function that returns None when it "
-                "is done, or a concurrent.futures.Future (asyncio.run_coroutine_threadsafe makes one)"
-            )
+    what = waiting(attribute, function)
+    if what:
+        raise HandlerError(
+            f"handler {name!r}: its {attribute!r} is {what}: a hook is a plain function that returns None when it "
+            "is done, or a concurrent.futures.Future (asyncio.run_coroutine_threadsafe makes one)"
+        )
     if not inspect.isroutine(function):
         raise HandlerError(
             f"handler {name!r}: its {attribute!r} is an object of {type(function).__name__!r}: a hook must be a "
             "function or a method: write one that calls it"
         )
+
+
+def waiting(hook: str, function: Any) -> str:
+    """Say what kind of function it is whose call would do nothing of a hook's work; empty for any other."""
+    kinds = _WAITING if hook == "extents" else (*_WAITING, (inspect.isgeneratorfunction, "a generator"))
+    call = vars(type(function)).get("__call__")
+    for is_kind, what in kinds:
+        if is_kind(function) or (not inspect.isroutine(function) and is_kind(call)):
+            return what
+    return ""
 
 
 def resolve(manager: pluggy.PluginManager, device: Device, *, read_only: bool) -> Operations:
