@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
 import pluggy
@@ -283,15 +285,10 @@ class Disk:
             self._open_filter(layer)
 
     def _open_filter(self, layer: Layer) -> None:
-        name, below = layer.name, self.operations
-        try:
-            layer.open(self.device, below, layer.given)
+        with _filters_own(layer, "opened"):
+            layer.open(self.device, self.operations, layer.given)
             self._open_filters += 1
             self.resolve()
-        except (TcmuError, OSError):
-            raise
-        except BaseException as error:
-            raise HandlerError(f"filter {name!r} broke while it opened: {text_of(error)}") from error
         self._check()
 
     def push(self, layer: Layer) -> None:
@@ -302,10 +299,20 @@ class Disk:
         """
         if not layer.live:
             raise ConfigError(f"the filter {layer.name!r} can't be put on a disk that is in use: open the disk with it")
+        device = self.device
+        before = {name: getattr(device, name) for name in _CHECKED}
         self.filters.append(layer)
         try:
             self._open_filter(layer)
+            for name in ("size", "block_size", "read_only", "write_cache"):
+                if getattr(device, name) != before[name]:
+                    raise HandlerError(
+                        f"the filter {layer.name!r} has changed the {name} of a disk that is in use: one that does so "
+                        "has to say live = False"
+                    )
         except BaseException:
+            for name, value in before.items():
+                setattr(device, name, value)
             self._take_off(layer)
             raise
 
@@ -326,7 +333,8 @@ class Disk:
         self._open_filters -= was_open
         self.resolve()
         if was_open:
-            layer.close()
+            with _filters_own(layer, "closed"):
+                layer.close()
 
     def filter(self, name: str) -> Layer:
         """Return the uppermost filter of that name; raises `ConfigError`."""
@@ -338,7 +346,7 @@ class Disk:
 
     def tell(self, name: str, message: Mapping[str, Any]) -> dict[str, Any]:
         """Have the uppermost filter of that name answer a message; what it does to commands may change by it."""
-        answer = self.filter(name).control(message)
+        answer = ask(self.filter(name), message)
         self.resolve()
         return answer
 
@@ -425,11 +433,10 @@ class Disk:
             self._open_filters -= 1
             layer = self.filters[self._open_filters]
             try:
-                layer.close()
+                with _filters_own(layer, "closed"):
+                    layer.close()
             except (TcmuError, OSError) as error:
                 problem = problem or error
-            except BaseException as error:
-                problem = problem or HandlerError(f"filter {layer.name!r} broke while it closed: {text_of(error)}")
         return problem
 
     def close_quietly(self) -> None:
@@ -438,6 +445,32 @@ class Disk:
             self.close()
         except (TcmuError, OSError) as error:
             self.device.log.error("closing failed: %s", text_of(error))
+
+
+def ask(layer: Layer, message: Mapping[str, Any]) -> dict[str, Any]:
+    """Have a filter answer a message.
+
+    Raises:
+        ConfigError, OSError: what it says.
+        HandlerError: it broke, or has answered what can't be sent to the person.
+    """
+    with _filters_own(layer, "answered"):
+        answer: Any = layer.control(message)
+        if not isinstance(answer, dict):
+            raise TypeError(f"its control returned {type(answer).__name__!r}: it must be a dict")
+        json.dumps(answer)
+        return answer
+
+
+@contextmanager
+def _filters_own(layer: Layer, doing: str) -> Iterator[None]:
+    """What a filter raises while it is asked for something is its own error, and ends nothing else."""
+    try:
+        yield
+    except (TcmuError, OSError):
+        raise
+    except BaseException as error:
+        raise HandlerError(f"filter {layer.name!r} broke while it {doing}: {text_of(error)}") from error
 
 
 def _defaults(spec: DiskSpec) -> Mapping[str, str]:
