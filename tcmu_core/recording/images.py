@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +15,8 @@ from tcmu_core import files, posix
 from tcmu_core.recording.crash import Epoch, Part, State, Write
 
 COPY = 1 << 20  # bytes
+MOST_SAID = 64 << 10  # bytes that are kept of what a check prints
+POLL = 0.1  # seconds after which a check that says nothing is looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,22 +138,45 @@ def shell_check(command: str, seconds: float) -> Check:
     """Return a check that runs a command by the shell with `$image` set; one that takes longer has failed."""
 
     def check(image: Path) -> tuple[int, str]:
+        until = time.monotonic() + seconds
+        process = subprocess.Popen(
+            command,
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "image": str(image)},
+            start_new_session=True,
+        )
         try:
-            done = subprocess.run(
-                command,
-                shell=True,
-                check=False,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=seconds,
-                env={**os.environ, "image": str(image)},
-            )
-        except subprocess.TimeoutExpired:
+            output = _said(process, until)
+            return process.wait(max(0.0, until - time.monotonic())), output
+        except (TimeoutError, subprocess.TimeoutExpired):
             return -1, f"it did not end within {seconds:g} seconds"
-        return done.returncode, done.stdout.decode(errors="replace")
+        finally:
+            if process.poll() is None:  # all of it: what goes on would meet the next image
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
 
     return check
+
+
+def _said(process: subprocess.Popen[bytes], until: float) -> str:
+    """Return the beginning of what a check prints, until it ends; raises `TimeoutError`."""
+    said = b""
+    assert process.stdout is not None
+    pipe = process.stdout.fileno()
+    while (left := until - time.monotonic()) > 0:
+        if select.select([pipe], [], [], min(left, POLL))[0]:
+            piece = os.read(pipe, COPY)
+            if not piece:
+                return said.decode(errors="replace")
+            said += piece[: MOST_SAID - len(said)]
+        elif process.poll() is not None:  # something that it has left behind holds the pipe open
+            return said.decode(errors="replace")
+    raise TimeoutError
 
 
 def shrink(image: Image, failure: Failure, check: Check) -> Failure:

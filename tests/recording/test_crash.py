@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import sys
+import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from tcmu_core.errors import ConfigError
 from tcmu_core.filters.record import Record as Recorder
 from tcmu_core.recording.crash import Epoch, Part, Write, epochs
 from tcmu_core.recording.file import Outcome, Record, Recording
-from tcmu_core.recording.images import Failure, Image, shell_check, shrink
+from tcmu_core.recording.images import MOST_SAID, Failure, Image, shell_check, shrink
 from tcmu_core.recording.layout import Flag, Form, Kind
 from tests.filters.conftest import given, upon
 from tests.recording import ledger
@@ -183,6 +185,29 @@ def test_a_failure_is_shrunk_to_the_fewest_writes(tmp_path: Path) -> None:
 
 def test_a_check_that_does_not_end_has_failed(tmp_path: Path) -> None:
     assert shell_check("sleep 60", 0.1)(tmp_path) == (-1, "it did not end within 0.1 seconds")
+
+
+def test_nothing_of_a_check_that_does_not_end_meets_the_next_image(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    began = time.monotonic()
+    assert shell_check("(sleep 0.5; echo late > $image) && true", 0.1)(image)[0] == -1
+    time.sleep(max(0.0, began + 1 - time.monotonic()))
+    assert not image.exists()
+
+
+def test_a_check_that_says_more_than_anybody_reads_takes_no_memory(tmp_path: Path) -> None:
+    tracemalloc.start()
+    status, said = shell_check("head -c 100M /dev/zero | tr '\\0' x; exit 3", 60)(tmp_path)
+    assert (status, said) == (3, "x" * MOST_SAID)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+    assert shell_check("yes", 0.3)(tmp_path) == (-1, "it did not end within 0.3 seconds")
+
+
+def test_what_a_check_leaves_behind_is_not_waited_for(tmp_path: Path) -> None:
+    status, said = shell_check("sleep 5 & echo $! said; exit 2", 60)(tmp_path)
+    os.kill(int(said.split()[0]), 9)
+    assert (status, said.split()[1]) == (2, "said")
 
 
 # -- the whole of it --------------------------------------------------------------------------------------------------
