@@ -141,6 +141,11 @@ class Disk:
             if device.reactor is not None:
                 device.reactor.watch_elsewhere(device.in_flight)
             self._check()
+            size, block = device.size or 0, device.block_size
+            if size % block:
+                device.log.warning(
+                    "%d bytes are no whole blocks of %d: the last %d are left out", size, block, size % block
+                )
             self._bound()
             self._open_all()
         except BaseException:

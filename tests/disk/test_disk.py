@@ -254,6 +254,12 @@ def test_a_removable_device_may_be_empty():
     assert opened(Watched(size=0, removable=True)).device.blocks == 0
 
 
+def test_a_storage_that_is_not_whole_blocks_is_cut_and_that_is_logged(caplog):
+    disk = opened(Watched(size=1300))
+    assert disk.device.blocks == 2
+    assert "1300 bytes are no whole blocks of 512: the last 276 are left out" in caplog.text
+
+
 # -- read-only ------------------------------------------------------------------------------------------------------
 
 

@@ -66,6 +66,8 @@ class RamHandler:
         device.size = asked or -(-(stored or 0) // device.block_size) * device.block_size
         if not device.size:
             raise ConfigError("no size: add size=64M (or what you need) to the cfgstring, or give an image to load")
+        if device.size % device.block_size:
+            raise ConfigError(f"size={device.size}: these are not whole blocks of {device.block_size} bytes")
         if stored is not None and stored > device.size:
             raise ConfigError(f"{config.load} has {stored} bytes, more than the device's {device.size}")
         if config.save and not device.read_only and not os.access(Path(config.save).absolute().parent, os.W_OK):

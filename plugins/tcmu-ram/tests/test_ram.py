@@ -210,6 +210,13 @@ def test_what_cannot_be_opened_is_refused_with_a_reason(tmp_path, cfgstring, mes
         pass
 
 
+def test_a_size_that_is_not_whole_blocks_is_refused_and_leaves_no_image(tmp_path):
+    for cfgstring in (";size=1000", f"{tmp_path}/image;size=100"):
+        with pytest.raises(ConfigError, match="not whole blocks of 512"), open_device(RamHandler, cfgstring):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_sizes_that_differ_are_refused():
     with pytest.raises(ConfigError, match="leave that out"), opened(";size=1M", 2 * MIB):
         pass
