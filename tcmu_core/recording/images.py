@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tcmu_core import files, posix
+from tcmu_core.errors import ConfigError
 from tcmu_core.recording.crash import Epoch, Part, State, Write
 
 COPY = 1 << 20  # bytes
@@ -50,7 +52,7 @@ class Image:
         self._size = size
         self._block = block
         self._dirty: list[tuple[int, int]] = []  # what the state before has written, offset and length
-        self._stamp = (0, 0)
+        self._stamp = (0, 0, 0)
         _empty(self._durable, size)
         if base is not None:
             with files.opened(base, devices=True) as file:
@@ -60,8 +62,11 @@ class Image:
 
     def settle(self, epoch: Epoch) -> None:
         """Have what is durable since the epoch before in every image from now on."""
-        for file in (self._durable, self.path):
-            _apply(file, epoch.durable)
+        untouched = self._stamp == self._now()
+        _apply(self._durable, epoch.durable)
+        if untouched:
+            _apply(self.path, epoch.durable)
+            self._stamp = self._now()
 
     def build(self, epoch: Epoch, state: State) -> None:
         """Make the image of a state."""
@@ -75,12 +80,18 @@ class Image:
         self._stamp = self._now()
 
     def keep(self, goal: Path) -> None:
-        """Copy the image of the state to a file, which is made or overwritten; a half is not left behind."""
+        """Copy the image of the state to a file, which is made or overwritten; a half is not left behind.
+
+        Raises:
+            ConfigError: there is something else, such as a device, which stays as it is.
+        """
+        check_goal(goal)
         try:
             _empty(goal, self._size)
             _copy(self.path, goal, [(0, self._size)])
         except BaseException:
-            goal.unlink(missing_ok=True)
+            if goal.is_file():
+                goal.unlink()
             raise
 
     def close(self) -> None:
@@ -88,14 +99,27 @@ class Image:
         self.path.unlink(missing_ok=True)
         self._durable.unlink(missing_ok=True)
 
-    def _now(self) -> tuple[int, int]:
-        found = self.path.stat()
-        return found.st_mtime_ns, found.st_size
+    def _now(self) -> tuple[int, int, int]:
+        """Return what tells the image from one that a check has written to, or has put in its place."""
+        try:
+            found = self.path.lstat()
+        except FileNotFoundError:
+            return 0, 0, 0
+        return found.st_mtime_ns, found.st_size, found.st_ino
 
     def _renew(self) -> None:
+        if self.path.is_dir() and not self.path.is_symlink():
+            shutil.rmtree(self.path)
+        self.path.unlink(missing_ok=True)  # whatever a check has put there: a link leads to somebody else's file
         _empty(self.path, self._size)
         _copy(self._durable, self.path, [(0, self._size)])
         self._dirty, self._stamp = [], self._now()
+
+
+def check_goal(goal: Path) -> None:
+    """Raise `ConfigError` unless a file can be made or overwritten there: a device would be lost, a FIFO waits."""
+    if goal.exists() and not goal.is_file():
+        raise ConfigError(f"{goal}: there is something that is no regular file: name another one")
 
 
 def _empty(path: Path, size: int) -> None:
@@ -106,7 +130,7 @@ def _empty(path: Path, size: int) -> None:
 
 def _apply(path: Path, parts: Iterable[Write]) -> None:
     """Write to a file, the data of one at a time; zeros as holes."""
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         for part in parts:
             data = part.data()

@@ -210,6 +210,44 @@ def test_what_a_check_leaves_behind_is_not_waited_for(tmp_path: Path) -> None:
     assert (status, said.split()[1]) == (2, "said")
 
 
+SPOILS = {
+    "a link": "ln -sf $PWD/other $image",
+    "a directory": "rm $image; mkdir $image; touch $image/x",
+    "nothing": "rm $image",
+    "a shorter one": "truncate -s 0 $image",
+}
+
+
+@pytest.mark.parametrize("what", SPOILS)
+def test_whatever_a_check_puts_in_the_place_of_an_image_the_next_one_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").write_bytes(b"somebody else's")
+    (tmp_path / "images").mkdir()
+    record = Record(Kind.WRITE, 0, 1, 0, BLOCK, form=Form.PLAIN, stored=b"d" * BLOCK)
+    image = Image(tmp_path / "images" / "image", 4 * BLOCK, BLOCK)
+    check = shell_check(SPOILS[what], 60)
+    epoch = Epoch(0, [Write(0, 0, BLOCK, record)], [Write(1, 0, BLOCK, record).within(0, BLOCK)])
+    for _ in range(2):
+        image.settle(epoch)
+        image.build(epoch, ())
+        assert image.path.read_bytes() == b"d" * BLOCK + bytes(3 * BLOCK)
+        assert check(image.path)[0] == 0
+    assert (tmp_path / "other").read_bytes() == b"somebody else's"
+
+
+@pytest.mark.parametrize("what", ["fifo", "directory"])
+def test_what_is_no_file_is_not_kept_to_and_stays(tmp_path: Path, what: str) -> None:
+    goal = tmp_path / "goal"
+    os.mkfifo(goal) if what == "fifo" else goal.mkdir()
+    mode = goal.stat().st_mode
+    image = Image(tmp_path / "image", 4 * BLOCK, BLOCK)
+    with pytest.raises(ConfigError, match="no regular file"):
+        image.keep(goal)
+    assert goal.stat().st_mode == mode
+
+
 # -- the whole of it --------------------------------------------------------------------------------------------------
 
 

@@ -72,6 +72,8 @@ class RamHandler:
             raise ConfigError(f"{config.load} has {stored} bytes, more than the device's {device.size}")
         if config.save and not device.read_only and not os.access(Path(config.save).absolute().parent, os.W_OK):
             raise ConfigError(f"{config.save} can't be saved: its directory does not exist or can't be written")
+        if config.save and not device.read_only and image.would_be_lost(Path(config.save)):
+            raise ConfigError(f"{config.save} can't be saved to: it is no regular file, and would be replaced by one")
         try:
             self._memory = Memory(device.size)
         except (OSError, OverflowError, MemoryError) as error:

@@ -217,6 +217,25 @@ def test_a_size_that_is_not_whole_blocks_is_refused_and_leaves_no_image(tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_no_file_is_not_replaced_by_an_image(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr("tcmu_ram.image.ELSEWHERE", (str(tmp_path / "elsewhere"),))
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    with (
+        pytest.raises(ConfigError, match="no regular file, and would be replaced"),
+        open_device(RamHandler, f";save={path}", size=4096),
+    ):
+        pass
+    path.unlink()
+    with (
+        pytest.raises(OSError, match=r"could not be saved \(it is no regular file\): what the disk held"),
+        open_device(RamHandler, f";save={path}", size=4096),
+    ):
+        os.mkfifo(path)
+    assert path.is_fifo()
+
+
 def test_two_sizes_that_differ_are_refused():
     with pytest.raises(ConfigError, match="leave that out"), opened(";size=1M", 2 * MIB):
         pass
