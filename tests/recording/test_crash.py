@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 from tcmu_core.cli.tcmu import main
 from tcmu_core.errors import ConfigError
 from tcmu_core.filters.record import Record as Recorder
-from tcmu_core.recording.crash import Epoch, Part, Write, epochs
+from tcmu_core.recording.crash import Epoch, Part, State, Write, epochs
 from tcmu_core.recording.file import Outcome, Record, Recording
 from tcmu_core.recording.images import MOST_SAID, Failure, Image, shell_check, shrink
 from tcmu_core.recording.layout import Flag, Form, Kind
@@ -246,6 +247,15 @@ def test_what_is_no_file_is_not_kept_to_and_stays(tmp_path: Path, what: str) -> 
     with pytest.raises(ConfigError, match="no regular file"):
         image.keep(goal)
     assert goal.stat().st_mode == mode
+
+
+def test_a_limit_that_is_higher_than_there_are_states_ends() -> None:
+    epoch = Epoch(0, [], [Write(number, number * BLOCK, BLOCK, None) for number in range(3)])
+    states = threading.Thread(target=lambda: found.extend(epoch.states(BLOCK, 10**12, 0)), daemon=True)
+    found: list[State] = []
+    states.start()
+    states.join(60)
+    assert (states.is_alive(), len(found)) == (False, 8)
 
 
 # -- the whole of it --------------------------------------------------------------------------------------------------
