@@ -249,11 +249,14 @@ class Disk:
         try:
             self._check()
         except (HandlerError, ConfigError) as error:
-            for name, value in self._sound.items():
-                setattr(self.device, name, value)
+            self._put_back(self._sound)
             return error
         self._sound = {name: getattr(self.device, name) for name in _CHECKED}
         return None
+
+    def _put_back(self, attributes: Mapping[str, Any]) -> None:
+        for name, value in attributes.items():
+            setattr(self.device, name, value)
 
     def _check_size(self, size: int) -> None:
         device = self.device
@@ -316,8 +319,7 @@ class Disk:
                         "has to say live = False"
                     )
         except BaseException:
-            for name, value in before.items():
-                setattr(device, name, value)
+            self._put_back(before)
             self._take_off(layer)
             raise
 
@@ -373,13 +375,18 @@ class Disk:
         if change.cfgstring is not None:
             _parse(self._declared, self.spec.handler, change.cfgstring, device.options)
         busy = device.doing
+        before = {name: getattr(device, name) for name in (*_CHECKED, "cfgstring")}
+        done = False
         try:
             chain_change(self.filters[: self._open_filters], device, self._change_handler)(change)
+            done = True
         except (TcmuError, OSError, NotImplementedError):
             raise
         except BaseException as error:
             raise HandlerError(f"handler {device.handler!r} broke while it took a change: {text_of(error)}") from error
         finally:
+            if not done:  # a change that was refused is none, whatever was set on the way
+                self._put_back(before)
             if busy is None:  # else it is no matter of this hook: a sanitize operation goes on
                 self._nothing_more()
         if change.size is not None:
@@ -427,6 +434,7 @@ class Disk:
         except BaseException as error:
             raise HandlerError(f"handler {self.spec.handler!r} broke while it closed: {text_of(error)}") from error
         finally:
+            self.device.shutdown(wait=False)  # another pool, if the hook has offloaded something
             self._nothing_more()
         if problem is not None:
             raise problem

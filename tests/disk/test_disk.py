@@ -164,6 +164,20 @@ def test_close_waits_for_the_pool_and_comes_after_the_last_data_hook():
     assert order == ["work", "close"]
 
 
+def test_a_close_that_uses_the_pool_leaves_no_thread():
+    class Handler(Minimal):
+        @hookimpl
+        def close(self, device):
+            device.offload(threading.get_ident).result()
+
+    disk = opened(Handler(), name="leaves")
+    disk.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("tcmu-leaves"):
+            thread.join(60)
+            assert not thread.is_alive()
+
+
 @pytest.mark.parametrize("expression", [bytearray, lambda size: size // 512, range])
 def test_a_handler_that_counts_on_a_size_tells_what_to_do_when_there_is_none(expression):
     class Array(Minimal):
@@ -317,6 +331,25 @@ def test_a_change_is_the_handlers_and_the_device_shows_it(change, attribute, val
     disk.change(change)
     assert changes == [("disk", change)]
     assert getattr(disk.device, attribute) == value
+
+
+@pytest.mark.parametrize("error", [ConfigError("not now"), OSError(28, "full"), ZeroDivisionError("x")])
+def test_a_change_that_is_refused_is_none_whatever_the_handler_set_on_the_way(error):
+    class Halfway(Writable):
+        @hookimpl
+        def flush(self):
+            pass
+
+        @hookimpl
+        def reconfigure(self, device, change):
+            device.size, device.cfgstring, device.write_cache, device.serial = 512, "other", False, "other"
+            raise error
+
+    disk = opened(Halfway(), "first", serial="first")
+    with pytest.raises((ConfigError, OSError, HandlerError)):
+        disk.change(Change(size=2 * SIZE))
+    device = disk.device
+    assert (device.size, device.cfgstring, device.write_cache, device.serial) == (SIZE, "first", True, "first")
 
 
 def test_a_change_that_the_handler_refuses_is_none():
