@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
-_STDOUT = 1
+_STDOUT, _STDERR = 1, 2
 
 
 class _Taken:
@@ -28,14 +28,14 @@ def see_to_descriptors() -> None:
 
     Else the next file that is opened gets the number: a disk would take in what is written to stderr.
     """
-    for number in (0, _STDOUT, 2):
+    for number in (0, _STDOUT, _STDERR):
         try:
             os.fstat(number)
         except OSError:
             null = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
             os.set_inheritable(null, True)
     sys.stdout = sys.stdout or os.fdopen(_STDOUT, "w", closefd=False)
-    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(_STDERR, "w", closefd=False)
 
 
 def descriptor() -> int | None:
@@ -48,7 +48,7 @@ def give_up() -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     _redirect()
-    sys.stdout = sys.stderr
+    sys.stdout = _theirs()
 
 
 @contextlib.contextmanager
@@ -60,12 +60,12 @@ def taken(*, restore: bool = True) -> Iterator[None]:
     before = sys.stdout
     kept = None
     ours = before
-    if _is_stdout(before):  # else a program that embeds us has put something there
+    if _is_at(before, _STDOUT):  # else a program that embeds us has put something there
         before.flush()
         kept = os.dup(_STDOUT)
         ours = os.fdopen(kept, "w", 1, before.encoding, before.errors, closefd=False)
         _redirect()
-    _Taken.stream, _Taken.descriptor, sys.stdout = ours, kept, sys.stderr
+    _Taken.stream, _Taken.descriptor, sys.stdout = ours, kept, _theirs()
     try:
         yield
     finally:
@@ -81,16 +81,23 @@ def taken(*, restore: bool = True) -> Iterator[None]:
             _Taken.stream, _Taken.descriptor, sys.stdout = None, None, before
 
 
-def _is_stdout(candidate: TextIO) -> bool:
+def _theirs() -> TextIO:
+    """Return what is sys.stdout to others: a stream of its own, whose close is not that of our stderr."""
+    if not _is_at(sys.stderr, _STDERR):
+        return sys.stderr
+    return os.fdopen(_STDERR, "w", 1, sys.stderr.encoding, sys.stderr.errors, closefd=False)
+
+
+def _is_at(candidate: TextIO, number: int) -> bool:
     try:
-        return candidate.fileno() == _STDOUT
+        return candidate.fileno() == number
     except (AttributeError, OSError, ValueError):
         return False
 
 
 def _redirect() -> None:
     try:
-        os.dup2(2, _STDOUT)
+        os.dup2(_STDERR, _STDOUT)
     except OSError:  # there is no stderr
         _to_nowhere(_STDOUT)
 

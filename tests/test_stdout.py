@@ -33,6 +33,12 @@ def test_what_is_said_goes_to_stdout_and_the_rest_to_stderr():
     assert lines(done.stderr) == {"python", "descriptor", "child", "C"}
 
 
+@pytest.mark.parametrize("take", ["stdout.give_up()", "stdout.taken(restore=False).__enter__()"])
+def test_who_closes_stdout_leaves_stderr_open(take):
+    done = run(f"{take}\nprint('noise')\nsys.stdout.close()\nprint('said', file=sys.stderr)")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "noise\nsaid\n")
+
+
 def test_everything_is_as_before_when_it_is_given_back():
     done = run("with stdout.taken():\n  print('noise')\nprint('after', stdout.descriptor())")
     assert (done.stdout, done.stderr) == ("after None\n", "noise\n")

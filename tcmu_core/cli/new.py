@@ -12,6 +12,8 @@ from string import Template
 import tcmu_core
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.errors import ConfigError
+from tcmu_core.filters.registry import installed
+from tcmu_core.handlers.registry import OURS
 
 DESCRIPTION = """\
 Write a handler distribution to start from: tcmu-NAME with its pyproject.toml,
@@ -35,7 +37,7 @@ FILES = {
     "tests.py.in": "tests/test_$name.py",
 }
 FILTER_FILES = {f"filter_{source}": goal for source, goal in FILES.items()}
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_NAME = re.compile(r"[a-z]([a-z0-9_]*[a-z0-9])?")  # as a distribution's may end, too
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +55,11 @@ def run(args: argparse.Namespace) -> int:
     kind = "filter" if args.filter else "handler"
     if not _NAME.fullmatch(name) or keyword.iskeyword(name):
         raise ConfigError(f"{args.name!r} can't be a {kind}'s name: write lower-case letters, digits and _")
+    # Installed, it would take the place of a distribution of ours, or there would be two filters of this name.
+    if name in {"core", *OURS} or (args.filter and name in installed().filters):
+        raise ConfigError(
+            f"{args.name!r} is taken: there is a {kind} or a distribution of this name; choose another one"
+        )
     directory = args.directory or Path(f"tcmu-{name}")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"{directory} is there already: choose another name, or --directory")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import textwrap
@@ -67,6 +68,9 @@ class Output:
             self.line(self.style(line, "bold") if number == 0 else line)
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a name may be a stranger's, of an image perhaps
+
+
 def human(number: int) -> str:
     """Return a size in bytes as a person writes it: `1.5 GiB`, exact or not."""
     for power, unit in ((60, "EiB"), (50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
@@ -103,7 +107,7 @@ def explain(problem: BaseException) -> Iterator[str]:
     current: BaseException | None = problem
     while current is not None and id(current) not in seen:
         seen.add(id(current))
-        text = sentence(current)
+        text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", sentence(current))
         if text not in said:
             first, *more = text.splitlines()
             yield f"because: {first}" if said else first

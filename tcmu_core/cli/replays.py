@@ -21,7 +21,7 @@ from tcmu_core.handlers import Registry
 from tcmu_core.progress import progress
 from tcmu_core.recording.crash import epochs
 from tcmu_core.recording.file import Record, Recording
-from tcmu_core.recording.images import Failure, Image, shell_check, shrink
+from tcmu_core.recording.images import Failure, Image, check_goal, shell_check, shrink
 from tcmu_core.recording.layout import CHECKSUM, RECORD
 from tcmu_core.recording.replay import Difference, Goal, replay
 from tcmu_core.testing.client import Client
@@ -191,6 +191,8 @@ def crash_run(args: argparse.Namespace) -> int:
     out = Output()
     failures: list[Failure] = []
     count = 0
+    if args.keep:
+        check_goal(args.keep)  # before all the work
     check = shell_check(args.check, args.timeout)
     block = max(recording.block_size, args.atomic or 0)
     with (

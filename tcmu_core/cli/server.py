@@ -166,6 +166,8 @@ class Server:
     def _child_ended(self, status: int) -> None:
         if not self._stopping:
             self.status = status
+            if self.signals is not None:
+                self.signals.begun()
         self._stopping = True
         self._drain()
 

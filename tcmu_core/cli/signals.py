@@ -92,6 +92,7 @@ class StopSignals:
         self._waiting = waiting
         self._done = threading.Event()
         self._ended = False  # there is nothing left to stop
+        self._next = "a second signal"  # what would end it at once
         self._numbers = tuple(numbers)
         self._heard, self._told = socket.socketpair()
         self._told.setblocking(False)
@@ -106,6 +107,11 @@ class StopSignals:
             if number in STOP_SIGNALS and signal.getsignal(number) in (signal.SIG_IGN, signal.SIG_DFL):
                 signal.signal(number, _ignore)
 
+    def begun(self) -> None:
+        """A stop has begun without a signal: what ends late is told, and the first signal ends it at once."""
+        with contextlib.suppress(BlockingIOError):
+            self._told.send(bytes(1))
+
     def _listen(self) -> None:
         first = 0.0
         while True:
@@ -119,6 +125,8 @@ class StopSignals:
             if not said or self._done.is_set():
                 return
             for number in said:
+                if not number:
+                    first, self._next = first or time.monotonic(), "a signal"
                 if number not in self._numbers or (number in ENDING and signal.getsignal(number) is not _ignore):
                     continue
                 if not first and not self._ended:
@@ -129,7 +137,7 @@ class StopSignals:
 
     def _tell(self) -> None:
         if not self._done.is_set():
-            print(f"tcmu: waiting for {self._waiting()}; a second signal ends it at once", file=sys.stderr, flush=True)
+            print(f"tcmu: waiting for {self._waiting()}; {self._next} ends it at once", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Hear no more, for the process ends now; while threads of a handler keep it, a signal ends it at once."""

@@ -178,9 +178,9 @@ class Device:
         self.doing = progress(done, total, what)
         self.reported(self.doing)
 
-    def shutdown(self) -> None:
-        """Wait for what `offload` started and end the threads."""
-        self._threads.shutdown()
+    def shutdown(self, *, wait: bool = True) -> None:
+        """Wait for what `offload` started and end the threads; without `wait` they end when they are done."""
+        self._threads.shutdown(wait=wait)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in _SETTABLE:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
 import pluggy
@@ -32,8 +34,11 @@ _NUMBERS = (
     "discard_alignment",
     "device_type",
 )
+_LIMITS = ("max_transfer_length", "max_discard_length")
 _YES_OR_NO = ("read_only", "write_cache", "solid_state", "thin", "removable", "ephemeral")
 MAX_DEVICE_TYPE = 0x1F
+LARGEST_PHYSICAL = 1 << 15  # blocks: what the exponent of READ CAPACITY (16) has room for (SBC-4 5.16.2)
+MAX_GRANULARITY = (1 << 32) - 1  # blocks: OPTIMAL UNMAP GRANULARITY has four bytes (SBC-4 6.6.4)
 _CHECKED = ("size", "opcodes", "serial", *_TEXTS, *_NUMBERS, *_YES_OR_NO)
 MAX_SERIAL = 252  # bytes: what the designator of VPD page 83h has room for, beside the vendor (SPC-4 7.8.6)
 
@@ -136,6 +141,11 @@ class Disk:
             if device.reactor is not None:
                 device.reactor.watch_elsewhere(device.in_flight)
             self._check()
+            size, block = device.size or 0, device.block_size
+            if size % block:
+                device.log.warning(
+                    "%d bytes are no whole blocks of %d: the last %d are left out", size, block, size % block
+                )
             self._bound()
             self._open_all()
         except BaseException:
@@ -215,6 +225,18 @@ class Disk:
         physical = device.physical_block_size
         if physical and (physical < block or physical % block):
             raise HandlerError(f"{who}: physical_block_size {physical} is no multiple of {block}")
+        if physical & (physical - 1) or physical > LARGEST_PHYSICAL * block:
+            raise HandlerError(
+                f"{who}: physical_block_size {physical} is no power of two from {block} to {LARGEST_PHYSICAL * block}"
+            )
+        for name in _LIMITS:
+            limit = getattr(device, name)
+            if 0 < limit < block:
+                raise HandlerError(f"{who}: {name} is {limit}, less than one block of {block} bytes: 0 is no limit")
+        if device.discard_granularity > MAX_GRANULARITY * block:
+            raise HandlerError(
+                f"{who}: discard_granularity is {device.discard_granularity}: at most {MAX_GRANULARITY * block} bytes"
+            )
         for name, most in _TEXTS.items():
             self._check_text(who, name, most)
         self._check_text(who, "serial", MAX_SERIAL)
@@ -227,11 +249,14 @@ class Disk:
         try:
             self._check()
         except (HandlerError, ConfigError) as error:
-            for name, value in self._sound.items():
-                setattr(self.device, name, value)
+            self._put_back(self._sound)
             return error
         self._sound = {name: getattr(self.device, name) for name in _CHECKED}
         return None
+
+    def _put_back(self, attributes: Mapping[str, Any]) -> None:
+        for name, value in attributes.items():
+            setattr(self.device, name, value)
 
     def _check_size(self, size: int) -> None:
         device = self.device
@@ -268,15 +293,10 @@ class Disk:
             self._open_filter(layer)
 
     def _open_filter(self, layer: Layer) -> None:
-        name, below = layer.name, self.operations
-        try:
-            layer.open(self.device, below, layer.given)
+        with _filters_own(layer, "opened"):
+            layer.open(self.device, self.operations, layer.given)
             self._open_filters += 1
             self.resolve()
-        except (TcmuError, OSError):
-            raise
-        except BaseException as error:
-            raise HandlerError(f"filter {name!r} broke while it opened: {text_of(error)}") from error
         self._check()
 
     def push(self, layer: Layer) -> None:
@@ -287,10 +307,19 @@ class Disk:
         """
         if not layer.live:
             raise ConfigError(f"the filter {layer.name!r} can't be put on a disk that is in use: open the disk with it")
+        device = self.device
+        before = {name: getattr(device, name) for name in _CHECKED}
         self.filters.append(layer)
         try:
             self._open_filter(layer)
+            for name in ("size", "block_size", "read_only", "write_cache"):
+                if getattr(device, name) != before[name]:
+                    raise HandlerError(
+                        f"the filter {layer.name!r} has changed the {name} of a disk that is in use: one that does so "
+                        "has to say live = False"
+                    )
         except BaseException:
+            self._put_back(before)
             self._take_off(layer)
             raise
 
@@ -311,7 +340,8 @@ class Disk:
         self._open_filters -= was_open
         self.resolve()
         if was_open:
-            layer.close()
+            with _filters_own(layer, "closed"):
+                layer.close()
 
     def filter(self, name: str) -> Layer:
         """Return the uppermost filter of that name; raises `ConfigError`."""
@@ -323,7 +353,7 @@ class Disk:
 
     def tell(self, name: str, message: Mapping[str, Any]) -> dict[str, Any]:
         """Have the uppermost filter of that name answer a message; what it does to commands may change by it."""
-        answer = self.filter(name).control(message)
+        answer = ask(self.filter(name), message)
         self.resolve()
         return answer
 
@@ -345,13 +375,18 @@ class Disk:
         if change.cfgstring is not None:
             _parse(self._declared, self.spec.handler, change.cfgstring, device.options)
         busy = device.doing
+        before = {name: getattr(device, name) for name in (*_CHECKED, "cfgstring")}
+        done = False
         try:
             chain_change(self.filters[: self._open_filters], device, self._change_handler)(change)
+            done = True
         except (TcmuError, OSError, NotImplementedError):
             raise
         except BaseException as error:
             raise HandlerError(f"handler {device.handler!r} broke while it took a change: {text_of(error)}") from error
         finally:
+            if not done:  # a change that was refused is none, whatever was set on the way
+                self._put_back(before)
             if busy is None:  # else it is no matter of this hook: a sanitize operation goes on
                 self._nothing_more()
         if change.size is not None:
@@ -399,6 +434,7 @@ class Disk:
         except BaseException as error:
             raise HandlerError(f"handler {self.spec.handler!r} broke while it closed: {text_of(error)}") from error
         finally:
+            self.device.shutdown(wait=False)  # another pool, if the hook has offloaded something
             self._nothing_more()
         if problem is not None:
             raise problem
@@ -410,11 +446,10 @@ class Disk:
             self._open_filters -= 1
             layer = self.filters[self._open_filters]
             try:
-                layer.close()
+                with _filters_own(layer, "closed"):
+                    layer.close()
             except (TcmuError, OSError) as error:
                 problem = problem or error
-            except BaseException as error:
-                problem = problem or HandlerError(f"filter {layer.name!r} broke while it closed: {text_of(error)}")
         return problem
 
     def close_quietly(self) -> None:
@@ -423,6 +458,32 @@ class Disk:
             self.close()
         except (TcmuError, OSError) as error:
             self.device.log.error("closing failed: %s", text_of(error))
+
+
+def ask(layer: Layer, message: Mapping[str, Any]) -> dict[str, Any]:
+    """Have a filter answer a message.
+
+    Raises:
+        ConfigError, OSError: what it says.
+        HandlerError: it broke, or has answered what can't be sent to the person.
+    """
+    with _filters_own(layer, "answered"):
+        answer: Any = layer.control(message)
+        if not isinstance(answer, dict):
+            raise TypeError(f"its control returned {type(answer).__name__!r}: it must be a dict")
+        json.dumps(answer)
+        return answer
+
+
+@contextmanager
+def _filters_own(layer: Layer, doing: str) -> Iterator[None]:
+    """What a filter raises while it is asked for something is its own error, and ends nothing else."""
+    try:
+        yield
+    except (TcmuError, OSError):
+        raise
+    except BaseException as error:
+        raise HandlerError(f"filter {layer.name!r} broke while it {doing}: {text_of(error)}") from error
 
 
 def _defaults(spec: DiskSpec) -> Mapping[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import itertools
 import types
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -70,6 +71,15 @@ def plugin_manager(handler: object, name: str) -> pluggy.PluginManager:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         raise HandlerError(f"handler {name!r}: {'; '.join(str(error).splitlines())}") from error
+    for attribute in marked:
+        impls = getattr(manager.hook, attribute).get_hookimpls()
+        if not impls:
+            kind = type(functions[attribute]).__name__
+            raise HandlerError(
+                f"handler {name!r}: its {attribute!r} is an object of {kind!r}, which hides the mark: a hook must be a "
+                "function or a method: write one that calls it"
+            )
+        _take_defaults(name, attribute, impls[0])
     if marked:
         for attribute in _unmarked(handler):
             raise HandlerError(
@@ -98,12 +108,18 @@ def _plain(attribute: Any) -> Any:
 
 
 def _unmarked(handler: object) -> Iterator[str]:
-    """Yield the names of hooks that the handler defines as functions without marking them."""
+    """Yield the names of hooks that the handler defines as what can be called without marking them.
+
+    What an instance has of its own, such as a method of its file, is no definition, unless it is a plain function.
+    """
+    definer = handler if isinstance(handler, types.ModuleType) else type(handler)
     for name in HOOKS:
         own = _plain(inspect.getattr_static(handler, name, None))
         if isinstance(handler, types.ModuleType) and getattr(own, "__module__", "") != handler.__name__:
             continue  # it was imported: `from os import open`
-        if inspect.isfunction(own) and not hasattr(own, f"{PROJECT}_impl"):
+        defined = inspect.getattr_static(definer, name, None) is inspect.getattr_static(handler, name, None)
+        can = (inspect.isroutine(own) or callable(own)) and not isinstance(own, type) and defined
+        if (can or inspect.isfunction(own)) and not hasattr(own, f"{PROJECT}_impl"):
             yield name
 
 
@@ -113,21 +129,64 @@ _WAITING = (
 )
 
 
+def _take_defaults(name: str, attribute: str, impl: pluggy.HookImpl) -> None:
+    """Have a hook's arguments that have a default given too: pluggy gives those without one, and no others.
+
+    Raises:
+        HandlerError: there is one that can't be given.
+    """
+    ours = ("device", *HOOKS[attribute].arguments)
+    given = tuple(itertools.takewhile(ours.__contains__, impl.kwargnames))
+    impl.argnames += given  # type: ignore[misc]
+    impl.kwargnames = impl.kwargnames[len(given) :]  # type: ignore[misc]
+    try:
+        rest = [one for one in inspect.signature(impl.function).parameters.values() if one.name not in impl.argnames]
+    except ValueError:  # one that is written in C says nothing of them
+        return
+    for one in rest:
+        if one.kind is one.KEYWORD_ONLY and (one.default is one.empty or one.name in ours):
+            what = f"its {one.name!r} could be given by name alone"
+        elif one.name in ours:
+            what = f"its {one.name!r} stands behind what can't be given"
+        elif one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) and not {*ours[1:]} <= {*impl.argnames}:
+            what = f"what it takes as {str(one)!r} is never given"
+        else:
+            continue
+        raise HandlerError(
+            f"handler {name!r}: {attribute!r}: {what}: write {attribute}({', '.join(ours)}), or those of them that it "
+            "needs; a decorator keeps them with functools.wraps"
+        )
+
+
 def _check_kind(name: str, attribute: str, function: Any) -> None:
-    """Refuse a hook whose call would do nothing, or that pluggy would not call."""
-    kinds = _WAITING if attribute == "extents" else (*_WAITING, (inspect.isgeneratorfunction, "a generator"))
-    call = vars(type(function)).get("__call__")
-    for is_kind, what in kinds:
-        if is_kind(function) or (not inspect.isroutine(function) and is_kind(call)):
+    """Refuse a hook whose call would do nothing, or that pluggy would not call as one of these."""
+    for option in ("wrapper", "hookwrapper", "specname"):
+        if getattr(function, f"{PROJECT}_impl").get(option):
             raise HandlerError(
-                f"handler {name!r}: its {attribute!r} is {what}: a hook is a plain function that returns None when it "
-                "is done, or a concurrent.futures.Future (asyncio.run_coroutine_threadsafe makes one)"
+                f"handler {name!r}: its {attribute!r} is marked with {option}, which a hook here can't have: write "
+                "@hookimpl alone"
             )
+    what = waiting(attribute, function)
+    if what:
+        raise HandlerError(
+            f"handler {name!r}: its {attribute!r} is {what}: a hook is a plain function that returns None when it "
+            "is done, or a concurrent.futures.Future (asyncio.run_coroutine_threadsafe makes one)"
+        )
     if not inspect.isroutine(function):
         raise HandlerError(
             f"handler {name!r}: its {attribute!r} is an object of {type(function).__name__!r}: a hook must be a "
             "function or a method: write one that calls it"
         )
+
+
+def waiting(hook: str, function: Any) -> str:
+    """Say what kind of function it is whose call would do nothing of a hook's work; empty for any other."""
+    kinds = _WAITING if hook == "extents" else (*_WAITING, (inspect.isgeneratorfunction, "a generator"))
+    call = vars(type(function)).get("__call__")
+    for is_kind, what in kinds:
+        if is_kind(function) or (not inspect.isroutine(function) and is_kind(call)):
+            return what
+    return ""
 
 
 def resolve(manager: pluggy.PluginManager, device: Device, *, read_only: bool) -> Operations:

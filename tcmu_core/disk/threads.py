@@ -44,10 +44,10 @@ class Threads:
         with self._lock:
             self.busy -= 1
 
-    def shutdown(self) -> None:
-        """Wait for what was submitted and end the pool."""
+    def shutdown(self, *, wait: bool = True) -> None:
+        """End the pool when what was submitted has ended, and wait for that."""
         if self._pool is not None:
-            self._pool.shutdown(wait=True)
+            self._pool.shutdown(wait=wait)
             self._pool = None
 
 

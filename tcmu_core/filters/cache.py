@@ -42,16 +42,17 @@ class Cache(Filter):
         """Make the room."""
         self._log = device.log
         self._end = device.size or 0
-        count = options.get("size", DEFAULT_SIZE) // LINE
+        count = min(options.get("size", DEFAULT_SIZE) // LINE, -(-self._end // LINE))  # no more than the disk has
         if LINE % device.block_size or not count:
             raise ConfigError(f"a cache has lines of {LINE} bytes: it needs room for one, and blocks of no more")
         directory = options.get("directory", "")
         try:
             self._room = FileRoom(count * LINE, directory) if directory else MemoryRoom(count * LINE)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             raise ConfigError(f"there is no room for a cache of {count * LINE} bytes: {error}") from error
         self._lines: OrderedDict[int, tuple[int, int]] = OrderedDict()  # by line: its slot and checksum, oldest first
-        self._free = list(range(count))
+        self._free: list[int] = []  # slots that were used
+        self._fresh = iter(range(count))  # those that were not: as many as a large disk has lines
         self._lock = threading.Lock()  # what `below` returns may end on another thread
         self._changes = 0  # beginnings and ends of writes: what was read across one must not be kept
         self._complained = False
@@ -63,6 +64,7 @@ class Cache(Filter):
         with self._lock:
             self._lines.clear()
             self._free.clear()
+            self._fresh = iter(range(0))
             self._room.close()
 
     def control(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,6 +105,8 @@ class Cache(Filter):
             slot = found[0]
         elif self._free:
             slot = self._free.pop()
+        elif (fresh := next(self._fresh, None)) is not None:
+            slot = fresh
         elif self._lines:
             _, (slot, _) = self._lines.popitem(last=False)
         else:

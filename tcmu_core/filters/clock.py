@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import re
 import threading
 import time
@@ -163,4 +164,7 @@ def duration(text: str) -> float:
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ConfigError(f"{text!r} is no time: write a number with us, ms, s or m, such as 5ms")
-    return float(match[1]) * _UNITS[match[2]]
+    seconds = float(match[1]) * _UNITS[match[2]]
+    if not math.isfinite(seconds):
+        raise ConfigError(f"a time of {len(match[1])} digits is longer than any")
+    return seconds

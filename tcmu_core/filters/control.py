@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from tcmu_core.disk.disk import Disk, Layer
+from tcmu_core.disk.disk import Disk, Layer, ask
 from tcmu_core.errors import ConfigError
 from tcmu_core.filters.registry import installed
 
@@ -42,7 +42,7 @@ def command(disk: Disk, message: Mapping[str, Any]) -> dict[str, Any]:
             _check(layer, told)
             answer = _in_force(layer, disk.tell(name, told))
         case "settings":
-            answer = {layer.name: _in_force(layer, layer.control({})) for layer in disk.filters if layer.settable}
+            answer = {layer.name: _in_force(layer, ask(layer, {})) for layer in disk.filters if layer.settable}
         case other:
             raise ConfigError(f"{other!r} can't be done with filters: list, push, pop, tell, set or settings")
     return {"filters": [layer.name for layer in disk.filters], "answer": answer}

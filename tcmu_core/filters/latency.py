@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import sys
 from collections.abc import Callable
 
 from tcmu_core.errors import ConfigError
@@ -40,10 +42,17 @@ def latency(text: str) -> Latency:
             slope = float(parts[1])
         except ValueError:
             slope = 0.0
-        if slope <= 0:
+        if not 0 < slope < math.inf:  # nor is it no number, NaN
             raise ConfigError(f"{parts[1]!r} is no shape: write a number above 0, such as 1.5")
-        return lambda chance: first * chance.paretovariate(slope)
+        return lambda chance: _pareto(chance, first, slope)
     second = duration(parts[1])
     if shape == "uniform":
         return lambda chance: chance.uniform(first, second)
     return lambda chance: max(0.0, chance.gauss(first, second))
+
+
+def _pareto(chance: random.Random, least: float, slope: float) -> float:
+    try:
+        return least * chance.paretovariate(slope)
+    except OverflowError:  # the smaller the shape, the longer its tail
+        return sys.float_info.max

@@ -8,8 +8,9 @@ import inspect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from tcmu_core.disk.layers import waiting
 from tcmu_core.entrypoints import announced, reason
-from tcmu_core.errors import ConfigError, HandlerError
+from tcmu_core.errors import ConfigError, HandlerError, repr_of
 from tcmu_core.filters.base import EVERY_HOOK, Filter
 from tcmu_core.options import declared
 
@@ -72,6 +73,10 @@ class FilterRegistry:
             parsed = found.kind.options.parse(f";{options}").options
         except ConfigError as error:
             raise ConfigError(f"filter {name!r}: {error}") from None
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            raise HandlerError(f"filter {name!r} broke while it read its options: {reason(error)}") from error
         try:
             made = found.kind()
         except BaseException as error:
@@ -86,8 +91,21 @@ def check(name: str, source: str, kind: object, error: str = "") -> FoundFilter:
     """Look at what an entry point names: whether it is a filter, and misses or misspells nothing."""
     if error:
         return FoundFilter(name, source, error=error)
+    try:
+        return _checked(name, source, kind)
+    except BaseException as problem:  # what its attributes do when they are looked at
+        if isinstance(problem, KeyboardInterrupt):
+            raise
+        return FoundFilter(name, source, error=f"it can't be looked at: {reason(problem)}")
+
+
+def _checked(name: str, source: str, kind: object) -> FoundFilter:
     if not isinstance(kind, type) or not issubclass(kind, Filter):
-        return FoundFilter(name, source, error=f"the entry point names {kind!r}: it must be a subclass of Filter")
+        problem = f"the entry point names {repr_of(kind)}: it must be a subclass of Filter"
+        return FoundFilter(name, source, error=problem)
+    for part in ("passes", "provides", "settable"):
+        if isinstance(given := getattr(kind, part), str) or not all(isinstance(one, str) for one in given):
+            return FoundFilter(name, source, error=f"its {part!r} must be a frozenset of names")
     if declared(kind) is None:
         return FoundFilter(name, source, error="its `options` are no tcmu_core.Options")
     for part in sorted({*kind.passes, *kind.provides} - EVERY_HOOK):
@@ -95,6 +113,11 @@ def check(name: str, source: str, kind: object, error: str = "") -> FoundFilter:
     for part, own in vars(kind).items():
         if inspect.isfunction(own) and not part.startswith("_") and part not in _PARTS and (hint := _meant(part)):
             return FoundFilter(name, source, error=f"it has a method {part!r}, which nobody would call{hint}")
+    for part in sorted(EVERY_HOOK):
+        what = waiting(part, getattr(kind, part, None))
+        if what:
+            problem = f"its {part!r} is {what}: a method must do its work, and return None or a Future, as a hook does"
+            return FoundFilter(name, source, error=problem)
     if not hasattr(kind, "read") and "read" not in kind.passes:
         return FoundFilter(name, source, error="it has no 'read': nothing could be read through it")
     return FoundFilter(name, source, kind)

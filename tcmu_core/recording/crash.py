@@ -19,6 +19,7 @@ from tcmu_core.recording.file import GOOD, Record
 from tcmu_core.recording.layout import Flag, Form, Kind
 
 CHANGES = (Kind.WRITE, Kind.DISCARD, Kind.WRITE_ZEROES)
+MOST_REPEATED = 100_000  # states that were tried already, one after another: there are hardly others
 
 
 class Part(Enum):
@@ -82,12 +83,15 @@ class Epoch:
     def states(self, block: int, limit: int, seed: int) -> Iterator[State]:
         """Yield what a cut in this epoch could have left, no more than `limit`, none twice; the whole of it first."""
         seen: set[State] = set()
+        repeated = 0
         for state in self._states(block, limit, seed):
+            repeated += 1
             if state not in seen:
+                repeated = 0
                 seen.add(state)
                 yield state
-                if len(seen) >= limit:
-                    return
+            if len(seen) >= limit or repeated > MOST_REPEATED:
+                return
 
     def _states(self, block: int, limit: int, seed: int) -> Iterator[State]:
         count = len(self.pending)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import select
+import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tcmu_core import files, posix
+from tcmu_core.errors import ConfigError
 from tcmu_core.recording.crash import Epoch, Part, State, Write
 
 COPY = 1 << 20  # bytes
+MOST_SAID = 64 << 10  # bytes that are kept of what a check prints
+POLL = 0.1  # seconds after which a check that says nothing is looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +52,7 @@ class Image:
         self._size = size
         self._block = block
         self._dirty: list[tuple[int, int]] = []  # what the state before has written, offset and length
-        self._stamp = (0, 0)
+        self._stamp = (0, 0, 0)
         _empty(self._durable, size)
         if base is not None:
             with files.opened(base, devices=True) as file:
@@ -55,8 +62,11 @@ class Image:
 
     def settle(self, epoch: Epoch) -> None:
         """Have what is durable since the epoch before in every image from now on."""
-        for file in (self._durable, self.path):
-            _apply(file, epoch.durable)
+        untouched = self._stamp == self._now()
+        _apply(self._durable, epoch.durable)
+        if untouched:
+            _apply(self.path, epoch.durable)
+            self._stamp = self._now()
 
     def build(self, epoch: Epoch, state: State) -> None:
         """Make the image of a state."""
@@ -70,12 +80,18 @@ class Image:
         self._stamp = self._now()
 
     def keep(self, goal: Path) -> None:
-        """Copy the image of the state to a file, which is made or overwritten; a half is not left behind."""
+        """Copy the image of the state to a file, which is made or overwritten; a half is not left behind.
+
+        Raises:
+            ConfigError: there is something else, such as a device, which stays as it is.
+        """
+        check_goal(goal)
         try:
             _empty(goal, self._size)
             _copy(self.path, goal, [(0, self._size)])
         except BaseException:
-            goal.unlink(missing_ok=True)
+            if goal.is_file():
+                goal.unlink()
             raise
 
     def close(self) -> None:
@@ -83,14 +99,27 @@ class Image:
         self.path.unlink(missing_ok=True)
         self._durable.unlink(missing_ok=True)
 
-    def _now(self) -> tuple[int, int]:
-        found = self.path.stat()
-        return found.st_mtime_ns, found.st_size
+    def _now(self) -> tuple[int, int, int]:
+        """Return what tells the image from one that a check has written to, or has put in its place."""
+        try:
+            found = self.path.lstat()
+        except FileNotFoundError:
+            return 0, 0, 0
+        return found.st_mtime_ns, found.st_size, found.st_ino
 
     def _renew(self) -> None:
+        if self.path.is_dir() and not self.path.is_symlink():
+            shutil.rmtree(self.path)
+        self.path.unlink(missing_ok=True)  # whatever a check has put there: a link leads to somebody else's file
         _empty(self.path, self._size)
         _copy(self._durable, self.path, [(0, self._size)])
         self._dirty, self._stamp = [], self._now()
+
+
+def check_goal(goal: Path) -> None:
+    """Raise `ConfigError` unless a file can be made or overwritten there: a device would be lost, a FIFO waits."""
+    if goal.exists() and not goal.is_file():
+        raise ConfigError(f"{goal}: there is something that is no regular file: name another one")
 
 
 def _empty(path: Path, size: int) -> None:
@@ -101,7 +130,7 @@ def _empty(path: Path, size: int) -> None:
 
 def _apply(path: Path, parts: Iterable[Write]) -> None:
     """Write to a file, the data of one at a time; zeros as holes."""
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         for part in parts:
             data = part.data()
@@ -133,22 +162,45 @@ def shell_check(command: str, seconds: float) -> Check:
     """Return a check that runs a command by the shell with `$image` set; one that takes longer has failed."""
 
     def check(image: Path) -> tuple[int, str]:
+        until = time.monotonic() + seconds
+        process = subprocess.Popen(
+            command,
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "image": str(image)},
+            start_new_session=True,
+        )
         try:
-            done = subprocess.run(
-                command,
-                shell=True,
-                check=False,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=seconds,
-                env={**os.environ, "image": str(image)},
-            )
-        except subprocess.TimeoutExpired:
+            output = _said(process, until)
+            return process.wait(max(0.0, until - time.monotonic())), output
+        except (TimeoutError, subprocess.TimeoutExpired):
             return -1, f"it did not end within {seconds:g} seconds"
-        return done.returncode, done.stdout.decode(errors="replace")
+        finally:
+            if process.poll() is None:  # all of it: what goes on would meet the next image
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
 
     return check
+
+
+def _said(process: subprocess.Popen[bytes], until: float) -> str:
+    """Return the beginning of what a check prints, until it ends; raises `TimeoutError`."""
+    said = b""
+    assert process.stdout is not None
+    pipe = process.stdout.fileno()
+    while (left := until - time.monotonic()) > 0:
+        if select.select([pipe], [], [], min(left, POLL))[0]:
+            piece = os.read(pipe, COPY)
+            if not piece:
+                return said.decode(errors="replace")
+            said += piece[: MOST_SAID - len(said)]
+        elif process.poll() is not None:  # something that it has left behind holds the pipe open
+            return said.decode(errors="replace")
+    raise TimeoutError
 
 
 def shrink(image: Image, failure: Failure, check: Check) -> Failure:

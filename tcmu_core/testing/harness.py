@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, replace
+from time import monotonic
 from types import ModuleType
 from typing import Any
 
@@ -49,6 +50,16 @@ class OpenDevice:
         self.disk = disk
         self.device = disk.device
         self.doing = "open"
+
+    @property
+    def doing(self) -> str:
+        """Return the last call."""
+        return self._doing
+
+    @doing.setter
+    def doing(self, call: str) -> None:
+        self._doing = call
+        Latest.since = monotonic()
 
     @property
     def operations(self) -> Operations:
@@ -117,7 +128,7 @@ class OpenDevice:
         found = self.hook("extents")(offset, length)
         if isinstance(found, Future):
             found = found.result(TIMEOUT)
-        return list(found if found is not None else [Extent(offset, length, mapped=True)])
+        return [Extent(offset, length, mapped=True)] if found is None else list(_sound(found, offset, offset + length))
 
     def reconfigure(
         self, *, size: int | None = None, cfgstring: str | None = None, write_cache: bool | None = None
@@ -153,6 +164,7 @@ class Latest:
     """The device that was opened last, for what is said when a call never returns."""
 
     device: OpenDevice | None = None
+    since = 0.0  # when its last call began (monotonic)
 
     @classmethod
     def now(cls) -> OpenDevice | None:
@@ -173,6 +185,7 @@ def open_device(
     subtype = str(getattr(handler, "__name__", "handler")).rpartition(".")[2]
     asked = {**attributes, "size": size, **(_asked.get() or {})}
     disk = make_disk(plugin, DiskSpec(subtype, cfgstring, name), **asked)
+    Latest.since = monotonic()
     disk.open()
     opened = OpenDevice(disk)
     Latest.device = opened
@@ -200,6 +213,15 @@ def asking(**attributes: Any) -> Iterator[None]:
         yield
     finally:
         _asked.reset(token)
+
+
+def _sound(found: Iterable[Extent], at: int, end: int) -> Iterator[Extent]:
+    """Yield extents as far as they are in order and lie below `end`, and one more: there may be no end of them."""
+    for extent in found:
+        yield extent
+        if extent.offset != at or extent.length <= 0 or at >= end:
+            return
+        at += extent.length
 
 
 def split(data: bytearray, parts: Sequence[int]) -> list[memoryview]:

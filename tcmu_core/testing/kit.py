@@ -6,7 +6,9 @@ import threading
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from time import monotonic
 
+from tcmu_core.errors import text_of
 from tcmu_core.testing import harness
 from tcmu_core.testing.failures import check_flush_errors, check_read_errors, check_write_errors
 from tcmu_core.testing.harness import Hangs, Latest, OpenDevice, PromiseBroken
@@ -78,6 +80,9 @@ CLAIMS = {
 }
 SHARE = 5  # of the random sequences, one in so many goes through each way in
 LIMIT = 20  # times as long as one call may take, all the calls of one promise may
+SILENCE = (
+    1.2  # times as long as one call may take, it may last until the next one begins: the first to notice is nearer
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +178,12 @@ def _run(promise: Promise, make: Maker, name: str = "") -> str | None:
         except BaseException as error:
             errors.append(error)
 
-    Latest.device = None
+    Latest.device, Latest.since = None, monotonic()
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
-    thread.join(LIMIT * harness.TIMEOUT)
+    until = monotonic() + LIMIT * harness.TIMEOUT
+    while thread.is_alive() and (now := monotonic()) < min(until, Latest.since + SILENCE * harness.TIMEOUT):
+        thread.join(min(until, Latest.since + SILENCE * harness.TIMEOUT) - now)
     disk = Latest.now()
     doing = disk.doing if disk is not None else "open"
     if thread.is_alive():
@@ -186,6 +193,9 @@ def _run(promise: Promise, make: Maker, name: str = "") -> str | None:
     error = errors[0]
     if isinstance(error, PromiseBroken):
         raise type(error)(f"{name}: {error}") from error
-    if disk is None or not isinstance(error, Exception):
+    if disk is None and isinstance(error, Exception):
         raise error
-    raise PromiseBroken(f"{name}: {doing}: it raised {type(error).__name__}: {error}") from error
+    # What is no Exception comes from a hook too: a person's Ctrl-C comes to the main thread.
+    kind, text = type(error).__name__, text_of(error)
+    said = text if text.startswith(kind) else f"{kind}: {text}"
+    raise PromiseBroken(f"{name}: {doing}: it raised {said}") from error

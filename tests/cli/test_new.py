@@ -88,7 +88,7 @@ def test_every_name_is_filled_in(made: Path) -> None:
     assert project["project"]["entry-points"]["tcmu.handlers"] == {"two_words": "tcmu_two_words:TwoWordsHandler"}
 
 
-@pytest.mark.parametrize("name", ["", "A", "a-b", "1a", "a/b", "../x", "class", "é"])
+@pytest.mark.parametrize("name", ["", "A", "a-b", "1a", "a/b", "../x", "class", "é", "x_"])
 def test_a_name_that_python_can_t_take_is_refused(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -96,6 +96,19 @@ def test_a_name_that_python_can_t_take_is_refused(
     said = call("new", name)
     assert said.status == 4
     assert "can't be a handler's name" in said.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["core"], ["tcmu-core"], ["file"], ["rbd"], ["--filter", "file"], ["--filter", "rate"]], ids=" ".join
+)
+def test_a_name_that_would_take_the_place_of_one_of_ours_is_refused(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = call("new", *arguments)
+    assert said.status == 4
+    assert "is taken: there is a" in said.err
     assert not list(tmp_path.iterdir())
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -308,6 +309,24 @@ def test_a_thread_that_a_handler_does_not_end_is_waited_for_until_a_second_signa
     assert disk.process.stderr is not None
     assert "waiting for a thread of the handler to end (thread/disk); a second" in disk.process.stderr.readline()
     assert disk.stop(signal.SIGINT).status == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize("what", ["thread", "close"])
+def test_what_a_stop_waits_for_is_said_when_the_command_of_run_has_ended_too(tmp_path: Path, what: str) -> None:
+    source = THREAD if what == "thread" else HANGS.format(where="close", threads=0)
+    (tmp_path / f"handler_{what}.py").write_text(source)
+    arguments = ["serve", what, "--handler-path", str(tmp_path), "--size", "1M", "--state-dir", str(tmp_path / "state")]
+    command = [sys.executable, "-m", "tcmu_core.cli.tcmu", *arguments, "--run", "true"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        watchdog = threading.Timer(30, process.kill)
+        watchdog.start()
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 128 + signal.SIGINT, said
+        watchdog.cancel()
+    waits = "a thread of the handler to end" if what == "thread" else "the handler to close the disk"
+    assert said == f"tcmu: waiting for {waits} ({what}/disk); a signal ends it at once\n"
 
 
 OWN_SIGNAL = """

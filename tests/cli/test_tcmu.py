@@ -151,3 +151,8 @@ def test_the_module_can_be_run(call: Call) -> None:
         [sys.executable, "-m", "tcmu_core.cli.tcmu", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout == call("--version").out
+
+
+def test_what_a_stranger_has_called_a_file_does_nothing_to_a_terminal() -> None:
+    told = list(explain(ConfigError("the image names a\x1b[31m\r\x9b2J\nb\té")))
+    assert told == ["the image names a\\x1b[31m\\x0d\\x9b2J", "b\té"]

@@ -164,6 +164,20 @@ def test_close_waits_for_the_pool_and_comes_after_the_last_data_hook():
     assert order == ["work", "close"]
 
 
+def test_a_close_that_uses_the_pool_leaves_no_thread():
+    class Handler(Minimal):
+        @hookimpl
+        def close(self, device):
+            device.offload(threading.get_ident).result()
+
+    disk = opened(Handler(), name="leaves")
+    disk.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("tcmu-leaves"):
+            thread.join(60)
+            assert not thread.is_alive()
+
+
 @pytest.mark.parametrize("expression", [bytearray, lambda size: size // 512, range])
 def test_a_handler_that_counts_on_a_size_tells_what_to_do_when_there_is_none(expression):
     class Array(Minimal):
@@ -205,6 +219,23 @@ LEFT = {
         HandlerError,
         "physical_block_size 512 is no multiple of 4096",
     ),
+    "odd physical block": ({"physical_block_size": 1536}, HandlerError, "physical_block_size 1536 is no power of two"),
+    "huge physical block": ({"physical_block_size": 1 << 40}, HandlerError, "is no power of two from 512 to 16777216"),
+    "a transfer of less than a block": (
+        {"max_transfer_length": 511},
+        HandlerError,
+        "max_transfer_length is 511, less than one block of 512 bytes: 0 is no limit",
+    ),
+    "a discard of less than a block": (
+        {"block_size": 4096, "max_discard_length": 512},
+        HandlerError,
+        "max_discard_length is 512, less than one block of 4096 bytes",
+    ),
+    "a granularity that no page holds": (
+        {"discard_granularity": 1 << 41},
+        HandlerError,
+        "discard_granularity is 2199023255552: at most 2199023255040 bytes",
+    ),
     "threads": ({"threads": "4"}, HandlerError, "threads is '4': it must be a whole number"),
     "fewer threads than none": ({"threads": -1}, HandlerError, "threads is -1"),
     "limit": ({"max_transfer_length": 1e6}, HandlerError, "max_transfer_length is 1000000.0"),
@@ -235,6 +266,12 @@ def test_what_makes_no_disk_is_refused_and_the_storage_closed(what):
 
 def test_a_removable_device_may_be_empty():
     assert opened(Watched(size=0, removable=True)).device.blocks == 0
+
+
+def test_a_storage_that_is_not_whole_blocks_is_cut_and_that_is_logged(caplog):
+    disk = opened(Watched(size=1300))
+    assert disk.device.blocks == 2
+    assert "1300 bytes are no whole blocks of 512: the last 276 are left out" in caplog.text
 
 
 # -- read-only ------------------------------------------------------------------------------------------------------
@@ -294,6 +331,25 @@ def test_a_change_is_the_handlers_and_the_device_shows_it(change, attribute, val
     disk.change(change)
     assert changes == [("disk", change)]
     assert getattr(disk.device, attribute) == value
+
+
+@pytest.mark.parametrize("error", [ConfigError("not now"), OSError(28, "full"), ZeroDivisionError("x")])
+def test_a_change_that_is_refused_is_none_whatever_the_handler_set_on_the_way(error):
+    class Halfway(Writable):
+        @hookimpl
+        def flush(self):
+            pass
+
+        @hookimpl
+        def reconfigure(self, device, change):
+            device.size, device.cfgstring, device.write_cache, device.serial = 512, "other", False, "other"
+            raise error
+
+    disk = opened(Halfway(), "first", serial="first")
+    with pytest.raises((ConfigError, OSError, HandlerError)):
+        disk.change(Change(size=2 * SIZE))
+    device = disk.device
+    assert (device.size, device.cfgstring, device.write_cache, device.serial) == (SIZE, "first", True, "first")
 
 
 def test_a_change_that_the_handler_refuses_is_none():

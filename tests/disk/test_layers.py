@@ -396,6 +396,73 @@ def test_a_decorated_hook_is_a_hook():
     assert room == [7]
 
 
+def test_arguments_that_have_a_default_are_given_too():
+    calls = []
+
+    class Handler(Minimal):
+        @hookimpl
+        def open(self, device=None):
+            device.size = SIZE
+
+        @hookimpl
+        def read(self, offset, buffers=(), retries=3):
+            calls.append((offset, buffers, retries))
+
+        @hookimpl
+        def write(self, buffers=(), offset=0):
+            calls.append((offset, buffers))
+
+    disk = opened(Handler())
+    disk.operations.read(7, "buffers")
+    disk.operations.write(8, "data")
+    assert calls == [(7, "buffers", 3), (8, "data")]
+
+
+NEVER_GIVEN = {
+    "*args": "'*args'",
+    "**kwargs": "'**kwargs'",
+    "offset, *more": "'*more'",
+    "*, offset, buffers": "'offset' could be given by name alone",
+    "offset, buffers, *, timeout": "'timeout' could be given by name alone",
+    "offset, *, buffers=()": "'buffers' could be given by name alone",
+    "offset, retries=3, buffers=()": "'buffers' stands behind what can't be given",
+}
+
+
+@pytest.mark.parametrize("arguments", NEVER_GIVEN)
+def test_an_argument_that_would_never_be_given_is_refused_when_it_is_loaded(arguments):
+    space = {"hookimpl": hookimpl}
+    exec(f"def read(self, {arguments}): pass", space)
+    handler = type("Handler", (Minimal,), {"read": hookimpl(space["read"])})()
+    with pytest.raises(HandlerError, match=re.escape(NEVER_GIVEN[arguments]) + ".*write read.device, offset, buffers"):
+        plugin_manager(handler, "x")
+
+
+@pytest.mark.parametrize("arguments", ["offset, buffers, *more", "buffers, offset, **more", "offset, buffers, *, n=1"])
+def test_what_a_hook_may_take_beside_its_arguments_is_its_own(arguments):
+    space = {"hookimpl": hookimpl}
+    exec(f"def read(self, {arguments}): return offset, buffers", space)
+    handler = type("Handler", (Minimal,), {"read": hookimpl(space["read"])})()
+    assert opened(handler).operations.read(7, "buffers") == (7, "buffers")
+
+
+@pytest.mark.parametrize("option", [{"wrapper": True}, {"hookwrapper": True}, {"specname": "write"}])
+@pytest.mark.parametrize("hook", ["extents", "flush"])
+def test_a_mark_that_means_something_else_is_refused(option, hook):
+    handler = type("Handler", (Minimal,), {hook: hookimpl(**option)(lambda self: (yield))})()
+    with pytest.raises(HandlerError, match=f"its {hook!r} is marked with {next(iter(option))}.*write @hookimpl alone"):
+        plugin_manager(handler, "x")
+
+
+def test_a_mark_that_nobody_sees_is_refused():
+    def written(self, how, offset, buffers):
+        pass
+
+    handler = type("Handler", (Minimal,), {"write": hookimpl(functools.partialmethod(written, "so"))})()
+    with pytest.raises(HandlerError, match=r"its 'write' is an object of 'partialmethod'.*write one that calls it"):
+        plugin_manager(handler, "x")
+
+
 @pytest.mark.parametrize(
     ("wrong", "right"), [("wirte", "write"), ("flsh", "flush"), ("raed", "read"), ("handle_command", "handle_cmd")]
 )
@@ -409,7 +476,9 @@ def test_a_hook_that_is_not_marked_beside_marked_ones_is_refused():
     def write(self, offset, buffers):
         pass
 
-    for form in (write, staticmethod(write), classmethod(write)):
+    forms = (write, staticmethod(write), classmethod(write), functools.lru_cache(write), functools.partial(write),
+             functools.partialmethod(write), _Callable())  # fmt: skip
+    for form in forms:
         handler = type("Handler", (Minimal,), {"write": form})()
         with pytest.raises(HandlerError, match=r"its 'write' is not marked with @tcmu_core\.hookimpl"):
             plugin_manager(handler, "x")
@@ -418,6 +487,14 @@ def test_a_hook_that_is_not_marked_beside_marked_ones_is_refused():
     module.open, module.read = (hookimpl(lambda: None) for _ in "ab")
     with pytest.raises(HandlerError, match="its 'write' is not marked"):
         plugin_manager(module, "x")
+
+
+def test_what_an_instance_keeps_under_the_name_of_a_hook_is_its_own():
+    class Handler(Minimal):
+        def __init__(self):
+            self.flush = [].clear
+
+    assert opened(Handler()).operations.flush is None
 
 
 def test_a_function_that_a_module_imported_is_no_hook_of_its_own():

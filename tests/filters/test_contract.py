@@ -13,6 +13,7 @@ from tcmu_core.disk.layers import OPERATIONS, Operations, resolve
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.errors import ConfigError, HandlerError
 from tcmu_core.filters.base import EVERY_HOOK, Filter, after
+from tcmu_core.filters.control import command
 from tcmu_core.scsi.command import Command
 from tests.filters.conftest import SIZE, rig_upon, upon
 from tests.scsi.harness import Memory, cdb10
@@ -252,6 +253,60 @@ def test_a_filter_that_can_not_open_leaves_the_disk_as_it_was() -> None:
 def test_a_filter_that_takes_no_messages_says_so() -> None:
     with upon(Passing()) as disk, pytest.raises(ConfigError, match="'passing' takes no messages"):
         disk.disk.tell("passing", {})
+
+
+def _breaks(*_arguments: Any) -> Any:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    "control",
+    [_breaks, lambda self, message: 5, lambda self, message: None, lambda self, message: {"a": object()},
+     lambda self, message: {(1, 2): 3}],
+)  # fmt: skip
+@pytest.mark.parametrize("question", [{"do": "tell", "name": "odd", "message": {}}, {"do": "settings"}])
+def test_a_filter_whose_answer_breaks_is_named_and_ends_nothing_else(control: Any, question: dict[str, Any]) -> None:
+    kind = type("Odd", (Passing,), {"control": control, "settable": frozenset({"a"})})
+    with upon(kind()) as disk:
+        with pytest.raises(HandlerError, match="filter 'odd' broke while it answered: "):
+            command(disk.disk, question)
+        disk.write(0, b"x" * 512)
+
+
+def test_a_filter_that_breaks_while_it_is_taken_off_is_off() -> None:
+    with upon(type("Odd", (Passing,), {"close": _breaks})()) as disk:
+        with pytest.raises(HandlerError, match="filter 'odd' broke while it closed: SystemExit: 3"):
+            disk.disk.pop("odd")
+        assert disk.disk.filters == []
+        disk.write(0, b"x" * 512)
+
+
+@pytest.mark.parametrize(("name", "value"), [("size", SIZE // 2), ("block_size", 4096), ("read_only", True)])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_filter_that_is_put_on_while_the_disk_is_in_use_makes_no_other_disk_of_it(
+    name: str, value: Any, fails: bool
+) -> None:
+    def open_it(self: Any, device: Any, below: Operations, options: Any) -> None:
+        setattr(device, name, value)
+        if fails:
+            raise ConfigError("it fails")
+
+    with upon() as disk:
+        before = getattr(disk.device, name)
+        with pytest.raises((ConfigError, HandlerError), match=rf"it fails|has changed the {name} .* live = False"):
+            disk.disk.push(type("Odd", (Passing,), {"open": open_it})())
+        assert (getattr(disk.device, name), disk.disk.filters) == (before, [])
+        disk.write(0, b"x" * 512)
+
+
+@pytest.mark.parametrize("lost", ["write", "flush"])
+def test_a_filter_that_does_not_know_writes_or_flushes_is_not_put_on_a_disk_in_use(lost: str) -> None:
+    with upon() as disk:
+        with pytest.raises(HandlerError, match=r"has changed the (read_only|write_cache) of a disk that is in use"):
+            disk.disk.push(type("Odd", (Passing,), {"passes": EVERY_HOOK - {lost}})())
+        assert not disk.device.read_only
+        assert disk.device.write_cache
+        disk.write(0, b"x" * 512)
 
 
 # -- after ------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from tcmu_core.errors import ConfigError, HandlerError
 from tcmu_core.filters import registry
 from tcmu_core.filters.base import EVERY_HOOK, Filter
 from tcmu_core.filters.registry import FilterRegistry, check, make
+from tcmu_core.options import Option, Options
 
 BUNDLED = {
     "cache",
@@ -53,6 +54,14 @@ BROKEN = {
     GOOD + "    def wrte(self, below): ...": "it has a method 'wrte', which nobody would call: did you mean 'write'",
     GOOD.replace("'read'", "'write'"): "it has no 'read'",
     GOOD + "    options = {'a': int}\n": "its `options` are no tcmu_core.Options",
+    GOOD.replace("frozenset({'read'})", "None"): "it can't be looked at: TypeError: 'NoneType' object is not iterable",
+    GOOD.replace("frozenset({'read'})", "'read'"): "its 'passes' must be a frozenset of names",
+    GOOD.replace("frozenset({'read'})", "[['read']]"): "its 'passes' must be a frozenset of names",
+    GOOD + "    provides = 5\n": "it can't be looked at: TypeError",
+    GOOD + "    async def write(self, below, offset, buffers): ...\n": "its 'write' is a coroutine function",
+    GOOD + "    def flush(self, below): yield\n": "its 'flush' is a generator",
+    GOOD
+    + "class Odd(type):\n    def __repr__(cls): raise ValueError\nclass Mine(metaclass=Odd): ...\n": "can't be printed",
 }
 
 
@@ -92,6 +101,24 @@ def test_one_that_can_not_be_made_says_why() -> None:
     found.filters["moody"] = check("moody", "here", Moody)
     with pytest.raises(HandlerError, match="filter 'moody' can't be made: ValueError: not today"):
         found.make("moody")
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("odd"), SystemExit(3)])
+def test_an_option_whose_converter_breaks_is_the_filters_error(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convert(text: str) -> int:
+        raise error
+
+    class Mine(Filter):
+        passes = EVERY_HOOK
+        options = Options(Option("n", convert))
+
+    found = FilterRegistry()
+    found.filters["mine"] = check("mine", "mine 1.0", Mine)
+    monkeypatch.setattr(registry, "installed", lambda: found)
+    with pytest.raises(HandlerError, match=f"filter 'mine' broke while it read its options: {type(error).__name__}"):
+        make(["mine;n=5"])
 
 
 def test_a_text_becomes_a_filter_with_its_options() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import random
 import subprocess
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tcmu_core.disk.device import Extent
+from tcmu_core.disk.device import Device, Extent
+from tcmu_core.disk.layers import Operations
 from tcmu_core.errors import ConfigError
 from tcmu_core.filters.cache import LINE, Cache
 from tcmu_core.filters.cow import Cow
@@ -202,6 +204,23 @@ def test_the_oldest_lines_make_room() -> None:
         disk.read(LINE, LINE)
         assert handler.taken == taken + LINE
         assert disk.disk.tell("cache", {"action": "drop"})["lines"] == 0
+
+
+@pytest.mark.parametrize("size", ["1E", "99999999999999999999999"])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_cache_is_no_larger_than_its_disk(tmp_path: Path, size: str, in_file: bool) -> None:
+    with upon(given(Cache(), size=size, **({"directory": tmp_path} if in_file else {})), handler=filled()) as disk:
+        disk.read(0, disk.size)
+        assert disk.disk.tell("cache", {})["lines"] == disk.size // LINE
+
+
+def test_a_cache_of_a_large_disk_takes_memory_as_it_fills(tmp_path: Path) -> None:
+    made = given(Cache(), size="16G", directory=tmp_path)
+    tracemalloc.start()
+    made.open(Device("disk", "memory", size=1 << 40), Operations(read=lambda offset, buffers: None), made.given)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    made.close()
 
 
 # -- windows ----------------------------------------------------------------------------------------------------------

@@ -125,16 +125,34 @@ def test_a_distribution_has_its_bounds_and_mean(text: str) -> None:
     assert sum(drawn) / len(drawn) == pytest.approx(mean, rel=0.1)
 
 
+def test_the_longest_tail_of_all_is_a_time_too() -> None:
+    chance = random.Random(1)
+    assert all(0.001 <= latency("pareto/1ms/0.0001")(chance) < float("inf") for _ in range(100))
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("5ms", 0.005), ("200us", 0.0002), ("1.5s", 1.5), ("2", 2), ("3m", 180)])
 def test_a_time_is_written_with_its_unit(text: str, seconds: float) -> None:
     assert duration(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
-    "text", ["soon", "5 parsecs", "-1s", "uniform/1s", "gauss/1s/1s", "pareto/1s/0", "pareto/1s/x"]
+    "text",
+    [
+        "soon",
+        "5 parsecs",
+        "-1s",
+        "uniform/1s",
+        "gauss/1s/1s",
+        "pareto/1s/0",
+        "pareto/1s/x",
+        "pareto/1s/nan",
+        "pareto/1s/inf",
+        "9" * 400,
+        "uniform/1s/" + "9" * 400,
+    ],
 )
 def test_what_is_no_time_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"write|no time"):
+    with pytest.raises(ConfigError, match=r"write|no time|longer than any"):
         latency(text)
 
 

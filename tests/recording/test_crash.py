@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import random
 import sys
+import threading
+import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +16,9 @@ import pytest
 from tcmu_core.cli.tcmu import main
 from tcmu_core.errors import ConfigError
 from tcmu_core.filters.record import Record as Recorder
-from tcmu_core.recording.crash import Epoch, Part, Write, epochs
+from tcmu_core.recording.crash import Epoch, Part, State, Write, epochs
 from tcmu_core.recording.file import Outcome, Record, Recording
-from tcmu_core.recording.images import Failure, Image, shell_check, shrink
+from tcmu_core.recording.images import MOST_SAID, Failure, Image, shell_check, shrink
 from tcmu_core.recording.layout import Flag, Form, Kind
 from tests.filters.conftest import given, upon
 from tests.recording import ledger
@@ -183,6 +186,76 @@ def test_a_failure_is_shrunk_to_the_fewest_writes(tmp_path: Path) -> None:
 
 def test_a_check_that_does_not_end_has_failed(tmp_path: Path) -> None:
     assert shell_check("sleep 60", 0.1)(tmp_path) == (-1, "it did not end within 0.1 seconds")
+
+
+def test_nothing_of_a_check_that_does_not_end_meets_the_next_image(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    began = time.monotonic()
+    assert shell_check("(sleep 0.5; echo late > $image) && true", 0.1)(image)[0] == -1
+    time.sleep(max(0.0, began + 1 - time.monotonic()))
+    assert not image.exists()
+
+
+def test_a_check_that_says_more_than_anybody_reads_takes_no_memory(tmp_path: Path) -> None:
+    tracemalloc.start()
+    status, said = shell_check("head -c 100M /dev/zero | tr '\\0' x; exit 3", 60)(tmp_path)
+    assert (status, said) == (3, "x" * MOST_SAID)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+    assert shell_check("yes", 0.3)(tmp_path) == (-1, "it did not end within 0.3 seconds")
+
+
+def test_what_a_check_leaves_behind_is_not_waited_for(tmp_path: Path) -> None:
+    status, said = shell_check("sleep 5 & echo $! said; exit 2", 60)(tmp_path)
+    os.kill(int(said.split()[0]), 9)
+    assert (status, said.split()[1]) == (2, "said")
+
+
+SPOILS = {
+    "a link": "ln -sf $PWD/other $image",
+    "a directory": "rm $image; mkdir $image; touch $image/x",
+    "nothing": "rm $image",
+    "a shorter one": "truncate -s 0 $image",
+}
+
+
+@pytest.mark.parametrize("what", SPOILS)
+def test_whatever_a_check_puts_in_the_place_of_an_image_the_next_one_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").write_bytes(b"somebody else's")
+    (tmp_path / "images").mkdir()
+    record = Record(Kind.WRITE, 0, 1, 0, BLOCK, form=Form.PLAIN, stored=b"d" * BLOCK)
+    image = Image(tmp_path / "images" / "image", 4 * BLOCK, BLOCK)
+    check = shell_check(SPOILS[what], 60)
+    epoch = Epoch(0, [Write(0, 0, BLOCK, record)], [Write(1, 0, BLOCK, record).within(0, BLOCK)])
+    for _ in range(2):
+        image.settle(epoch)
+        image.build(epoch, ())
+        assert image.path.read_bytes() == b"d" * BLOCK + bytes(3 * BLOCK)
+        assert check(image.path)[0] == 0
+    assert (tmp_path / "other").read_bytes() == b"somebody else's"
+
+
+@pytest.mark.parametrize("what", ["fifo", "directory"])
+def test_what_is_no_file_is_not_kept_to_and_stays(tmp_path: Path, what: str) -> None:
+    goal = tmp_path / "goal"
+    os.mkfifo(goal) if what == "fifo" else goal.mkdir()
+    mode = goal.stat().st_mode
+    image = Image(tmp_path / "image", 4 * BLOCK, BLOCK)
+    with pytest.raises(ConfigError, match="no regular file"):
+        image.keep(goal)
+    assert goal.stat().st_mode == mode
+
+
+def test_a_limit_that_is_higher_than_there_are_states_ends() -> None:
+    epoch = Epoch(0, [], [Write(number, number * BLOCK, BLOCK, None) for number in range(3)])
+    states = threading.Thread(target=lambda: found.extend(epoch.states(BLOCK, 10**12, 0)), daemon=True)
+    found: list[State] = []
+    states.start()
+    states.join(60)
+    assert (states.is_alive(), len(found)) == (False, 8)
 
 
 # -- the whole of it --------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,14 @@ def test_what_commands_show_is_caught_through_each_way_in(handler, way, maker):
     with pytest.raises(PromiseBroken) as told:
         promise(lambda: reached(way, maker(handler)))
     assert re.search(wanted.partition(f"{way}: ")[2], str(told.value), re.DOTALL), str(told.value)
+
+
+def test_a_hook_that_never_returns_is_noticed_after_the_time_of_one_call(maker, monkeypatch):
+    monkeypatch.setattr(harness, "TIMEOUT", 1.0)
+    began = time.monotonic()
+    with pytest.raises(harness.Hangs, match="it has not returned"):
+        check_handler(maker(life.NeverCloses))
+    assert time.monotonic() - began < 10 < kit.LIMIT
 
 
 def test_the_kernels_memory_is_left_alone_when_a_command_has_ended(maker):

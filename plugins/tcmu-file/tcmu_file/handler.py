@@ -40,6 +40,8 @@ class FileHandler:
             )
         device.size = device.size or config.size or None
         device.block_size = config.block_size or device.block_size
+        if device.size and device.size % device.block_size:  # before a file is made that long
+            raise ConfigError(f"size={device.size}: these are not whole blocks of {device.block_size} bytes")
         device.read_only = device.read_only or config.ro
         opened = storage.open_storage(
             config, wanted=device.size, read_only=device.read_only, block_size=device.block_size

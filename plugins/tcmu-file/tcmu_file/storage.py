@@ -99,8 +99,9 @@ def extend(fd: int, path: str, wanted: int, *, read_only: bool, block_size: int)
     if not read_only:
         try:
             os.ftruncate(fd, wanted)
-        except OSError as error:
-            raise ConfigError(f"can't make {path} with {wanted} bytes: {error.strerror}") from error
+        except (OSError, OverflowError) as error:
+            why = error.strerror if isinstance(error, OSError) else "no file can be so large"
+            raise ConfigError(f"can't make {path} with {wanted} bytes: {why}") from error
     elif wanted > -(-length // block_size) * block_size:
         raise ConfigError(f"{path} has {length} bytes: read-only it can't be a device of {wanted} bytes")
 

@@ -46,6 +46,24 @@ def test_the_cfgstring_can_give_the_size(disk_dir):
         assert disk.size == 3 * MIB
 
 
+@pytest.mark.parametrize(
+    ("option", "size", "message"),
+    [
+        ("size=100", None, "size=100: these are not whole blocks of 512 bytes"),
+        ("size=1025;block_size=1024", None, "not whole blocks of 1024"),
+        ("block_size=4096", 1536, "not whole blocks of 4096"),
+        ("size=8E", None, "no file can be so large"),
+    ],
+)
+@pytest.mark.parametrize("there", [False, True])
+def test_a_size_that_no_disk_can_have_makes_no_file_so_long(disk_dir, option, size, message, there):
+    path = make(disk_dir / "disk") if there else disk_dir / "disk"
+    with pytest.raises(ConfigError, match=message), opened(f"{path};{option}", size):
+        pass
+    assert path.exists() == there
+    assert not there or path.stat().st_size == 0
+
+
 def test_an_existing_file_gives_the_size_itself(disk_dir):
     with opened(make(disk_dir / "disk", size=5 * MIB)) as disk:
         assert disk.size == 5 * MIB

@@ -147,7 +147,10 @@ def _open_data_file(file: HostFile, header: Header, options: OpenOptions, scope:
         raise CorruptImage(f"{file.path}: internal snapshots together with an external data file")
     path = resolve(header.data_file_name, file.path)
     scope.check(path, file.path)
-    data_file = HostFile.open(path, read_only=not writing)
+    try:
+        data_file = HostFile.open(path, read_only=not writing)
+    except OSError as error:
+        raise ImageError(f"{file.path}: its data file {path} can't be opened: {error.strerror}") from error
     try:
         data_file.tell(options.log)
         scope.check_opened(data_file, file.path)

@@ -124,6 +124,21 @@ def test_a_data_file_outside_is_neither_opened_nor_written(
     assert secret.read_bytes() == SECRET
 
 
+@pytest.mark.parametrize("what", ["gone", "fifo"])
+def test_a_data_file_that_can_not_be_opened_is_named_and_no_new_image_proposed(
+    qemu: object, uploads: Path, what: str
+) -> None:
+    path = qemu.create(uploads / "image.qcow2", SIZE, f"data_file={uploads / 'data'}")
+    (uploads / "data").unlink()
+    if what == "fifo":
+        os.mkfifo(uploads / "data")
+    with (
+        pytest.raises(ImageError, match=r"image\.qcow2: its data file .*/data can't be opened: "),
+        open_device(Handler, str(path)),
+    ):
+        pass
+
+
 def test_what_lies_beside_the_image_or_below_is_allowed_unless_nothing_is(
     qemu: object, uploads: Path, opened_image: Callable
 ) -> None:

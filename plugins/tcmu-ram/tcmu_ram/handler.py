@@ -66,10 +66,14 @@ class RamHandler:
         device.size = asked or -(-(stored or 0) // device.block_size) * device.block_size
         if not device.size:
             raise ConfigError("no size: add size=64M (or what you need) to the cfgstring, or give an image to load")
+        if device.size % device.block_size:
+            raise ConfigError(f"size={device.size}: these are not whole blocks of {device.block_size} bytes")
         if stored is not None and stored > device.size:
             raise ConfigError(f"{config.load} has {stored} bytes, more than the device's {device.size}")
         if config.save and not device.read_only and not os.access(Path(config.save).absolute().parent, os.W_OK):
             raise ConfigError(f"{config.save} can't be saved: its directory does not exist or can't be written")
+        if config.save and not device.read_only and image.would_be_lost(Path(config.save)):
+            raise ConfigError(f"{config.save} can't be saved to: it is no regular file, and would be replaced by one")
         try:
             self._memory = Memory(device.size)
         except (OSError, OverflowError, MemoryError) as error:

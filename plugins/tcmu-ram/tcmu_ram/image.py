@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
@@ -59,7 +60,14 @@ def save(path: str, memory: Memory, tell: Tell) -> None:
         ) from error
 
 
+def would_be_lost(target: Path) -> bool:
+    """Say whether there is a device or a FIFO, in whose place an image would be put; a directory can't be replaced."""
+    return target.exists() and not target.is_file() and not target.is_dir()
+
+
 def _replace(target: Path, memory: Memory, tell: Tell) -> None:
+    if would_be_lost(target):
+        raise OSError(errno.EINVAL, "it is no regular file")
     name = _write(target.parent, f".{target.name[:SHOWN]}.", memory, tell)
     try:
         if target.exists():

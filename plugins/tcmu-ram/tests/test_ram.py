@@ -210,6 +210,32 @@ def test_what_cannot_be_opened_is_refused_with_a_reason(tmp_path, cfgstring, mes
         pass
 
 
+def test_a_size_that_is_not_whole_blocks_is_refused_and_leaves_no_image(tmp_path):
+    for cfgstring in (";size=1000", f"{tmp_path}/image;size=100"):
+        with pytest.raises(ConfigError, match="not whole blocks of 512"), open_device(RamHandler, cfgstring):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_file_is_not_replaced_by_an_image(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr("tcmu_ram.image.ELSEWHERE", (str(tmp_path / "elsewhere"),))
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    with (
+        pytest.raises(ConfigError, match="no regular file, and would be replaced"),
+        open_device(RamHandler, f";save={path}", size=4096),
+    ):
+        pass
+    path.unlink()
+    with (
+        pytest.raises(OSError, match=r"could not be saved \(it is no regular file\): what the disk held"),
+        open_device(RamHandler, f";save={path}", size=4096),
+    ):
+        os.mkfifo(path)
+    assert path.is_fifo()
+
+
 def test_two_sizes_that_differ_are_refused():
     with pytest.raises(ConfigError, match="leave that out"), opened(";size=1M", 2 * MIB):
         pass

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import sys
 import threading
 import time
 from concurrent.futures import Future
 
-from tcmu_core import ConfigError, hookimpl
+from tcmu_core import ConfigError, Extent, hookimpl
 from tests.testing.broken.sound import Memory, Sparse, Stored
 
 
@@ -306,6 +308,50 @@ class NeverReturns(Memory):
         threading.Event().wait()
 
 
+class NeverCloses(Memory):
+    """A hook that is no data hook waits for ever."""
+
+    @hookimpl
+    def close(self, device):
+        threading.Event().wait()
+
+
+class ExtentsWithoutEnd(Memory):
+    """Extents of which there is no last one."""
+
+    @hookimpl
+    def extents(self, device, offset, length):
+        return itertools.repeat(Extent(offset, 512, mapped=True))
+
+
+class Interrupts(Memory):
+    """A hook raises what pytest would take for a person's Ctrl-C."""
+
+    @hookimpl
+    def flush(self, device):
+        raise KeyboardInterrupt
+
+
+class Leaves(Memory):
+    """A hook ends the process, later."""
+
+    @hookimpl
+    def discard(self, device, offset, length):
+        return device.offload(sys.exit, 3)
+
+
+class RaisesWhatCanNotBePrinted(Memory):
+    """An exception whose text breaks."""
+
+    class Broken(Exception):
+        def __str__(self):
+            raise ValueError
+
+    @hookimpl
+    def flush(self, device):
+        raise self.Broken
+
+
 CAUGHT = {
     RoundsTheSize: r"check_size: open: the size is 1048576, 262144 was asked for",
     IgnoresTheBlockSize: r"check_block_size: open: blocks are of 512 bytes, 4096 was asked for",
@@ -333,4 +379,9 @@ CAUGHT = {
     WrongAnswerLater: r"check_reading: read\(0, .*ended with a bytes: it must be None",
     NeverEnds: r"check_flush: flush\(\): its Future has not ended within 1 s",
     NeverReturns: r"check_flush: flush\(\): it has not returned",
+    NeverCloses: r"check_geometry: close: it has not returned",
+    ExtentsWithoutEnd: r"check_extents: extents\(0, 262144\): there is a gap or an overlap",
+    Interrupts: r"check_flush: flush\(\): it raised KeyboardInterrupt",
+    Leaves: r"check_zeros: discard\(512, 512\): it raised SystemExit: 3",
+    RaisesWhatCanNotBePrinted: r"check_flush: flush\(\): it raised Broken \(which can't be printed\)",
 }
