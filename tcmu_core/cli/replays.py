@@ -166,7 +166,7 @@ def crash_arguments(parser: argparse.ArgumentParser) -> None:
         "--check", metavar="CMD", required=True, help="a shell command with $image; it fails with any status but 0"
     )
     parser.add_argument("--base", metavar="IMAGE", type=Path, help="what was on the disk before (zeros)")
-    parser.add_argument("--from", metavar="N", dest="first", type=int, default=0,
+    parser.add_argument("--from", metavar="N", dest="first", type=arguments.ordinal, default=0,
                         help="the first flush after which cuts are tried, and not before (0)")  # fmt: skip
     parser.add_argument("--atomic", metavar="SIZE", type=arguments.size,
                         help="a torn write has whole pieces of this size (the disk's block size)")  # fmt: skip

@@ -17,7 +17,7 @@ from pathlib import Path
 import tcmu_core
 from tcmu_core import sdnotify, stdout
 from tcmu_core.bus import BusService
-from tcmu_core.cli.arguments import Parser, directory
+from tcmu_core.cli.arguments import Parser, directory, whole
 from tcmu_core.cli.output import Exit, sentence
 from tcmu_core.codec import Message
 from tcmu_core.config.check import problems, unknown
@@ -60,7 +60,11 @@ def parser() -> argparse.ArgumentParser:
         "-l", "--tcmu-log-dir", metavar="DIR", help="directory of tcmu-runner.log (TCMU_LOGDIR, /var/log)"
     )
     made.add_argument(
-        "-f", "--nofile", type=_nofile, metavar="N", help=f"limit of open files, {MIN_FILES} to {MAX_FILES}"
+        "-f",
+        "--nofile",
+        type=whole(MIN_FILES, MAX_FILES, "a number of files"),
+        metavar="N",
+        help=f"limit of open files, {MIN_FILES} to {MAX_FILES}",
     )
     made.add_argument("--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_PATH}, if it is there")
     made.add_argument(
@@ -82,13 +86,6 @@ def parser() -> argparse.ArgumentParser:
         "$XDG_RUNTIME_DIR and $XDG_STATE_HOME)",
     )
     return made
-
-
-def _nofile(text: str) -> int:
-    number = int(text)
-    if not MIN_FILES <= number <= MAX_FILES:
-        raise argparse.ArgumentTypeError(f"must be from {MIN_FILES} to {MAX_FILES}")
-    return number
 
 
 class Daemon:

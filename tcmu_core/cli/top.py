@@ -72,9 +72,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0.1 <= value <= 3600:
-        raise argparse.ArgumentTypeError("from 0.1 to 3600 seconds")
+        raise argparse.ArgumentTypeError(f"{text!r}: from 0.1 to 3600 seconds")
     return value
 
 
