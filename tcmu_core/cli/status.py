@@ -64,19 +64,10 @@ def run(args: argparse.Namespace) -> int:
                 for disk in status.disks:
                     _show_counters(out, control.counted(places[status.pid], disk.lun))
     for pid in silent:
-        Output(sys.stderr).line(
-            f"tcmu: process {pid} ({_comm(pid)}) does not answer: a handler holds it up, or it hangs"
-        )
+        Output(sys.stderr).line(f"tcmu: {control.silence(pid)}")
     wrong = silent or any(status.missing for status in hosts)
     nothing = args.check and not any(status.disks for status in hosts)
     return Exit.FAILED if wrong or nothing else Exit.OK
-
-
-def _comm(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return "it has ended"
 
 
 def _only(status: Status, name: str | None) -> Status:

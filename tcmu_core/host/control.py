@@ -138,13 +138,13 @@ def hosts(directory: Path, silent: list[int] | None = None) -> Iterator[tuple[Pa
         except (OSError, CodecError) as error:
             log.info("%s: %s", path, error)
             if silent is not None and isinstance(error, TimeoutError):
-                silent += _pid(path)
+                silent += pid_of(path)
         else:
             if isinstance(status, Status):
                 yield path, status
 
 
-def _pid(path: Path) -> list[int]:
+def pid_of(path: Path) -> list[int]:
     """Return whose socket it is, as well as that can be told; nothing where that has gone."""
     try:
         sock, pid = channel.connect(path)
@@ -178,6 +178,15 @@ def counted(path: Path, lun: int) -> tuple[InitiatorCounters, ...]:
 def unheard(silent: list[int]) -> str:
     """Return what is said of the processes that do not answer, as the end of a sentence of what was not found."""
     return "".join(f"; process {pid} does not answer" for pid in silent)
+
+
+def silence(pid: int) -> str:
+    """Say of a process that it does not answer."""
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        name = "it has ended"
+    return f"process {pid} ({name}) does not answer: a handler holds it up, or it hangs"
 
 
 def disks(directory: Path, silent: list[int] | None = None, *, kernel: bool = True) -> list[tuple[Path, DiskStatus]]:
