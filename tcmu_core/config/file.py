@@ -122,7 +122,20 @@ class _Reader:
             given=frozenset(key for key in values.scalars if key not in values.defaults),
         )
         self._raise()
+        self._same_names(config)
         return dataclasses.replace(config, warnings=tuple(self.warnings))
+
+    def _same_names(self, config: Config) -> None:
+        """Warn of disks that are called alike: commands find a disk by its name."""
+        first: dict[str, str] = {}
+        for target in config.targets:
+            for lun in target.luns:
+                other = first.setdefault(lun.name, f"LUN {lun.lun} of {target.name}")
+                if other != f"LUN {lun.lun} of {target.name}":
+                    self.warnings.append(
+                        f"{lun.place}: {lun.name!r} is {other}, too: `tcmu resize` and others that find a disk by its "
+                        "name find neither; give each a name of its own"
+                    )
 
     def _default(self, handler: str, key: str, value: Any) -> Any:
         """Return the value of a handler's option, which can tell where it is from."""

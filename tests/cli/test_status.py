@@ -97,6 +97,10 @@ def test_a_disk_whose_handler_takes_long_is_being_opened(
     assert (host["disks"], host["pid"]) == ([], serving.pid)
     assert [(one["title"], one["reason"]) for one in host["missing"]] == [("slow/one", "it is being opened")]
     assert call("sessions", *state).status == 0
+    for words in (("resize", "one", "2M"), ("eject", "one"), ("trace", "one"), ("set", "one"), ("sessions", "one")):
+        refused = call(*words, *state)
+        assert (refused.status, refused.out) == (1, "")
+        assert refused.err == "tcmu: the disk 'one' is not served: it is being opened\n"
     (place,) = control.places(Path(state[1]))
     with ThreadPoolExecutor() as pool:
         asking = pool.submit(control.ask, place, Ping())  # that is for the loop to answer

@@ -298,6 +298,13 @@ def test_a_password_that_can_be_guessed_is_warned_of_with_its_line() -> None:
     assert warning == "t.conf:3: the password of alice is shorter than 12 characters: it can be guessed"
 
 
+def test_disks_that_are_called_alike_are_warned_of() -> None:
+    lun = "[[[lun {}]]]\nhandler = ram\nsize = 1M\nname = one\n"
+    text = f"[targets]\n[[iqn.2026-01.org:a]]\n{lun.format(0)}[[iqn.2026-01.org:b]]\n{lun.format(2)}"
+    (warning,) = parse(text, "t.conf").warnings
+    assert warning.startswith("t.conf:9: 'one' is LUN 0 of iqn.2026-01.org:a, too: ")
+
+
 def test_passwords_don_t_show_in_a_repr() -> None:
     assert "sesame" not in repr(parse("[portal]\n[[chap]]\na = sesame\n"))
 
