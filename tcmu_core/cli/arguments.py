@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -204,7 +205,7 @@ def credentials_file(path: Path) -> dict[str, str]:
     """
     text, mode = files.text(path, MAX_CREDENTIALS, "file of passwords, a USER:PASSWORD a line")
     if mode & 0o077:
-        raise ConfigError(f"{path}: others can read the passwords in it: chmod 600 {path}")
+        raise ConfigError(f"{path}: others can read the passwords in it: chmod 600 {shlex.quote(str(path))}")
     users: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):

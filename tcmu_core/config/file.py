@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import errno
 import re
+import shlex
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -226,7 +227,8 @@ class _Reader:
         if values["mutual_user"] or values["mutual_password"]:
             outgoing = ChapUser(values["mutual_user"], values["mutual_password"].encode())
         if (outgoing or any(part["chap"] for part in (values, *targets.values()))) and self.mode & 0o077:
-            self.warnings.append(f"{self.name}: holds passwords and others may read it: chmod 600 {self.name}")
+            cure = f"chmod 600 {shlex.quote(self.name)}"
+            self.warnings.append(f"{self.name}: holds passwords and others may read it: {cure}")
         try:
             general = self._access(("portal",), values, outgoing)
             return PortalSettings(
