@@ -28,7 +28,7 @@ from tcmu_core.daemon.supervisor import Supervisor
 from tcmu_core.errors import ConfigError, TcmuError, text_of
 from tcmu_core.handlers.registry import Registry, news
 from tcmu_core.host.control import ControlSocket
-from tcmu_core.host.messages import LogLevel, SetLevel
+from tcmu_core.host.messages import Ask, LogLevel, SetLevel, Unserved
 from tcmu_core.log import Level, Log
 from tcmu_core.loop import Loop
 from tcmu_core.state import Places
@@ -254,7 +254,10 @@ class Daemon:
             return None
 
     def answer(self, message: Message, _asker: object) -> Message | None:
-        """Answer `SetLevel`: its level, and that of all its processes."""
+        """Answer `Ask`: what of tcmu.conf nobody serves; and `SetLevel`: its level, and that of all its processes."""
+        if isinstance(message, Ask):
+            targets = self.supervisor.targets if self.supervisor is not None else None
+            return Unserved(tuple(targets.unserved) if targets is not None and not self._stopping else ())
         if not isinstance(message, SetLevel):
             return None
         if message.level is not None and self.supervisor is not None:

@@ -28,6 +28,7 @@ from tcmu_core.host.messages import (
     Missing,
     Reconfigure,
     Status,
+    Unserved,
 )
 from tcmu_core.loop import Loop
 from tcmu_core.state import Places, default_directory
@@ -143,6 +144,19 @@ def hosts(directory: Path, silent: list[int] | None = None) -> Iterator[tuple[Pa
         else:
             if isinstance(status, Status):
                 yield path, status
+
+
+def unserved(directory: Path, silent: list[int] | None = None) -> tuple[Status, ...]:
+    """Return what a tcmu-runner of this user is to serve, and nobody serves; `silent` as in `hosts`."""
+    path = Places.of(None if directory == default_directory() else directory).runner
+    try:
+        answer = ask(path, Ask(), FIND_SECONDS)
+    except (OSError, CodecError) as error:
+        log.info("%s: %s", path, error)
+        if silent is not None and isinstance(error, TimeoutError):
+            silent += pid_of(path)
+        return ()
+    return answer.hosts if isinstance(answer, Unserved) else ()
 
 
 def pid_of(path: Path) -> list[int]:

@@ -184,6 +184,7 @@ def test_who_removes_its_directory_neither_hides_it_nor_lets_another_in(running:
     running.code = f"import tcmu_core.channel; tcmu_core.channel.LOOK_SECONDS = 0.2; {AS_USER}"
     running.start()
     running.wait(lambda: f"{IQN} is served, LUN 0" in running.said())
+    running.wait(lambda: "the portal listens at" in running.said())
     before = {path.name for path in (running.directory / "run/tcmu/hosts").iterdir()}
     shutil.rmtree(running.directory / "run")
     running.wait(lambda: running.said().count("was removed: it is there again") == 2 + len(before))

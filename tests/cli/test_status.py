@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -129,6 +130,23 @@ def test_others_of_a_target_are_shown_while_one_is_being_opened(call: Call, tmp_
         wait_for(lambda: "LUN 1  late, 1 MiB" in call("status", *directory).out)
     finally:
         running.end()
+
+
+def test_a_portal_that_can_not_listen_is_missing(call: Call, tmp_path: Path) -> None:
+    running = Running(tmp_path, "--state-dir", str(tmp_path / "own"))
+    directory = ("--state-dir", tmp_path / "own")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        running.config.write_text(running.config.read_text().replace("127.0.0.1:0", address))
+        running.start()
+        said = wait_for(lambda: "disk-0, 1 MiB" in (now := call("status", *directory)).out and now)
+        assert said.status == 1
+        assert f"  {address} is missing: portal {address}: Address already in use\n" in said.out
+        (portal,) = [one for one in json.loads(call("status", "--json", *directory).out) if not one["disks"]]
+        assert [one["lun"] for one in portal["missing"]] == [-1]
+    running.hang_up()
+    wait_for(lambda: call("status", *directory).status == 0)
+    running.end()
 
 
 def test_a_process_that_does_not_answer_is_named(

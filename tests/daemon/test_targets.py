@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tcmu_core.config.configuration import LunConfig
+from tcmu_core.daemon.managed import State
 from tcmu_core.daemon.targets import REDIRECTOR, Targets, memory_limits
 from tcmu_core.disk.device import Change
 from tcmu_core.host import control
@@ -424,6 +425,20 @@ def test_a_target_that_waits_for_its_next_start_can_be_removed(parent: Parent, t
     parent.until(lambda: not targets.processes[IQN].serving)
     serve(parent, targets, config(others=(RAM,)))
     assert IQN not in listing(targets)
+
+
+def test_what_nobody_serves_is_known_with_the_reason(parent: Parent, targets: Targets) -> None:
+    serve(parent, targets, config(RAM, others=(RAM,)))
+    assert targets.unserved == []
+    os.kill(pid(targets, IQN), signal.SIGKILL)
+    parent.until(lambda: not targets.processes[IQN].serving)
+    (host,) = targets.unserved
+    assert (host.title, [(one.lun, one.reason) for one in host.missing]) == (IQN, [(0, "killed by SIGKILL")])
+    targets.processes[IQN].state = State.QUARANTINED
+    (host,) = targets.unserved
+    assert host.missing[0].reason.startswith("given up: killed by SIGKILL; it is tried again every 60 s")
+    targets.processes[IQN].state = State.STARTING
+    parent.until(lambda: targets.unserved == [])
 
 
 def test_stopping_asks_initiators_to_log_out_and_ends_every_process(parent: Parent, targets: Targets) -> None:
