@@ -139,14 +139,19 @@ def test_a_portal_that_can_not_listen_is_missing(call: Call, tmp_path: Path) -> 
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         running.config.write_text(running.config.read_text().replace("127.0.0.1:0", address))
         running.start()
-        said = wait_for(lambda: "disk-0, 1 MiB" in (now := call("status", *directory)).out and now)
-        assert said.status == 1
-        assert f"  {address} is missing: portal {address}: Address already in use\n" in said.out
-        (portal,) = [one for one in json.loads(call("status", "--json", *directory).out) if not one["disks"]]
-        assert [one["lun"] for one in portal["missing"]] == [-1]
-    running.hang_up()
-    wait_for(lambda: call("status", *directory).status == 0)
-    running.end()
+        try:
+            why = f"  {address} is missing: portal {address}: Address already in use\n"
+            said = wait_for(
+                lambda: "disk-0, 1 MiB" in (now := call("status", *directory)).out and why in now.out and now
+            )
+            assert said.status == 1
+            hosts = json.loads(call("status", "--json", *directory).out)
+            assert [part["lun"] for one in hosts if not one["disks"] for part in one["missing"]] == [-1]
+            taken.close()
+            running.hang_up()
+            wait_for(lambda: call("status", *directory).status == 0)
+        finally:
+            running.end()
 
 
 def test_a_process_that_does_not_answer_is_named(
