@@ -120,6 +120,21 @@ def test_an_address_that_can_not_be_had_is_named_and_tried_again(
     assert "Lun:0" in listing(targets)
 
 
+def test_an_address_more_that_can_not_be_had_is_tried_again(
+    parent: Parent, targets: Targets, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    serve(parent, targets, config(RAM))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        caplog.clear()
+        targets.configure(config(RAM, addresses=("127.0.0.1:0", address)))
+        parent.until(lambda: "the portal listens at" in caplog.text)
+        assert len(targets.addresses) == 1
+    targets.processes[REDIRECTOR].retry()  # as SIGHUP does
+    parent.until(lambda: address in targets.addresses)
+
+
 # -- what dies --------------------------------------------------------------------------------------------------------
 
 
