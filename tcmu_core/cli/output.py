@@ -45,7 +45,11 @@ class Output:
 
     def line(self, text: str = "") -> None:
         """Print a line, and see that it is out at once: a reader may wait for it."""
-        print(text, file=self.stream, flush=True)
+        try:
+            print(text, file=self.stream, flush=True)
+        except OSError as error:
+            error.filename = error.filename or "the output"  # that the device is full, say, could be of any file
+            raise
 
     def json(self, value: Any, *, indent: int | None = 2) -> None:
         """Print a value as JSON."""

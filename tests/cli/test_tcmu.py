@@ -108,6 +108,13 @@ def test_wrong_usage_is_status_2_and_says_why(call: Call, argv: tuple[str, ...],
     assert message in said.err
 
 
+def test_an_output_that_is_full_is_what_is_said_to_be_full() -> None:
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "tcmu_core.cli.tcmu", "handlers"]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "tcmu: the output: No space left on device\n")
+
+
 def test_an_option_may_say_the_same_twice(call: Call, tmp_path: Path) -> None:
     state = ("--state-dir", str(tmp_path))
     assert call("status", *state, *state).status == 0
