@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     hosts = [_only(status, args.disk) for status in _with_unserved(args.state_dir, [one for _, one in found], silent)]
     hosts = [status for status in hosts if args.disk is None or status.disks or status.missing]
     if args.disk is not None and not hosts:
-        raise ControlError(f"no process of yours serves a disk {args.disk!r} (looked in {args.state_dir})")
+        where = f"(looked in {args.state_dir}){control.unheard(silent)}"
+        raise ControlError(f"no process of yours serves a disk {args.disk!r} {where}")
     out = Output()
     if args.json:
         out.json([as_json(status, _counted(status, places.get(status.pid))) for status in hosts])

@@ -168,6 +168,7 @@ def test_a_process_that_does_not_answer_is_named(
         assert "does not answer" in said.err
     nobody = f"process {hung.process.pid} does not answer"
     assert call("set", "hung", *state).err == f"tcmu: there is no disk 'hung': served here: fine; {nobody}\n"
+    assert nobody in call("status", "hung", *state).err
     assert nobody in call("fault", "hung", "list", *state).err
     assert nobody in call("eject", "hung", *state).err
     assert nobody in call("logout", "iqn.nobody", *state).err
