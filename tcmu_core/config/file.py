@@ -105,6 +105,8 @@ class _Reader:
         self._validate()
         self._raise()
         values = self.values
+        if not values["log_dir"]:  # which Path takes for where the daemon was started
+            self._problem(self._at(("log_dir",)), "log_dir: no directory: write one")
         handlers = {
             name: {key: self._default(name, key, value) for key, value in own.items()}
             for name, own in values["handlers"].items()

@@ -42,6 +42,7 @@ state = non-optimized
 GROUP = TARGET + "[[[lun 0]]]\nhandler = file\n[[[groups]]]\n[[[[1]]]]\n"
 
 BAD = [
+    ("log_level = 3\nlog_dir = \n", "t.conf:2: log_dir: no directory: write one"),
     (GROUP, "t.conf:6: [1] needs 'portals'"),
     (GROUP + "portals = 127.0.0.1\nstate = lazy", "t.conf:8: state: 'lazy' is no access state: optimized, "),
     (GROUP + "portals = 127.0.0.1\nstat = standby", "unknown key 'stat' in [1]: did you mean 'state'?"),
