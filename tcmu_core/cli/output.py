@@ -45,11 +45,7 @@ class Output:
 
     def line(self, text: str = "") -> None:
         """Print a line, and see that it is out at once: a reader may wait for it."""
-        try:
-            print(text, file=self.stream, flush=True)
-        except OSError as error:
-            error.filename = error.filename or "the output"  # that the device is full, say, could be of any file
-            raise
+        print(text, file=self.stream, flush=True)
 
     def json(self, value: Any, *, indent: int | None = 2) -> None:
         """Print a value as JSON."""
