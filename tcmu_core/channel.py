@@ -24,6 +24,7 @@ LARGEST = 1 << 26  # bytes of any message: that of a target with thousands of lo
 MAX_FDS = 5
 _ELSEWHERE = b"\0"  # a packet that is no message: it brings a descriptor of the memory in which that lies
 BACKLOG = 4096  # who asks a process that hangs, and gives up, stays in the queue of its socket (listen(2))
+LOOK_SECONDS = 5.0  # between two looks whether a socket is still where others look for it
 CONNECT_SECONDS = 3.0  # for a process to take a connection, where it does not take those before
 _TIMEVAL = struct.Struct("@ll")  # struct timeval: seconds, microseconds (socket(7), SO_SNDTIMEO)
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
@@ -198,27 +199,49 @@ class Channel:
 class Rendezvous:
     """A socket at `path`, where processes of the same user, and root's, find this one.
 
-    `on_channel(sock)` is called on the loop for each that has come.
+    `on_channel(sock)` is called on the loop for each that has come. One that somebody has removed, with its directory
+    perhaps (logind takes /run/user/UID away when a user's last session ends), is made again.
     """
 
     def __init__(self, loop: Loop, path: Path, on_channel: Callable[[socket.socket], object]) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = path
         self._loop = loop
         self._on_channel = on_channel
-        self._sock = _unix_socket()
-        try:
-            with _short(path) as name:
-                path.unlink(missing_ok=True)  # of an earlier process
-                self._sock.bind(name)
-            path.chmod(stat.S_IRUSR | stat.S_IWUSR)
-            self._sock.listen(BACKLOG)
-        except BaseException:
-            self._sock.close()
-            raise
-        self._identity = path.stat().st_ino
-        self._sock.setblocking(False)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # of an earlier process
+        self._sock, self._identity = self._listening()
         loop.register(self._sock.fileno(), READ, self._accept)
+        self._timer = loop.call_later(LOOK_SECONDS, self._look)
+
+    def _listening(self) -> tuple[socket.socket, int]:
+        """Return a socket that listens at the path, and its inode; raises `OSError`."""
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sock = _unix_socket()
+        try:
+            with _short(self.path) as name:
+                sock.bind(name)
+            self.path.chmod(stat.S_IRUSR | stat.S_IWUSR)
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+            return sock, self.path.stat().st_ino
+        except BaseException:
+            sock.close()
+            raise
+
+    def _look(self) -> None:
+        """Make the socket again if it has been removed, and look again later whether it is there."""
+        self._timer = self._loop.call_later(LOOK_SECONDS, self._look)
+        if os.path.lexists(self.path):
+            return
+        try:
+            sock, identity = self._listening()
+        except OSError:  # the directory can't be made yet, or another process was faster
+            return
+        self._loop.unregister(self._sock.fileno())
+        self._sock.close()
+        self._sock, self._identity = sock, identity
+        self._loop.register(sock.fileno(), READ, self._accept)
+        log.warning("%s was removed: it is there again", self.path)
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when somebody comes."""
@@ -246,6 +269,7 @@ class Rendezvous:
 
     def close(self) -> None:
         """Close the socket and take it out of the directory, unless another process has put its own there."""
+        self._timer.cancel()
         self._loop.unregister(self._sock.fileno())
         self._sock.close()
         with contextlib.suppress(FileNotFoundError):

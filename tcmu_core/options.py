@@ -70,7 +70,13 @@ class Option:
         """Return what `text` means; raises `ConfigError`."""
         if self.choices and text not in self.choices:
             raise ConfigError(f"{text!r} is none of {', '.join(self.choices)}")
-        value = self.kind(text)
+        try:
+            value = self.kind(text)
+        except ValueError:
+            if self.kind not in (int, float):
+                raise
+            whole = "whole " if self.kind is int else ""
+            raise ConfigError(f"{text!r} is not valid: no {whole}number") from None
         if self.least is not None and value < self.least:
             raise ConfigError(f"{text!r} is too small: at least {self.least}")
         if self.most is not None and value > self.most:

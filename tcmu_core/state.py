@@ -119,8 +119,10 @@ class AptplFile:
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).replace(self.path)
-        except BaseException:
+        except BaseException as error:
             Path(name).unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno:  # one of a descriptor does not say of which file
+                error.filename = error.filename or str(self.path)
             raise
         _sync_directory(self.path.parent)
 

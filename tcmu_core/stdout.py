@@ -74,6 +74,9 @@ def taken(*, restore: bool = True) -> Iterator[None]:
         except BrokenPipeError:  # nobody is there to read the rest
             if kept is not None:
                 _to_nowhere(kept)
+        except OSError as error:
+            error.filename = error.filename or "the output"  # that there is no room, say, could be of any file
+            raise
         if restore:
             if kept is not None:
                 os.dup2(kept, _STDOUT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tcmu_core.channel import Channel, Rendezvous, ask, connect, pair, receive, 
 from tcmu_core.codec import CodecError, Message
 from tcmu_core.host.messages import Exited, Failed, Ping, Pong
 from tcmu_core.loop import Loop
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -169,6 +171,31 @@ def test_a_process_is_found_at_its_rendezvous_however_long_the_path_is(loop: Loo
     meeting.close()
     for channel in channels:
         channel.close()
+    assert not path.exists()
+
+
+def test_a_rendezvous_that_was_removed_with_its_directory_is_there_again(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tcmu_core.channel.LOOK_SECONDS", 0.01)
+    path = tmp_path / "run/tcmu/host.sock"
+    came: list[int] = []
+
+    def welcome(sock: socket.socket) -> None:
+        came.append(1)
+        sock.close()
+        loop.stop()
+
+    meeting = Rendezvous(loop, path, welcome)
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").touch()  # there is no room for a directory yet
+    loop.call_later(0.1, (tmp_path / "run").unlink)
+    connecting = threading.Thread(target=lambda: (wait_for(path.exists), connect(path)[0].close()))
+    connecting.start()
+    loop.run()
+    connecting.join()
+    assert came
+    meeting.close()
     assert not path.exists()
 
 

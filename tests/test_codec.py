@@ -52,6 +52,7 @@ MESSAGES: list[Message] = [
     Visitor(bytes(range(256)), 48), m.AskCounters(3, 1), m.Counters(), m.Counters(COUNTERS),
     m.Look(), m.Looked(), m.Looked((m.DiskCounters(1, COUNTERS),), True, m.Status(1, (DISK,)), (SESSION,)),
     SESSION, m.Sessions(), m.SessionList((SESSION,)), m.Logout("iqn.*", "x", 3),
+    m.Unserved(), m.Unserved((m.Status(0, (), (m.Missing(-1, "/a", "no"),), title="x"),)),
     m.LoggedOut(2), m.SetLevel(), m.SetLevel(5), m.LogLevel(3),
     Trace(1, ("READ(10)",), (0x28,), "iqn.*", errors=True, slower=0.5),
     Traced((Line(1.5, Followed("READ(10)", b"\x28", "x", None, 1, 512, "GOOD", True, "", 0.0, 0.5)),), 2, "over"),

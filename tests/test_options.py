@@ -38,7 +38,7 @@ BAD = {
     "/d;rro=1": ("unknown option 'rro': did you mean 'ro'?", "rro=1"),
     "/d;ro=1;depth=0": ("option 'depth': '0' is too small: at least 1", "depth=0"),
     "/d;depth=129": ("option 'depth': '129' is too large: at most 128", "depth=129"),
-    "/d;depth=x": ("option 'depth': 'x' is not valid", "depth=x"),
+    "/d;depth=x": ("option 'depth': 'x' is not valid: no whole number", "depth=x"),
     "/d;mode=slow": ("option 'mode': 'slow' is none of fast, safe", "mode=slow"),
     "/d;cache=1": ("option 'cache': '1' is too small: at least 4096", "cache=1"),
     "/d;journal=": ("option 'journal': no path", "journal="),

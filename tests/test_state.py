@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -120,6 +122,16 @@ def test_a_failed_save_keeps_the_old_state(tmp_path: Path, monkeypatch: pytest.M
         store.replace(b"two", version)
     assert store.load() == (b"one", version)
     assert [path.name for path in tmp_path.iterdir()] == ["lun.aptpl"]
+
+
+def test_no_room_is_said_of_the_file_that_had_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    store = AptplFile(tmp_path / "lun.aptpl")
+    with pytest.raises(OSError, match=re.escape(str(store.path))):
+        store.replace(b"one", "")
 
 
 def test_reservations_are_private(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -90,6 +91,14 @@ def count(text: str) -> int:
 
 
 @converter
+def ordinal(text: str) -> int:
+    """Return a number from 0 on, such as that of one thing among others."""
+    if not (text.isascii() and text.isdigit()) or len(text) > MOST_DIGITS:
+        raise ConfigError(f"{text!r}: write a whole number, 0 or more")
+    return int(text)
+
+
+@converter
 def seconds(text: str) -> float:
     """Return a time in seconds, some of them and no more than a year."""
     try:
@@ -99,6 +108,30 @@ def seconds(text: str) -> float:
     if not 0 < number <= YEAR:  # nor is it no number
         raise ConfigError(f"{text!r}: write seconds, more than 0")
     return number
+
+
+@converter
+def milliseconds(text: str) -> float:
+    """Return a time in milliseconds, of which there may be none, and no more than a year."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= YEAR * 1000:
+        raise ConfigError(f"{text!r}: write milliseconds, 0 or more")
+    return number
+
+
+def whole(least: int, most: int, what: str) -> Callable[[str], int]:
+    """Return a converter of whole numbers from `least` to `most`, and of nothing else, that are `what`."""
+
+    @converter
+    def convert(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or len(text) > MOST_DIGITS or not least <= int(text) <= most:
+            raise ConfigError(f"{text!r}: write {what}, from {least} to {most}")
+        return int(text)
+
+    return convert
 
 
 @converter
@@ -172,7 +205,7 @@ def credentials_file(path: Path) -> dict[str, str]:
     """
     text, mode = files.text(path, MAX_CREDENTIALS, "file of passwords, a USER:PASSWORD a line")
     if mode & 0o077:
-        raise ConfigError(f"{path}: others can read the passwords in it: chmod 600 {path}")
+        raise ConfigError(f"{path}: others can read the passwords in it: chmod 600 {shlex.quote(str(path))}")
     users: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):

@@ -43,7 +43,8 @@ class Reach:
         if self.secret_file is None:
             return shlex.quote(self.password)
         file = shlex.quote(str(self.secret_file.resolve()))
-        return f'"$(grep -v ^# {file} | head -n 1 | cut -d: -f2-)"'
+        first = f"sed -e '/^#/d' -e '/^[[:space:]]*$/d' {file} | head -n 1"  # as `credentials_file` reads it
+        return f'"$({first} | tr -d "\\r" | cut -d: -f2-)"'
 
     def commands(self) -> list[str]:
         """Return what to type in a second terminal, without being root."""

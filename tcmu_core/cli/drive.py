@@ -13,6 +13,7 @@ from tcmu_core.disk.device import Change
 from tcmu_core.errors import ConfigError
 from tcmu_core.host import control
 from tcmu_core.host.control import ControlError
+from tcmu_core.host.messages import Missing
 from tcmu_core.kernel import configfs
 from tcmu_core.kernel.configfs import Backstore, ConfigfsError
 
@@ -71,14 +72,19 @@ def insert_run(args: argparse.Namespace) -> int:
 def change(directory: Path, name: str, cfgstring: str) -> None:
     """Give the drive called `name` another disc, or none for an empty cfgstring; raises what its host says."""
     silent: list[int] = []
-    drives = [(path, disk) for path, disk in control.disks(directory, silent, kernel=False) if disk.removable]
+    missing: list[Missing] = []
+    disks = control.disks(directory, silent, kernel=False, missing=missing)
+    drives = [(path, disk) for path, disk in disks if disk.removable]
     found = control.the_one(name, drives)
     if found is not None:
         path, disk = found
         control.change(path, disk, Change(cfgstring=absolute(disk.handler, cfgstring)))
         return
+    control.refuse_missing(name, missing)
     store = configfs.device_called(name)
     if store is None:
+        if any(disk.name == name for _, disk in disks):
+            raise ControlError(f"{name!r} is no drive: its handler has no medium that could be changed")
         names = ", ".join(sorted({disk.name for _, disk in drives}))
         hint = f"served here: {names}" if names else f"no process of yours has a drive (looked in {directory})"
         raise ControlError(f"there is no drive {name!r}: {hint}{control.unheard(silent)}")

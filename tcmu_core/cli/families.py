@@ -34,6 +34,7 @@ _DISK = ("target", "lun", "disk")
 _EACH = (*_DISK, "initiator")
 
 PROCESSES = Family("tcmu_processes", "gauge", "Processes that serve disks.")
+SILENT = Family("tcmu_processes_silent", "gauge", "Processes that do not answer: what they serve is not told.")
 UP = Family("tcmu_disk_up", "gauge", "Whether the disk is served: 0 where it is missing.", _DISK)
 SIZE = Family("tcmu_disk_size_bytes", "gauge", "Size of the disk.", _DISK, "bytes")
 NEXUSES = Family("tcmu_disk_nexuses", "gauge", "Initiator ports that are logged in.", _DISK)
@@ -48,7 +49,7 @@ TIMES = Family(
     "tcmu_command_sampled_seconds", "histogram",
     "Where commands spend their time, of samples: queue, storage, send.", (*_EACH, "stage"),
 )  # fmt: skip
-FAMILIES = (PROCESSES, UP, SIZE, NEXUSES, COMMANDS, MOVED, ERRORS, IN_FLIGHT, TIMES)
+FAMILIES = (PROCESSES, SILENT, UP, SIZE, NEXUSES, COMMANDS, MOVED, ERRORS, IN_FLIGHT, TIMES)
 
 
 class Value(NamedTuple):
@@ -71,6 +72,7 @@ def gathered(sight: Sight) -> dict[Family, list[Value | Buckets]]:
     """Return the samples of each family."""
     found: dict[Family, list[Value | Buckets]] = {family: [] for family in FAMILIES}
     found[PROCESSES].append(Value((), len(sight.hosts)))
+    found[SILENT].append(Value((), len(sight.silent)))
     told: set[tuple[str, ...]] = set()  # two processes that serve the same would make the whole answer invalid
     for seen in sight.hosts:
         for disk in seen.status.disks:

@@ -11,6 +11,7 @@ from typing import Any
 from tcmu_core import files
 from tcmu_core.cli.arguments import seconds, state_dir
 from tcmu_core.cli.output import Exit, Output
+from tcmu_core.cli.signals import stop_signals
 from tcmu_core.errors import ConfigError
 from tcmu_core.filters.registry import FilterRegistry
 from tcmu_core.filters.rules import MAX_FILE
@@ -222,17 +223,19 @@ def record_run(args: argparse.Namespace) -> int:
     path = args.file.absolute()
     if ";" in str(path):
         raise ConfigError(f"{path}: the name of a recording can't hold a ';'")
-    numbers = {signal.SIGINT, signal.SIGTERM}
+    numbers = stop_signals()  # the terminal that is closed, too: nobody else would take the filter off again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         ask(args, {"do": "push", "text": f"record;file={path};data={args.data}"})
-        Output().line(f"recording {args.disk} into {path}" + ("" if args.seconds else "; Ctrl-C ends it"))
-        if args.seconds:
-            signal.sigtimedwait(numbers, args.seconds)
-        else:
-            signal.sigwait(numbers)
-        count = ask(args, {"do": "tell", "name": "record"})["answer"]["records"]
-        ask(args, {"do": "pop", "name": "record"})
+        try:
+            Output().line(f"recording {args.disk} into {path}" + ("" if args.seconds else "; Ctrl-C ends it"))
+            if args.seconds:
+                signal.sigtimedwait(numbers, args.seconds)
+            else:
+                signal.sigwait(numbers)
+            count = ask(args, {"do": "tell", "name": "record"})["answer"]["records"]
+        finally:
+            ask(args, {"do": "pop", "name": "record"})
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     Output().line(f"{count} records")

@@ -24,6 +24,7 @@ from tcmu_core.disk.device import Change
 from tcmu_core.errors import ConfigError, HandlerError, TcmuError, text_of
 from tcmu_core.handlers import Registry
 from tcmu_core.host import control
+from tcmu_core.host.messages import Missing
 from tcmu_core.kernel import uio
 from tcmu_core.state import Places, default_directory
 
@@ -136,11 +137,13 @@ def _delete(args: argparse.Namespace) -> int:
 
 
 def _resize(args: argparse.Namespace) -> int:
-    found = control.the_one(args.name, control.disks(args.state_dir, kernel=False))
+    missing: list[Missing] = []
+    found = control.the_one(args.name, control.disks(args.state_dir, kernel=False, missing=missing))
     if found is not None:
         disk = control.change(*found, Change(size=args.size))
         Output().line(f"{args.name}: {human(disk.size)}")
         return Exit.OK
+    control.refuse_missing(args.name, missing)
     try:
         lio = _rtslib()
         store = _find(lio, args.name)

@@ -41,9 +41,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def _address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 0xFFFF:
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else -1
+    try:
+        bare.encode("idna")  # as it is looked up: what is no name is no answer of the resolver's
+    except UnicodeError:
+        bare = ""
+    if not colon or not bare or "[" in bare or "]" in bare or not 0 <= number <= 0xFFFF:
         raise argparse.ArgumentTypeError(f"{text!r} is no HOST:PORT, such as {LISTEN}")
-    return host.strip("[]"), int(port)
+    return bare, number
 
 
 def run(args: argparse.Namespace) -> int:

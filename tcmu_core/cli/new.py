@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import keyword
 import re
+import shlex
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         out.line(f"  {file.relative_to(directory)}")
     out.line()
     out.line("Try it:")
-    out.line(f"  pip install -e '{directory}[test]' && pytest {directory}")
+    out.line(f"  pip install -e {shlex.quote(f'{directory}[test]')} && pytest {shlex.quote(str(directory))}")
     if args.filter:
         out.line(f"  tcmu serve ram --size 64M --filter {name}")
     else:

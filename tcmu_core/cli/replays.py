@@ -16,7 +16,7 @@ from tcmu_core.cli.handlers import absolute, path_arguments
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.cli.signals import Stopped, interrupting
 from tcmu_core.disk.spec import DiskSpec
-from tcmu_core.errors import ConfigError
+from tcmu_core.errors import ConfigError, TcmuError
 from tcmu_core.handlers import Registry
 from tcmu_core.progress import progress
 from tcmu_core.recording.crash import epochs
@@ -124,7 +124,11 @@ def _read(recording: Recording, teller: Teller, check_stop: Callable[[], None]) 
 @contextlib.contextmanager
 def _goal(args: argparse.Namespace, recording: Recording, teller: Teller) -> Iterator[Goal]:
     if args.target.startswith("iscsi://"):
-        with Client(args.target) as client:
+        try:
+            client = Client(args.target)
+        except OSError as error:
+            raise TcmuError(f"{args.target} can't be reached: {error.strerror or error}") from None
+        with client:
             goal = IscsiGoal(client)
             _check_shape(recording, goal.blocks * goal.block_size, goal.block_size)
             yield goal
@@ -166,7 +170,7 @@ def crash_arguments(parser: argparse.ArgumentParser) -> None:
         "--check", metavar="CMD", required=True, help="a shell command with $image; it fails with any status but 0"
     )
     parser.add_argument("--base", metavar="IMAGE", type=Path, help="what was on the disk before (zeros)")
-    parser.add_argument("--from", metavar="N", dest="first", type=int, default=0,
+    parser.add_argument("--from", metavar="N", dest="first", type=arguments.ordinal, default=0,
                         help="the first flush after which cuts are tried, and not before (0)")  # fmt: skip
     parser.add_argument("--atomic", metavar="SIZE", type=arguments.size,
                         help="a torn write has whole pieces of this size (the disk's block size)")  # fmt: skip
@@ -190,7 +194,8 @@ def crash_run(args: argparse.Namespace) -> int:
     recording = Recording(args.file)
     out = Output()
     failures: list[Failure] = []
-    count = 0
+    count = last = 0
+    not_kept: OSError | None = None
     if args.keep:
         check_goal(args.keep)  # before all the work
     check = shell_check(args.check, args.timeout)
@@ -209,6 +214,7 @@ def crash_run(args: argparse.Namespace) -> int:
         image = Image(Path(directory) / "image", recording.size, block, args.base)
         for epoch in epochs(_read(recording, teller, check_stop), far):
             image.settle(epoch)
+            last = epoch.number
             if epoch.number < args.first:
                 continue
             for number, state in enumerate(epoch.states(block, args.limit, args.seed)):
@@ -223,7 +229,12 @@ def crash_run(args: argparse.Namespace) -> int:
                 break
         if failures and args.keep:
             image.build(failures[-1].epoch, failures[-1].state)
-            image.keep(args.keep)
+            try:
+                image.keep(args.keep)
+            except OSError as error:  # what was found, after hours perhaps, is said all the same
+                not_kept = error
+    if not count:
+        raise ConfigError(f"--from {args.first}: the recording ends after flush {last}, so nothing was checked")
     if args.json:
         out.json({"images": count, "failures": [_failure_json(each) for each in failures],
                   "cut_short": recording.cut_short})  # fmt: skip
@@ -234,6 +245,8 @@ def crash_run(args: argparse.Namespace) -> int:
                 out.line(line)
             out.paragraph(failure.output.strip(), "    ")
         out.line(f"{count} images, {len(failures)} failures")
+    if not_kept is not None:
+        raise not_kept
     return Exit.FAILED if failures else Exit.OK
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import tcmu_core
 from tcmu_core import sdnotify, stdout
 from tcmu_core.bus import BusService
-from tcmu_core.cli.arguments import Parser, directory
+from tcmu_core.cli.arguments import Parser, directory, whole
 from tcmu_core.cli.output import Exit, sentence
 from tcmu_core.codec import Message
 from tcmu_core.config.check import problems, unknown
@@ -28,7 +28,7 @@ from tcmu_core.daemon.supervisor import Supervisor
 from tcmu_core.errors import ConfigError, TcmuError, text_of
 from tcmu_core.handlers.registry import Registry, news
 from tcmu_core.host.control import ControlSocket
-from tcmu_core.host.messages import LogLevel, SetLevel
+from tcmu_core.host.messages import Ask, LogLevel, SetLevel, Unserved
 from tcmu_core.log import Level, Log
 from tcmu_core.loop import Loop
 from tcmu_core.state import Places
@@ -60,7 +60,11 @@ def parser() -> argparse.ArgumentParser:
         "-l", "--tcmu-log-dir", metavar="DIR", help="directory of tcmu-runner.log (TCMU_LOGDIR, /var/log)"
     )
     made.add_argument(
-        "-f", "--nofile", type=_nofile, metavar="N", help=f"limit of open files, {MIN_FILES} to {MAX_FILES}"
+        "-f",
+        "--nofile",
+        type=whole(MIN_FILES, MAX_FILES, "a number of files"),
+        metavar="N",
+        help=f"limit of open files, {MIN_FILES} to {MAX_FILES}",
     )
     made.add_argument("--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_PATH}, if it is there")
     made.add_argument(
@@ -84,13 +88,6 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _nofile(text: str) -> int:
-    number = int(text)
-    if not MIN_FILES <= number <= MAX_FILES:
-        raise argparse.ArgumentTypeError(f"must be from {MIN_FILES} to {MAX_FILES}")
-    return number
-
-
 class Daemon:
     """The daemon from its settings to its end."""
 
@@ -106,6 +103,7 @@ class Daemon:
         self.supervisor: Supervisor | None = None
         self.bus: BusService | None = None
         self._stopping = False
+        self._lock: Lock | None = None
         self._shown = ""
         self._levels: tuple[Level, dict[str, Level]] | None = None  # of tcmu.conf, as they were taken last
 
@@ -114,7 +112,7 @@ class Daemon:
         self._apply(self.watcher.config)
         for warning in self.watcher.config.warnings:
             log.warning("%s", warning)
-        with stdout.taken(), held(self.places.lock):
+        with stdout.taken(), held(self.places.lock) as self._lock:
             return self._run()
 
     def _run(self) -> int:
@@ -189,7 +187,9 @@ class Daemon:
             sdnotify.ready(self._shown)
 
     def _show(self) -> None:
-        """Let `systemctl status` show what is served."""
+        """Let `systemctl status` show what is served; and see that no other daemon begins."""
+        if self._lock is not None:
+            self._lock.keep()
         if self.supervisor is not None and self._shown and self._shown != self.supervisor.summary:
             self._shown = self.supervisor.summary
             sdnotify.status(self._shown)
@@ -209,6 +209,7 @@ class Daemon:
         sdnotify.reloading()
         assert self.supervisor is not None
         assert self.registry is not None
+        self._apply(self.watcher.config)  # a log file that could not be opened may be possible by now
         self.supervisor.reopen_logs()
         registry = self.registry
         done = once(self._reload_with)
@@ -253,7 +254,10 @@ class Daemon:
             return None
 
     def answer(self, message: Message, _asker: object) -> Message | None:
-        """Answer `SetLevel`: its level, and that of all its processes."""
+        """Answer `Ask`: what of tcmu.conf nobody serves; and `SetLevel`: its level, and that of all its processes."""
+        if isinstance(message, Ask):
+            targets = self.supervisor.targets if self.supervisor is not None else None
+            return Unserved(tuple(targets.unserved) if targets is not None and not self._stopping else ())
         if not isinstance(message, SetLevel):
             return None
         if message.level is not None and self.supervisor is not None:
@@ -351,23 +355,64 @@ def check_config(options: argparse.Namespace) -> int:
     return Exit.BAD_CONFIG if found else Exit.OK
 
 
+class Lock:
+    """The lock at `path` that says who is the daemon.
+
+    Raises:
+        TcmuError: there is one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = self._taken()
+        self._told = False  # of the other daemon
+
+    def _taken(self) -> int:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException as error:
+            os.close(fd)
+            if isinstance(error, BlockingIOError):
+                raise TcmuError(f"tcmu-runner is already running: {self.path} is locked") from None
+            raise
+        return fd
+
+    def keep(self) -> None:
+        """Take it again where the file has been removed, or is another one: it would keep nobody out."""
+        try:
+            if os.path.samestat(self.path.stat(), os.fstat(self._fd)):
+                return
+        except OSError:
+            pass  # it has gone
+        try:
+            fd = self._taken()
+        except TcmuError:
+            if not self._told:
+                log.error("%s was removed, and another tcmu-runner holds it now: end one of them", self.path)
+            self._told = True
+        except OSError as error:
+            log.debug("%s: %s", self.path, error)
+        else:
+            self.close()
+            self._fd, self._told = fd, False
+            log.warning("%s was removed: it is there again", self.path)
+
+    def close(self) -> None:
+        """Let it go."""
+        os.close(self._fd)
+
+
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
+def held(path: Path) -> Iterator[Lock]:
     """Hold the lock that says who is the daemon.
 
     Raises:
         TcmuError: there is one.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TcmuError(f"tcmu-runner is already running: {path} is locked") from None
-        yield
-    finally:
-        os.close(lock)
+    with contextlib.closing(Lock(path)) as lock:
+        yield lock
 
 
 def _raise_file_limit(wanted: int | None) -> None:

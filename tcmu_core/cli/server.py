@@ -225,6 +225,9 @@ class Server:
             out.line(f"  at {address} too")
         out.line()
         out.line("In a second terminal:")
+        if self.args.acl:
+            out.line(f"  (as an initiator that --acl lets in, {', '.join(self.args.acl)}: `-i NAME` of iscsi-ls and")
+            out.line("  iscsi-inq, /etc/iscsi/initiatorname.iscsi of iscsiadm)")
         for line in reach.commands():
             out.line(f"  {line}")
         out.line()

@@ -10,7 +10,7 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from tcmu_core.cli.arguments import state_dir
+from tcmu_core.cli.arguments import state_dir, whole
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.codec import CodecError
 from tcmu_core.host import control
@@ -56,16 +56,13 @@ def logout_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("initiator", metavar="INITIATOR", help="its name, or a pattern that fits it")
     parser.add_argument("--target", metavar="IQN", default="", help="from that target alone")
     parser.add_argument(
-        "--within", metavar="SECONDS", type=_seconds, default=SECONDS, help="time for it to go (%(default)s)"
+        "--within",
+        metavar="SECONDS",
+        type=whole(1, 0xFFFF, "whole seconds"),  # a field of the message has two bytes (RFC 7143 11.9)
+        default=SECONDS,
+        help="time for it to go (%(default)s)",
     )
     state_dir(parser)
-
-
-def _seconds(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= 0xFFFF:  # a field of the message has two bytes (RFC 7143 11.9)
-        raise ValueError
-    return number
 
 
 def found(directory: Path, silent: list[int] | None = None) -> Iterator[tuple[Path, Status, SessionStatus]]:

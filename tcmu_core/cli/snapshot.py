@@ -12,9 +12,11 @@ from typing import Any
 from tcmu_core.cli import logtail, rates
 from tcmu_core.cli.status import as_json
 from tcmu_core.codec import plain
+from tcmu_core.host import control
 from tcmu_core.host.observer import Observer
 
 FRESH = 1.0  # seconds: however many pages are open, the hosts are not asked more often
+SILENT = 64  # processes that do not answer: more are not named
 STALE = 60.0  # seconds: what happened since an older look is no rate of now
 ROOM = 512 << 10  # bytes of JSON for each kind of thing: what has no room is left out, and counted
 NOT_ASKED = "The log is not shown: whoever reaches this page could read it. `tcmu metrics --log` shows it."
@@ -71,6 +73,7 @@ class Snapshots:
             "hosts": [as_json(seen.status, seen.counters) for seen in sight.hosts],
             "rows": [{"pid": pid, "lun": lun, **plain(row)} for (pid, lun, _, _), row in each],
             "bottleneck": rates.bottleneck(rows) if seconds is not None else "",
+            "silent": [control.silence(pid) for pid in sight.silent],
             "sessions": [{"pid": seen.status.pid, **plain(one)} for seen in sight.hosts for one in seen.sessions],
             "log": {
                 "tails": [plain(tail) for tail in tails],
@@ -89,6 +92,7 @@ def _bounded(told: dict[str, Any]) -> dict[str, Any]:
         **told,
         "hosts": [kept for host in told["hosts"] for kept in _host(rooms, host)],
         "rows": rooms.take("rows", told["rows"]),
+        "silent": told["silent"][:SILENT],
         "sessions": rooms.take("sessions", told["sessions"]),
     }
     return {**bounded, "left_out": dict(rooms.left_out)}

@@ -16,7 +16,7 @@ from tcmu_core.cli.output import Exit, Output, human
 from tcmu_core.codec import plain
 from tcmu_core.host import control
 from tcmu_core.host.control import ControlError
-from tcmu_core.host.messages import OPENING, DiskStatus, InitiatorCounters, Missing, Status
+from tcmu_core.host.messages import MISSING_PORTAL, OPENING, DiskStatus, InitiatorCounters, Missing, Status
 
 DESCRIPTION = """\
 Show the disks that are served on this host by processes of yours: those of
@@ -48,13 +48,14 @@ def run(args: argparse.Namespace) -> int:
     silent: list[int] = []
     found = list(control.hosts(args.state_dir, silent))
     places = {status.pid: path for path, status in found}
-    hosts = [_only(status, args.disk) for _, status in found]
+    hosts = [_only(status, args.disk) for status in _with_unserved(args.state_dir, [one for _, one in found], silent)]
     hosts = [status for status in hosts if args.disk is None or status.disks or status.missing]
     if args.disk is not None and not hosts:
-        raise ControlError(f"no process of yours serves a disk {args.disk!r} (looked in {args.state_dir})")
+        where = f"(looked in {args.state_dir}){control.unheard(silent)}"
+        raise ControlError(f"no process of yours serves a disk {args.disk!r} {where}")
     out = Output()
     if args.json:
-        out.json([as_json(status, _counted(status, places[status.pid])) for status in hosts])
+        out.json([as_json(status, _counted(status, places.get(status.pid))) for status in hosts])
     elif not hosts:
         out.line("No process of yours serves a disk.")
     else:
@@ -64,19 +65,19 @@ def run(args: argparse.Namespace) -> int:
                 for disk in status.disks:
                     _show_counters(out, control.counted(places[status.pid], disk.lun))
     for pid in silent:
-        Output(sys.stderr).line(
-            f"tcmu: process {pid} ({_comm(pid)}) does not answer: a handler holds it up, or it hangs"
-        )
+        Output(sys.stderr).line(f"tcmu: {control.silence(pid)}")
     wrong = silent or any(status.missing for status in hosts)
     nothing = args.check and not any(status.disks for status in hosts)
     return Exit.FAILED if wrong or nothing else Exit.OK
 
 
-def _comm(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return "it has ended"
+def _with_unserved(directory: Path, found: list[Status], silent: list[int]) -> list[Status]:
+    """Return what each host serves, and what none does that is to: where its process has ended, for example."""
+    known = {status.pid for status in found} | set(silent)
+    missing = control.unserved(directory, silent)
+    portals = {one.title for one in missing if any(part.lun == MISSING_PORTAL for part in one.missing)}
+    served = [status for status in found if status.title not in portals]
+    return served + [one for one in missing if one.title in portals or one.pid not in known]
 
 
 def _only(status: Status, name: str | None) -> Status:
@@ -90,19 +91,20 @@ def _only(status: Status, name: str | None) -> Status:
 
 def _show(out: Output, status: Status) -> None:
     where = f" at {', '.join(status.addresses)}" if status.addresses else ""
-    out.line(f"{out.style(status.title, 'bold')}{where}, process {status.pid}")
+    process = f", process {status.pid}" if status.pid else ""
+    out.line(f"{out.style(status.title, 'bold')}{where}{process}")
     for disk in status.disks:
         out.line(f"  LUN {disk.lun}  {_words(disk)}")
         for initiator in disk.initiators:
             out.line(f"         {out.style(initiator, 'dim')}")
     for one in status.missing:
-        out.line(f"  LUN {one.lun}  {_reason(out, one)}")
+        out.line(f"  {'' if one.lun == MISSING_PORTAL else f'LUN {one.lun}  '}{_reason(out, one)}")
     if status.passes_on:
         out.line(f"  passes logins on to {', '.join(status.passes_on)}")
 
 
-def _counted(status: Status, path: Path) -> dict[int, tuple[InitiatorCounters, ...]]:
-    return {disk.lun: control.counted(path, disk.lun) for disk in status.disks}
+def _counted(status: Status, path: Path | None) -> dict[int, tuple[InitiatorCounters, ...]]:
+    return {} if path is None else {disk.lun: control.counted(path, disk.lun) for disk in status.disks}
 
 
 def as_json(status: Status, counters: Mapping[int, tuple[InitiatorCounters, ...]]) -> dict[str, Any]:

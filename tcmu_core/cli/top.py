@@ -12,7 +12,7 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tcmu_core import stdout
@@ -21,6 +21,8 @@ from tcmu_core.cli.arguments import state_dir
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.cli.rates import Row, Stage, bottleneck, duration
 from tcmu_core.errors import TcmuError
+from tcmu_core.host import control
+from tcmu_core.host.messages import Status
 from tcmu_core.host.observer import Observer
 
 if TYPE_CHECKING:
@@ -72,9 +74,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0.1 <= value <= 3600:
-        raise argparse.ArgumentTypeError("from 0.1 to 3600 seconds")
+        raise argparse.ArgumentTypeError(f"{text!r}: from 0.1 to 3600 seconds")
     return value
 
 
@@ -82,9 +87,9 @@ def run(args: argparse.Namespace) -> int:
     """Run `tcmu top`."""
     if args.json:
         out = Output()
-        for found in _looks(args, time.sleep):
+        for found, silent in _looks(args, time.sleep):
             row_list = [dataclasses.asdict(row) for row in found]
-            out.json({"rows": row_list, "bottleneck": bottleneck(found)}, indent=None)
+            out.json({"rows": row_list, "bottleneck": bottleneck(found), "silent": silent}, indent=None)
         return Exit.OK
     try:
         console_module = importlib.import_module("rich.console")
@@ -93,8 +98,8 @@ def run(args: argparse.Namespace) -> int:
     stream = stdout.stream()
     console = console_module.Console(file=stream, width=None if stream.isatty() else WIDTH, highlight=False)
     if args.once or not stream.isatty():
-        for found in _looks(args, time.sleep):
-            console.print(picture(found, console.width))
+        for found, silent in _looks(args, time.sleep):
+            console.print(picture(found, console.width, silent=silent))
     else:
         _live(args, console)
     return Exit.OK
@@ -104,23 +109,34 @@ class _Quit(Exception):
     """The person has seen enough."""
 
 
-def _looks(args: argparse.Namespace, pause: Callable[[float], object]) -> Iterator[list[Row]]:
+def _looks(args: argparse.Namespace, pause: Callable[[float], object]) -> Iterator[tuple[list[Row], list[int]]]:
+    """Yield the rows of each look, and the pids of processes that do not answer."""
     with contextlib.closing(Observer(args.state_dir)) as observer:
-        before = rates.look(observer.look(), args.disk)
+        sight = observer.look()
+        if args.disk is not None and not any(_has(seen.status, args.disk) for seen in sight.hosts):
+            control.served(args.disk, args.state_dir)  # which says what there is instead
+        before = rates.look(sight, args.disk)
         while True:
             pause(args.interval)
-            after = rates.look(observer.look(), args.disk)
-            yield sorted(rates.rows(before, after), key=ORDERS[args.sort])
+            sight = observer.look()
+            after = rates.look(sight, args.disk)
+            yield sorted(rates.rows(before, after), key=ORDERS[args.sort]), list(sight.silent)
             if args.once:
                 return
             before = after
+
+
+def _has(status: Status, name: str) -> bool:
+    """Whether the disk of this name is there, or comes perhaps."""
+    missing = (one.title.partition("/")[2] for one in status.missing)
+    return name in {*missing, *(disk.name for disk in status.disks)}
 
 
 def _live(args: argparse.Namespace, console: Console) -> None:
     """Show it on a terminal until q or Ctrl-C."""
     from rich.live import Live
 
-    shown: list[Row] = []
+    shown: tuple[list[Row], list[int]] = ([], [])
     with _keys() as key, Live(console=console, screen=True, auto_refresh=False) as live:
 
         def pause(seconds: float) -> None:
@@ -134,7 +150,8 @@ def _live(args: argparse.Namespace, console: Console) -> None:
                     show()
 
         def show() -> None:
-            live.update(picture(shown, console.width, console.height), refresh=True)
+            rows, silent = shown
+            live.update(picture(rows, console.width, console.height, silent=silent), refresh=True)
 
         live.update("looking ...", refresh=True)
         with contextlib.suppress(_Quit, KeyboardInterrupt):
@@ -171,9 +188,10 @@ TITLES = ("IOPS", "MB/s", "depth", "errors/s", "queue p50/p99", "storage p50/p99
 ERRORS = TITLES.index("errors/s")
 
 
-def picture(found: list[Row], width: int, height: int | None = None) -> RenderableType:
+def picture(found: list[Row], width: int, height: int | None = None, *, silent: Sequence[int] = ()) -> RenderableType:
     """Return the rows as a table so many columns wide, and the line below it; with a `height` as many as have room.
 
+    Processes that are `silent` are named below that.
     A table of rich's own takes some 0.6 ms of processor time for each row.
     """
     from rich.cells import cell_len
@@ -182,7 +200,9 @@ def picture(found: list[Row], width: int, height: int | None = None) -> Renderab
 
     narrow = width < NARROW
     gap = " " if narrow else "  "
-    room = len(found) if height is None else max(height - 5, 1)  # titles, what is left out, an empty line, the last two
+    below = [f"bottleneck: {bottleneck(found)}", *map(control.silence, silent)]
+    taken = 4 + len(below)  # titles, what is left out, an empty line, the last ones
+    room = len(found) if height is None else max(height - taken, 1)
     numbers = [list(TITLES), *(_numbers(row) for row in found[:room])]
     if narrow:
         for cells in numbers:
@@ -199,7 +219,7 @@ def picture(found: list[Row], width: int, height: int | None = None) -> Renderab
         lines.append(f"{len(found) - room} more")
     table = Text("\n".join(lines), no_wrap=True, overflow="crop")
     table.stylize("bold", 0, len(lines[0]))
-    return Group(table, Text(f"\nbottleneck: {_shown(bottleneck(found))}"))
+    return Group(table, Text(), *(Text(_shown(line)) for line in below))
 
 
 def _numbers(row: Row) -> list[str]:

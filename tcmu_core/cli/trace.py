@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Any
 
-from tcmu_core.cli.arguments import state_dir
+from tcmu_core.cli.arguments import count, milliseconds, state_dir
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.errors import ConfigError
 from tcmu_core.host import control
@@ -58,8 +58,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="of initiators whose name fits alone, such as 'iqn.1993-08.org.debian:*'",
     )
     parser.add_argument("--errors", action="store_true", help="those alone that did not end with GOOD")
-    parser.add_argument("--slower", metavar="MS", type=float, default=0.0, help="those alone that took so long")
-    parser.add_argument("--count", metavar="N", type=int, default=0, help="end after N of them")
+    parser.add_argument("--slower", metavar="MS", type=milliseconds, default=0.0, help="those alone that took so long")
+    parser.add_argument("--count", metavar="N", type=count, default=0, help="end after N of them")
     state_dir(parser, "its process")
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each")
 

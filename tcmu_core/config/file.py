@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import errno
 import re
+import shlex
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -104,6 +105,8 @@ class _Reader:
         self._validate()
         self._raise()
         values = self.values
+        if not values["log_dir"]:  # which Path takes for where the daemon was started
+            self._problem(self._at(("log_dir",)), "log_dir: no directory: write one")
         handlers = {
             name: {key: self._default(name, key, value) for key, value in own.items()}
             for name, own in values["handlers"].items()
@@ -122,7 +125,20 @@ class _Reader:
             given=frozenset(key for key in values.scalars if key not in values.defaults),
         )
         self._raise()
+        self._same_names(config)
         return dataclasses.replace(config, warnings=tuple(self.warnings))
+
+    def _same_names(self, config: Config) -> None:
+        """Warn of disks that are called alike: commands find a disk by its name."""
+        first: dict[str, str] = {}
+        for target in config.targets:
+            for lun in target.luns:
+                other = first.setdefault(lun.name, f"LUN {lun.lun} of {target.name}")
+                if other != f"LUN {lun.lun} of {target.name}":
+                    self.warnings.append(
+                        f"{lun.place}: {lun.name!r} is {other}, too: `tcmu resize` and others that find a disk by its "
+                        "name find neither; give each a name of its own"
+                    )
 
     def _default(self, handler: str, key: str, value: Any) -> Any:
         """Return the value of a handler's option, which can tell where it is from."""
@@ -213,7 +229,8 @@ class _Reader:
         if values["mutual_user"] or values["mutual_password"]:
             outgoing = ChapUser(values["mutual_user"], values["mutual_password"].encode())
         if (outgoing or any(part["chap"] for part in (values, *targets.values()))) and self.mode & 0o077:
-            self.warnings.append(f"{self.name}: holds passwords and others may read it: chmod 600 {self.name}")
+            cure = f"chmod 600 {shlex.quote(self.name)}"
+            self.warnings.append(f"{self.name}: holds passwords and others may read it: {cure}")
         try:
             general = self._access(("portal",), values, outgoing)
             return PortalSettings(

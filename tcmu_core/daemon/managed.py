@@ -20,6 +20,7 @@ from tcmu_core.daemon.spawner import Process
 from tcmu_core.daemon.watchdog import Watchdog
 from tcmu_core.disk.device import Change
 from tcmu_core.host.messages import (
+    OPENING,
     Changed,
     Close,
     Drain,
@@ -141,6 +142,15 @@ class ManagedProcess:
     def serving(self) -> bool:
         """Whether it serves and is to go on."""
         return self.state is State.SERVING and not self._replaced
+
+    @property
+    def unserved(self) -> str:
+        """Return why it does not serve what it is to; nothing where it does, or is to end."""
+        if self.serving or self.state in (State.ENDING, State.GONE):
+            return ""
+        if self.state is State.QUARANTINED:
+            return f"given up: {self.reason}; it is tried again every {RETRY_SECONDS:g} s, and on SIGHUP"
+        return self._replaced or self.reason or OPENING
 
     @property
     def silent(self) -> bool:

@@ -12,8 +12,8 @@ from tcmu_core import channel
 from tcmu_core.config.configuration import Config, LunConfig, TargetConfig
 from tcmu_core.daemon.managed import ManagedProcess, Parent, State
 from tcmu_core.disk.spec import DiskSpec
-from tcmu_core.host.messages import Job, LogSettings, Retry
-from tcmu_core.iscsi.messages import Feed, Link, RedirectorWay, TargetWay
+from tcmu_core.host.messages import MISSING_PORTAL, Job, LogSettings, Missing, Retry, Status
+from tcmu_core.iscsi.messages import PORTAL_TITLE, Feed, Link, RedirectorWay, TargetWay
 
 log = logging.getLogger("tcmu.runner")
 
@@ -45,6 +45,23 @@ class Targets:
     def disks(self) -> int:
         """How many disks are served."""
         return sum(len(one.status.disks) for one in self.processes.values() if one.serving and one.status is not None)
+
+    @property
+    def unserved(self) -> list[Status]:
+        """Return what nobody serves by now, with the reason."""
+        found = []
+        for name, job in self._jobs.items():
+            process = self.processes.get(name)
+            reason = "what was served before has to end first" if process is None else process.unserved
+            if not reason:
+                continue
+            title = name or PORTAL_TITLE
+            missing = [Missing(lun, spec.title, reason) for lun, spec in job.disks.items()]
+            if isinstance(job.way, RedirectorWay):
+                missing = [Missing(MISSING_PORTAL, f"/{', '.join(job.way.settings.addresses)}", reason)]
+            pid = process.process.pid if process is not None and process.process is not None else 0
+            found.append(Status(pid, missing=tuple(missing), title=title))
+        return found
 
     def configure(self, config: Config) -> None:
         """Serve what `config` asks for from now on. Targets that are in it as before don't notice."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import shlex
 import stat
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from tcmu_core.config.check import problems as lun_problems
 from tcmu_core.config.check import unknown
-from tcmu_core.config.configuration import Config
+from tcmu_core.config.configuration import DEFAULT_PATH, Config
 from tcmu_core.config.file import load
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.doctor.finding import Finding, Severity, System
@@ -32,7 +33,8 @@ def configuration(system: System) -> Iterator[Finding]:
         config, found = Config(), str(error).splitlines()
     for text in found:
         place = text.split(": ")[0]
-        yield Finding("tcmu.conf", Severity.ERROR, text, f"edit {place}, then: tcmu-runner --check-config")
+        which = "" if system.config == DEFAULT_PATH else f" --config {shlex.quote(str(system.config))}"
+        yield Finding("tcmu.conf", Severity.ERROR, text, f"edit {place}, then: tcmu-runner --check-config{which}")
     for text in config.warnings:
         said, separator, command = text.rpartition(": chmod ")
         cure = f"chmod {command}" if separator else f"edit {system.config}"
@@ -142,16 +144,18 @@ def images(system: System) -> Iterator[Finding]:
             except FileNotFoundError:
                 if not path.parent.exists():
                     text = f"{path.parent} is not there, so the LUN can't be opened."
-                    yield Finding(f"image of {lun.name}", Severity.ERROR, text, f"mkdir -p {path.parent}")
+                    cure = f"mkdir -p {shlex.quote(str(path.parent))}"
+                    yield Finding(f"image of {lun.name}", Severity.ERROR, text, cure)
                 continue  # it is made when it is opened
             except (TcmuError, OSError):
                 continue  # told elsewhere
             count += 1
+            file = shlex.quote(str(path))
             if stat.S_ISREG(status.st_mode) and status.st_mode & 0o002:
-                text = f"{body}: everybody on this host may write into the disk."
-                yield Finding(f"image of {lun.name}", Severity.WARNING, text, f"chmod o-rw {body}")
+                text = f"{path}: everybody on this host may write into the disk."
+                yield Finding(f"image of {lun.name}", Severity.WARNING, text, f"chmod o-rw {file}")
             elif stat.S_ISREG(status.st_mode) and status.st_mode & 0o004:
-                text = f"{body}: everybody on this host may read the disk."
-                yield Finding(f"image of {lun.name}", Severity.NOTE, text, f"chmod o-r {body}")
+                text = f"{path}: everybody on this host may read the disk."
+                yield Finding(f"image of {lun.name}", Severity.NOTE, text, f"chmod o-r {file}")
     if count:
         yield Finding("images", Severity.OK, f"Looked at {count}.")

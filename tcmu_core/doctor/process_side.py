@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shlex
 import stat
 from collections.abc import Callable, Iterator
 
@@ -46,15 +47,15 @@ def directories(system: System) -> Iterator[Finding]:
         title = f"directory of its {what}"
         if not path.exists():
             continue  # it is made
-        mode = path.stat().st_mode
+        mode, quoted = path.stat().st_mode, shlex.quote(str(path))
         if not stat.S_ISDIR(mode):
-            yield Finding(title, Severity.ERROR, f"{path} is no directory.", f"mv {path} {path}.old")
+            yield Finding(title, Severity.ERROR, f"{path} is no directory.", f"mv {quoted} {quoted}.old")
         elif mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX and what != "log":
             text = f"Others may write into {path}: they could take reservations away, or speak for a disk."
-            yield Finding(title, Severity.WARNING, text, f"chmod go-w {path}")
+            yield Finding(title, Severity.WARNING, text, f"chmod go-w {quoted}")
         elif not os.access(path, os.W_OK | os.X_OK):
             severity = Severity.NOTE if system.euid else Severity.ERROR
-            yield Finding(title, severity, f"{path} can't be written to by this user.", f"ls -ld {path}; mount")
+            yield Finding(title, severity, f"{path} can't be written to by this user.", f"ls -ld {quoted}; mount")
         else:
             found += 1
     yield Finding("directories", Severity.OK, f"Looked at those of tcmu-runner: {found} can be used.")

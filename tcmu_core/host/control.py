@@ -25,8 +25,10 @@ from tcmu_core.host.messages import (
     Counters,
     DiskStatus,
     InitiatorCounters,
+    Missing,
     Reconfigure,
     Status,
+    Unserved,
 )
 from tcmu_core.loop import Loop
 from tcmu_core.state import Places, default_directory
@@ -138,13 +140,26 @@ def hosts(directory: Path, silent: list[int] | None = None) -> Iterator[tuple[Pa
         except (OSError, CodecError) as error:
             log.info("%s: %s", path, error)
             if silent is not None and isinstance(error, TimeoutError):
-                silent += _pid(path)
+                silent += pid_of(path)
         else:
             if isinstance(status, Status):
                 yield path, status
 
 
-def _pid(path: Path) -> list[int]:
+def unserved(directory: Path, silent: list[int] | None = None) -> tuple[Status, ...]:
+    """Return what a tcmu-runner of this user is to serve, and nobody serves; `silent` as in `hosts`."""
+    path = Places.of(None if directory == default_directory() else directory).runner
+    try:
+        answer = ask(path, Ask(), FIND_SECONDS)
+    except (OSError, CodecError) as error:
+        log.info("%s: %s", path, error)
+        if silent is not None and isinstance(error, TimeoutError):
+            silent += pid_of(path)
+        return ()
+    return answer.hosts if isinstance(answer, Unserved) else ()
+
+
+def pid_of(path: Path) -> list[int]:
     """Return whose socket it is, as well as that can be told; nothing where that has gone."""
     try:
         sock, pid = channel.connect(path)
@@ -180,15 +195,29 @@ def unheard(silent: list[int]) -> str:
     return "".join(f"; process {pid} does not answer" for pid in silent)
 
 
-def disks(directory: Path, silent: list[int] | None = None, *, kernel: bool = True) -> list[tuple[Path, DiskStatus]]:
+def silence(pid: int) -> str:
+    """Say of a process that it does not answer."""
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        name = "it has ended"
+    return f"process {pid} ({name}) does not answer: a handler holds it up, or it hangs"
+
+
+def disks(
+    directory: Path, silent: list[int] | None = None, *, kernel: bool = True, missing: list[Missing] | None = None
+) -> list[tuple[Path, DiskStatus]]:
     """Return the disks that are served, each with the place of its host; `silent` is as in `hosts`.
 
-    Without `kernel` those of kernel devices are left out: what they are is changed by way of the kernel.
+    Without `kernel` those of kernel devices are left out: what they are is changed by way of the kernel. `missing`
+    gets those that should be there.
     """
     found = []
     for path, status in hosts(directory, silent):
         if kernel or not any(address.startswith("/dev/") for address in status.addresses):
             found += [(path, disk) for disk in status.disks]
+            if missing is not None:
+                missing += status.missing
     return found
 
 
@@ -196,8 +225,17 @@ def the_one(name: str, found: list[tuple[Path, DiskStatus]]) -> tuple[Path, Disk
     """Return the disk of this name, None where there is none; raises `ControlError` where there are several."""
     same = [(path, disk) for path, disk in found if disk.name == name]
     if len(same) > 1:
-        raise ControlError(f"{len(same)} processes serve a disk called {name!r}: give each a name of its own")
+        processes = len({path for path, _ in same})
+        who = f"{processes} processes serve a disk" if processes > 1 else f"{len(same)} disks of one process are"
+        raise ControlError(f"{who} called {name!r}: give each a name of its own")
     return same[0] if same else None
+
+
+def refuse_missing(name: str, missing: list[Missing]) -> None:
+    """Raise `NoSuchDisk` with the reason where the disk of this name should be there."""
+    for one in missing:
+        if one.title.partition("/")[2] == name:
+            raise NoSuchDisk(f"the disk {name!r} is not served: {one.reason}")
 
 
 def served(name: str, directory: Path) -> tuple[Path, DiskStatus]:
@@ -207,9 +245,11 @@ def served(name: str, directory: Path) -> tuple[Path, DiskStatus]:
         NoSuchDisk: there is none; ControlError: there are several.
     """
     silent: list[int] = []
-    found = disks(directory, silent)
+    missing: list[Missing] = []
+    found = disks(directory, silent, missing=missing)
     one = the_one(name, found)
     if one is None:
+        refuse_missing(name, missing)
         names = sorted({disk.name for _, disk in found})
         close = difflib.get_close_matches(name, names, 1)
         meant = f"did you mean {close[0]!r}? " if close else ""

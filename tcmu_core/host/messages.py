@@ -260,6 +260,9 @@ class Counters(Message):
 OPENING = "it is being opened"  # the reason of one that is on its way
 
 
+MISSING_PORTAL = -1
+
+
 @dataclass(frozen=True, slots=True)
 class Missing(Message):
     """A disk that could not be opened, and why; or is being opened, and how far that is if its handler says so."""
@@ -285,6 +288,16 @@ class Status(Message):
     in_flight: int = 0
     title: str = ""
     passes_on: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unserved(Message):
+    """The daemon's answer to `Ask`: what nobody serves that is to be served; `pid` is of who is about to, or 0.
+
+    What has no logical units, the portal, is missing itself: `MISSING_PORTAL` stands for its number.
+    """
+
+    hosts: tuple[Status, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tcmu_core import channel
 from tcmu_core.codec import CodecError
-from tcmu_core.host.control import FIND_SECONDS, places
+from tcmu_core.host.control import FIND_SECONDS, pid_of, places
 from tcmu_core.host.messages import DiskCounters, InitiatorCounters, Look, Looked, SessionStatus, Status
 
 log = logging.getLogger("tcmu.control")
@@ -29,10 +29,14 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What was seen of all hosts `at` a time, in seconds of a clock that only goes forward."""
+    """What was seen of all hosts `at` a time, in seconds of a clock that only goes forward.
+
+    `silent` are the pids of those that do not answer.
+    """
 
     at: float
     hosts: tuple[Seen, ...]
+    silent: tuple[int, ...] = ()
 
 
 class _Known:
@@ -71,8 +75,10 @@ class Observer:
         self._directory = directory
         self._lock = threading.Lock()
         self._sockets: dict[Path, socket.socket] = {}
+        self._pids: dict[Path, int] = {}  # whom the connection leads to
         self._known: dict[Path, _Known] = {}  # by the connection's path
         self._last: Sight | None = None
+        self._silent: set[int] = set()  # of the look that is under way
 
     def look(self, age: float = 0.0) -> Sight:
         """Return what can be seen of the hosts that answer, or what was seen last if that is no older than `age`."""
@@ -88,20 +94,22 @@ class Observer:
             self._drop(path)
         kept = set(self._sockets)
         found = []
+        self._silent = set()
         for path in [path for path in paths if self._ask(path)]:  # all of them first, so that they work meanwhile
             seen = self._hear(path)
             if seen is None and path in kept and self._ask(path):  # another process may be there by now
                 seen = self._hear(path)
             if seen is not None:
                 found.append(seen)
-        return Sight(time.monotonic(), tuple(found))
+        answering = {seen.status.pid for seen in found}
+        return Sight(time.monotonic(), tuple(found), tuple(sorted(self._silent - answering)))
 
     def _ask(self, path: Path) -> bool:
         """Ask one host; returns whether it can be reached."""
         for _ in range(2):  # a connection that was kept may lead nowhere any more
             try:
                 if path not in self._sockets:
-                    self._sockets[path], _pid = channel.connect(path)
+                    self._sockets[path], self._pids[path] = channel.connect(path)
                     self._sockets[path].settimeout(FIND_SECONDS)
                     self._known[path] = _Known()
                 channel.send(self._sockets[path], Look(self._known[path].number))
@@ -111,6 +119,9 @@ class Observer:
             except OSError as error:
                 log.info("%s: %s", path, error)
                 self._drop(path)
+                if isinstance(error, TimeoutError):  # so many wait for it that no more may
+                    self._silent.update(pid_of(path))
+                    return False
             else:
                 return True
         return False
@@ -127,6 +138,8 @@ class Observer:
                     return _seen(got[0].status, self._known[path].take(got[0].number, told), tuple(sessions))
         except (OSError, CodecError) as error:
             log.info("%s: %s", path, error)
+            if isinstance(error, TimeoutError):
+                self._silent.add(self._pids[path])
         self._drop(path)
         return None
 

@@ -15,11 +15,11 @@ from tcmu_core.disk.disk import Disk
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.errors import HandlerError, TcmuError
 from tcmu_core.handlers.registry import Registry
-from tcmu_core.host.host import Host, errno_of, reason_of
+from tcmu_core.host.host import RETRY_SECONDS, Host, errno_of, reason_of
 from tcmu_core.host.messages import Adopt, Close, Drain, Failed, Job, LogSettings, Opened, Reassign, Retry
 from tcmu_core.host.standin import StandIn
 from tcmu_core.log import Level, Log
-from tcmu_core.loop import Loop, spin_time
+from tcmu_core.loop import Loop, Timer, spin_time
 
 log = logging.getLogger("tcmu.host")
 
@@ -43,6 +43,9 @@ class HostProcess:
         self._draining = False
         self._look_again = True  # for handlers, should one be missing; once for each time that somebody asks
         self._levels: tuple[int, dict[str, int]] | None = None  # as the supervisor told them last
+        self._wanted: Job | None = None  # whose way in can't be: an address is taken, say
+        self._why = ""
+        self._retry_timer: Timer | None = None
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit status."""
@@ -126,6 +129,8 @@ class HostProcess:
     def _message(self, channel: Channel, message: Message, fds: list[int]) -> None:
         if isinstance(message, Reassign | Retry):
             self._look_again = True
+        if isinstance(message, Retry):
+            self._retry_way()
         match message:
             case Adopt():
                 if self._supervisor is not None:
@@ -157,11 +162,37 @@ class HostProcess:
         self.job = dataclasses.replace(
             job, takes_over=before.takes_over, delay=before.delay, rendezvous=before.rendezvous
         )
+        self._wanted, self._why = None, ""
         try:
             self.host.reassign(job.disks, job.way)
         except OSError as error:
             self.job = dataclasses.replace(self.job, way=before.way)
-            log.error("%s: %s; it stays as it was", job.key, reason_of(error))
+            self._can_not_be(job, error)
+
+    def _can_not_be(self, job: Job, error: OSError) -> None:
+        """Say that the way in stays as it was, each reason once, and try again later."""
+        if self._why != reason_of(error):
+            log.error("%s: %s; it stays as it was, and is tried again every %g s", job.key, reason_of(error),
+                      RETRY_SECONDS)  # fmt: skip
+        self._wanted, self._why = job, reason_of(error)
+        if self._retry_timer is not None:
+            self._retry_timer.cancel()
+        self._retry_timer = self.loop.call_later(RETRY_SECONDS, self._retry_way)
+
+    def _retry_way(self) -> None:
+        """Try again to have the way in as it is asked for."""
+        job = self._wanted
+        if job is None or self._draining:
+            return
+        try:
+            self.host.transport.reassign(job.way)
+        except OSError as error:
+            self._can_not_be(job, error)
+            return
+        self._wanted, self._why = None, ""
+        self.job = dataclasses.replace(self.job, way=job.way)
+        log.info("%s is as it is asked for by now", job.key)
+        self._tell()
 
     def _set_log(self, told: LogSettings) -> None:
         try:

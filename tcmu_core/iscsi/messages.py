@@ -12,6 +12,8 @@ from tcmu_core.host.messages import WayIn
 from tcmu_core.iscsi.settings import PortalSettings
 from tcmu_core.scsi.alua import Arrangement
 
+PORTAL_TITLE = "the portal of tcmu.conf"
+
 
 @dataclass(frozen=True, slots=True)
 class TargetWay(WayIn):

@@ -167,6 +167,7 @@ def parse_address(text: str) -> tuple[str, int]:
     try:
         ipaddress.ip_address(host)
         number = int(port) if port else PORT
+        bad = bad or (bool(port) and not (port.isascii() and port.isdigit()))  # int() takes 1_000, too
     except ValueError:
         bad = True
         number = 0

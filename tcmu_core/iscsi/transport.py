@@ -16,7 +16,7 @@ from tcmu_core.disk.device import StateStore
 from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.host.messages import Logout, SessionStatus, WayIn
 from tcmu_core.host.transport import Served
-from tcmu_core.iscsi.messages import Feed, Link, RedirectorWay, TargetWay, Visitor
+from tcmu_core.iscsi.messages import PORTAL_TITLE, Feed, Link, RedirectorWay, TargetWay, Visitor
 from tcmu_core.iscsi.portal import Portal
 from tcmu_core.iscsi.redirector import Redirector
 from tcmu_core.iscsi.roster import dismiss, roster
@@ -181,7 +181,7 @@ class RedirectorTransport:
     """Listens, and passes each login on. It serves no disk and runs no handler's code."""
 
     needs_all = True
-    title = "the portal of tcmu.conf"
+    title = PORTAL_TITLE
 
     def __init__(self, way: RedirectorWay, served: Served) -> None:
         self.portal = Redirector(served.loop, way.settings, way.targets, self._pass_on)

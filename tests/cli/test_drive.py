@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tcmu_core.host import control
+from tcmu_core.host.control import ControlError
 from tcmu_core.kernel import configfs
 from tests.cli.conftest import Call, Serving, run
 
@@ -118,6 +120,16 @@ def test_two_drives_of_one_name_are_not_guessed_at(
     for _ in range(2):
         serve("fbo", f"ro/{discs[0]}", "--name", "cd")
     assert "2 processes serve a disk called 'cd'" in call("eject", "cd", *state).err
+
+
+def test_two_disks_of_one_process_and_a_disk_that_is_no_drive_are_said_to_be_that(
+    serve: Serve, call: Call, state: list[str]
+) -> None:
+    serve("ram", "--size", "1M", "--name", "one", "--lun", "ram --size 1M --name two")
+    assert "'one' is no drive: its handler has no medium" in call("eject", "one", *state).err
+    found = control.disks(Path(state[1]))
+    with pytest.raises(ControlError, match="2 disks of one process are called 'one'"):
+        control.the_one("one", [found[0], found[0]])
 
 
 def test_a_stopped_process_leaves_no_socket_and_a_killed_one_leaves_one_that_does_no_harm(

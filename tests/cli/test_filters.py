@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,7 @@ def test_a_cfgstring_with_a_filter_is_checked_with_it(call: Call) -> None:
 def test_a_filter_is_put_on_told_something_and_taken_off(serve: Serve, call: Call, state: list[str]) -> None:
     serve("ram", "--size", "8M", "--name", "d")
     assert call("filter", "d", "push", "rate;iops=100", *state).out == "rate\n"
+    assert "d, 8 MiB, ram/, rate\n" in call("status", *state).out
     assert "iops: 500.0" in call("filter", "d", "tell", "rate", "iops=500", *state).out
     assert call("filter", "d", "pop", "rate", *state).out == ""
     assert "has no filter 'rate'" in call("filter", "d", "pop", "rate", *state).err
@@ -107,6 +109,29 @@ def test_a_wrong_rule_is_named(serve: Serve, call: Call, state: list[str]) -> No
     assert (said.status, "'explode' is no action" in said.err) == (4, True)
     assert call("fault", "d", "add", *state).status == 4
     assert call("fault", "d", "list", "x", *state).status == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT])
+def test_a_recording_ends_with_its_terminal(
+    serve: Serve, call: Call, command: Start, state: list[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    serve("ram", "--size", "8M", "--name", "d")
+    recorder = command("record", "d", tmp_path / "rec", *state)
+    assert recorder.stdout is not None
+    recorder.stdout.readline()
+    recorder.send_signal(number)
+    assert recorder.wait(30) == 0
+    assert call("filter", "d", "list", *state).out == ""
+
+
+def test_a_recording_that_nobody_can_be_told_of_is_none(
+    serve: Serve, call: Call, state: list[str], tmp_path: Path
+) -> None:
+    serve("ram", "--size", "8M", "--name", "d")
+    words = [sys.executable, "-m", "tcmu_core.cli.tcmu", "record", "d", tmp_path / "rec", *state]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(words, stdout=full, stderr=subprocess.DEVNULL, check=False, timeout=60).returncode == 1
+    assert call("filter", "d", "list", *state).out == ""
 
 
 def test_what_is_recorded_is_replayed(

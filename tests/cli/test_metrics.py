@@ -66,7 +66,7 @@ def test_what_is_scraped_is_what_was_sent(serve: Serve, command: Start, tmp_path
     def value(name: str, **labels: str) -> float | None:
         return found.get((name, *sorted(labels.items())))
 
-    assert value("tcmu_processes") == 1
+    assert (value("tcmu_processes"), value("tcmu_processes_silent")) == (1, 0)
     assert value("tcmu_disk_up", **where) == 1
     assert value("tcmu_disk_size_bytes", **where) == 1 << 20
     assert value("tcmu_commands_total", **own, operation="read_10") == 9

@@ -117,9 +117,11 @@ def test_one_that_does_not_answer_keeps_nobody_from_being_seen(
     suspend(first.process.pid)
     for _ in range(12):
         assert names(observer) == ["second"]
+        assert observer.look(3600.0).silent == (first.process.pid,)
     os.kill(first.process.pid, signal.SIGCONT)
     monkeypatch.undo()
     assert sorted(names(observer)) == ["first", "second"]
+    assert not observer.look(3600.0).silent
 
 
 def test_what_was_seen_a_moment_ago_is_enough_for_who_says_so(serve: Serve, observer: Observer) -> None:

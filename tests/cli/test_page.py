@@ -67,6 +67,7 @@ def test_it_is_told_what_status_and_sessions_say_and_what_happens_in_between(
     assert sum(row["storage"]["counts"]) == row["storage"]["samples"] > 0
     assert then["bottleneck"].startswith("one: ")
     assert then["left_out"] == {}
+    assert then["silent"] == []
 
 
 def test_the_hosts_are_not_asked_more_often_for_many_pages(serve: Serve, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ import pytest
 
 import tcmu_core
 from tcmu_core.cli import runner
+from tcmu_core.cli.runner import Lock
+from tcmu_core.errors import TcmuError
 from tcmu_core.testing.client import Client
 from tests.waiting import wait_for
 
@@ -44,7 +46,9 @@ def test_wrong_usage_is_a_usage_error(arguments: list[str], capsys: pytest.Captu
     with pytest.raises(SystemExit) as caught:
         runner.parser().parse_args(arguments)
     assert caught.value.code == 2
-    assert "usage: tcmu-runner" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "usage: tcmu-runner" in said
+    assert "invalid" not in said  # which says nothing of what is right
 
 
 def test_a_bad_configuration_is_named_with_its_line(tmp_path: Any) -> None:
@@ -173,6 +177,58 @@ def test_an_ordinary_user_serves_targets_without_the_kernels_side(running: Runni
     assert "already running" in second.stderr
     assert running.end() == 0
     assert not list((running.directory / "run/tcmu/hosts").iterdir())
+
+
+def test_who_removes_its_directory_neither_hides_it_nor_lets_another_in(running: Running) -> None:
+    """As logind does with /run/user/UID when a user's last session ends."""
+    running.code = f"import tcmu_core.channel; tcmu_core.channel.LOOK_SECONDS = 0.2; {AS_USER}"
+    running.start()
+    running.wait(lambda: f"{IQN} is served, LUN 0" in running.said())
+    running.wait(lambda: "the portal listens at" in running.said())
+    before = {path.name for path in (running.directory / "run/tcmu/hosts").iterdir()}
+    shutil.rmtree(running.directory / "run")
+    running.wait(lambda: running.said().count("was removed: it is there again") == 2 + len(before))
+    assert {path.name for path in (running.directory / "run/tcmu").iterdir()} == {"tcmu.lock", "tcmu.sock", "hosts"}
+    assert {path.name for path in (running.directory / "run/tcmu/hosts").iterdir()} == before
+    with pytest.raises(TcmuError, match="already running"):
+        Lock(running.directory / "run/tcmu/tcmu.lock")
+    assert running.end(signal.SIGKILL) == -signal.SIGKILL
+    running.start()
+    running.wait(lambda: f"{IQN} is served on by process" in running.said())
+
+
+def test_a_lock_that_another_has_taken_meanwhile_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "tcmu.lock"
+    lock = Lock(path)
+    path.unlink()
+    code = (
+        f"from tcmu_core.cli.runner import Lock; from pathlib import Path; Lock(Path({str(path)!r})); print(); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        for _ in range(3):
+            lock.keep()
+        other.communicate(b"\n")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path} was removed, and another tcmu-runner holds it now: end one of them"
+    ]
+    lock.keep()
+    lock.close()
+    assert f"{path} was removed: it is there again" in caplog.text
+
+
+def test_a_log_file_that_could_not_be_opened_is_opened_at_a_hangup(running: Running) -> None:
+    logs = running.directory / "full"
+    logs.touch()
+    running.config.write_text(f"log_dir = {logs}\n{running.config.read_text()}")
+    running.start()
+    assert "no log file: " in running.said()
+    logs.unlink()
+    running.hang_up()
+    running.wait((logs / "tcmu-runner.log").exists)
+    running.end()
+    assert "tcmu-runner has stopped" in (logs / "tcmu-runner.log").read_text()
 
 
 def test_a_disk_of_a_target_is_changed_by_its_name(running: Running) -> None:

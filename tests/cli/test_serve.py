@@ -90,6 +90,26 @@ def test_the_printed_commands_work_with_a_login_too(serve: Serve, tmp_path: Path
         assert "virtual size: 8 MiB" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["\n   \nalice:open sesame 12\n", "alice:open sesame 12\r\nbob:another password\r\n", "\ufeffalice:open sesame"],
+)
+def test_the_printed_commands_find_the_password_wherever_it_stands(serve: Serve, tmp_path: Path, text: str) -> None:
+    secrets = tmp_path / "secrets"
+    secrets.write_bytes(text.encode())
+    secrets.chmod(0o600)
+    disk = serve("ram", "--size", "8M", "--chap-file", secrets)
+    done = run("bash", "-e", "-c", "\n".join(disk.said["commands"]))
+    assert done.returncode == 0, done
+
+
+def test_who_is_let_in_alone_is_told_beside_the_commands(command: Start) -> None:
+    process = command("serve", "ram", "--size", "1M", "--portal", "127.0.0.1:0", "--acl", "iqn.2026-01.org:x*")
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(8)]
+    assert any("that --acl lets in, iqn.2026-01.org:x*: `-i NAME`" in line for line in lines)
+
+
 def test_a_person_reads_what_json_says(command: Start) -> None:
     process = command("serve", "ram", "--size", "8M", "--portal", "127.0.0.1:0", "--name", "my disk")
     assert process.stdout is not None

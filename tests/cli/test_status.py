@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -97,6 +98,10 @@ def test_a_disk_whose_handler_takes_long_is_being_opened(
     assert (host["disks"], host["pid"]) == ([], serving.pid)
     assert [(one["title"], one["reason"]) for one in host["missing"]] == [("slow/one", "it is being opened")]
     assert call("sessions", *state).status == 0
+    for words in (("resize", "one", "2M"), ("eject", "one"), ("trace", "one"), ("set", "one"), ("sessions", "one")):
+        refused = call(*words, *state)
+        assert (refused.status, refused.out) == (1, "")
+        assert refused.err == "tcmu: the disk 'one' is not served: it is being opened\n"
     (place,) = control.places(Path(state[1]))
     with ThreadPoolExecutor() as pool:
         asking = pool.submit(control.ask, place, Ping())  # that is for the loop to answer
@@ -127,6 +132,28 @@ def test_others_of_a_target_are_shown_while_one_is_being_opened(call: Call, tmp_
         running.end()
 
 
+def test_a_portal_that_can_not_listen_is_missing(call: Call, tmp_path: Path) -> None:
+    running = Running(tmp_path, "--state-dir", str(tmp_path / "own"))
+    directory = ("--state-dir", tmp_path / "own")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        running.config.write_text(running.config.read_text().replace("127.0.0.1:0", address))
+        running.start()
+        try:
+            why = f"  {address} is missing: portal {address}: Address already in use\n"
+            said = wait_for(
+                lambda: "disk-0, 1 MiB" in (now := call("status", *directory)).out and why in now.out and now
+            )
+            assert said.status == 1
+            hosts = json.loads(call("status", "--json", *directory).out)
+            assert [part["lun"] for one in hosts if not one["disks"] for part in one["missing"]] == [-1]
+            taken.close()
+            running.hang_up()
+            wait_for(lambda: call("status", *directory).status == 0)
+        finally:
+            running.end()
+
+
 def test_a_process_that_does_not_answer_is_named(
     serve: Serve, call: Call, state: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +168,7 @@ def test_a_process_that_does_not_answer_is_named(
         assert "does not answer" in said.err
     nobody = f"process {hung.process.pid} does not answer"
     assert call("set", "hung", *state).err == f"tcmu: there is no disk 'hung': served here: fine; {nobody}\n"
+    assert nobody in call("status", "hung", *state).err
     assert nobody in call("fault", "hung", "list", *state).err
     assert nobody in call("eject", "hung", *state).err
     assert nobody in call("logout", "iqn.nobody", *state).err

@@ -86,6 +86,19 @@ def test_version_is_the_distributions(call: Call) -> None:
         (("create", "a", "1M", "ram", "--data-area", "0"), "'0': write a whole number, 1 or more"),
         (("crash", "f", "--check", "true", "--timeout", "nan"), "'nan': write seconds, more than 0"),
         (("crash", "f", "--check", "true", "--limit", "-1"), "--limit"),
+        (("crash", "f", "--check", "true", "--from", "1_0"), "--from: '1_0': write a whole number, 0 or more"),
+        (("trace", "disk", "--slower", "-1"), "--slower: '-1': write milliseconds, 0 or more"),
+        (("trace", "disk", "--slower", "nan"), "'nan': write milliseconds"),
+        (("trace", "disk", "--slower", "soon"), "'soon': write milliseconds"),
+        (("trace", "disk", "--count", "-1"), "--count: '-1': write a whole number, 1 or more"),
+        (("logout", "*", "--within", "0"), "--within: '0': write whole seconds, from 1 to 65535"),
+        (("logout", "*", "--within", "1.5"), "--within: '1.5': write whole seconds"),
+        (("top", "--interval", "often"), "--interval: 'often': from 0.1 to 3600 seconds"),
+        (("serve", "ram", "--portal", "127.0.0.1:3_260"), "portal address '127.0.0.1:3_260': write it like"),
+        (("metrics", "--listen", "a..b:9287"), "'a..b:9287' is no HOST:PORT"),
+        (("metrics", "--listen", "\udcff:9287"), "is no HOST:PORT"),
+        (("metrics", "--listen", "127.0.0.1:\u0663"), "is no HOST:PORT"),
+        (("metrics", "--listen", "[::1:9287"), "is no HOST:PORT"),
         (("record", "disk", "f", "--seconds", "1e300"), "'1e300': write seconds, more than 0"),
     ],
 )
@@ -93,6 +106,13 @@ def test_wrong_usage_is_status_2_and_says_why(call: Call, argv: tuple[str, ...],
     said = call(*argv)
     assert said.status == 2
     assert message in said.err
+
+
+def test_an_output_that_is_full_is_what_is_said_to_be_full() -> None:
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "tcmu_core.cli.tcmu", "handlers"]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "tcmu: the output: No space left on device\n")
 
 
 def test_an_option_may_say_the_same_twice(call: Call, tmp_path: Path) -> None:

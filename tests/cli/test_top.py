@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from tcmu_core.cli.top import picture
 from tcmu_core.host.messages import InitiatorCounters, OperationCounters, TimesTaken
 from tcmu_core.testing.client import Client
 from tests.cli.conftest import Call, Serving, Start
+from tests.waiting import suspend
 
 Serve = Callable[..., Serving]
 NAME = "iqn.2026-01.test:one"
@@ -64,6 +66,25 @@ def test_one_look_names_disk_initiator_and_the_slow_storage(serve: Serve, call: 
     assert 0 < row["iops"] <= 200
     assert row["bytes"] == pytest.approx(4096 * row["iops"])
     assert row["storage"]["p50"] >= 0.004
+
+
+def test_one_that_does_not_answer_is_named(serve: Serve, call: Call, state: list[str]) -> None:
+    serve("ram", "--size", "1M", "--name", "one")
+    hung = serve("ram", "--size", "1M", "--name", "two")
+    suspend(hung.process.pid)
+    said = call("top", "--once", "--interval", "0.1", *state)
+    told = call("top", "--once", "--interval", "0.1", "--json", *state)
+    os.kill(hung.process.pid, signal.SIGCONT)
+    assert f"process {hung.process.pid} (python" in said.out
+    assert "does not answer: a handler holds it up, or it hangs" in said.out
+    assert json.loads(told.out)["silent"] == [hung.process.pid]
+
+
+def test_a_disk_that_is_not_there_is_an_error(serve: Serve, call: Call, state: list[str]) -> None:
+    serve("ram", "--size", "1M", "--name", "one")
+    said = call("top", "oen", "--once", "--interval", "0.1", *state)
+    assert (said.status, said.out) == (1, "")
+    assert "there is no disk 'oen': did you mean 'one'?" in said.err
 
 
 def test_on_a_terminal_it_is_there_until_q(serve: Serve, command: Start, state: list[str]) -> None:

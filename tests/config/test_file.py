@@ -42,6 +42,7 @@ state = non-optimized
 GROUP = TARGET + "[[[lun 0]]]\nhandler = file\n[[[groups]]]\n[[[[1]]]]\n"
 
 BAD = [
+    ("log_level = 3\nlog_dir = \n", "t.conf:2: log_dir: no directory: write one"),
     (GROUP, "t.conf:6: [1] needs 'portals'"),
     (GROUP + "portals = 127.0.0.1\nstate = lazy", "t.conf:8: state: 'lazy' is no access state: optimized, "),
     (GROUP + "portals = 127.0.0.1\nstat = standby", "unknown key 'stat' in [1]: did you mean 'state'?"),
@@ -296,6 +297,13 @@ def test_a_password_that_can_be_guessed_is_warned_of_with_its_line() -> None:
     text = "[portal]\n[[chap]]\nalice = elevenchars\nbob = twelve chars\n"
     (warning,) = parse(text, "t.conf").warnings
     assert warning == "t.conf:3: the password of alice is shorter than 12 characters: it can be guessed"
+
+
+def test_disks_that_are_called_alike_are_warned_of() -> None:
+    lun = "[[[lun {}]]]\nhandler = ram\nsize = 1M\nname = one\n"
+    text = f"[targets]\n[[iqn.2026-01.org:a]]\n{lun.format(0)}[[iqn.2026-01.org:b]]\n{lun.format(2)}"
+    (warning,) = parse(text, "t.conf").warnings
+    assert warning.startswith("t.conf:9: 'one' is LUN 0 of iqn.2026-01.org:a, too: ")
 
 
 def test_passwords_don_t_show_in_a_repr() -> None:

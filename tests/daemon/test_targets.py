@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tcmu_core.config.configuration import LunConfig
+from tcmu_core.daemon.managed import State
 from tcmu_core.daemon.targets import REDIRECTOR, Targets, memory_limits
 from tcmu_core.disk.device import Change
 from tcmu_core.host import control
@@ -117,6 +118,21 @@ def test_an_address_that_can_not_be_had_is_named_and_tried_again(
         assert not targets.addresses
     parent.until(lambda: targets.addresses and all(one.serving for one in targets.processes.values()))
     assert "Lun:0" in listing(targets)
+
+
+def test_an_address_more_that_can_not_be_had_is_tried_again(
+    parent: Parent, targets: Targets, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    serve(parent, targets, config(RAM))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        caplog.clear()
+        targets.configure(config(RAM, addresses=("127.0.0.1:0", address)))
+        parent.until(lambda: "the portal listens at" in caplog.text)
+        assert len(targets.addresses) == 1
+    targets.processes[REDIRECTOR].retry()  # as SIGHUP does
+    parent.until(lambda: address in targets.addresses)
 
 
 # -- what dies --------------------------------------------------------------------------------------------------------
@@ -424,6 +440,20 @@ def test_a_target_that_waits_for_its_next_start_can_be_removed(parent: Parent, t
     parent.until(lambda: not targets.processes[IQN].serving)
     serve(parent, targets, config(others=(RAM,)))
     assert IQN not in listing(targets)
+
+
+def test_what_nobody_serves_is_known_with_the_reason(parent: Parent, targets: Targets) -> None:
+    serve(parent, targets, config(RAM, others=(RAM,)))
+    assert targets.unserved == []
+    os.kill(pid(targets, IQN), signal.SIGKILL)
+    parent.until(lambda: not targets.processes[IQN].serving)
+    (host,) = targets.unserved
+    assert (host.title, [(one.lun, one.reason) for one in host.missing]) == (IQN, [(0, "killed by SIGKILL")])
+    targets.processes[IQN].state = State.QUARANTINED
+    (host,) = targets.unserved
+    assert host.missing[0].reason.startswith("given up: killed by SIGKILL; it is tried again every 60 s")
+    targets.processes[IQN].state = State.STARTING
+    parent.until(lambda: targets.unserved == [])
 
 
 def test_stopping_asks_initiators_to_log_out_and_ends_every_process(parent: Parent, targets: Targets) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import socket
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +240,29 @@ def test_an_image_that_can_not_be_there(host: Any, tmp_path: Path) -> None:
     assert not [*conf_side.images(host(conf=TARGET.format(path=tmp_path / "new.img")))]
     (found,) = conf_side.images(host(conf=TARGET.format(path=tmp_path / "nowhere" / "disk.img")))
     assert (found.severity, found.cure) == (ERROR, f"mkdir -p {tmp_path / 'nowhere'}")
+
+
+def test_a_cure_is_a_command_whatever_a_file_is_called(host: Any, tmp_path: Path) -> None:
+    held = tmp_path / "it's held"
+    held.mkdir()
+    image = held / "a disc.iso"
+    image.write_bytes(bytes(1 << 20))
+    image.chmod(0o666)
+    conf = TARGET.format(path=f"ro/{image}").replace("handler = file", "handler = fbo")
+    (found, _) = conf_side.images(host(conf=conf))
+    assert shlex.split(found.cure) == ["chmod", "o-rw", str(image)]
+    (found,) = conf_side.images(host(conf=TARGET.format(path=held / "no where" / "disk.img")))
+    assert shlex.split(found.cure) == ["mkdir", "-p", str(held / "no where")]
+    system = host(conf="[portal]\n[[chap]]\nalice = long enough to be one\n")
+    os.rename(system.config, held / "tcmu.conf")
+    (held / "tcmu.conf").chmod(0o644)
+    (found,) = conf_side.configuration(replace(system, config=held / "tcmu.conf"))
+    assert shlex.split(found.cure) == ["chmod", "600", str(held / "tcmu.conf")]
+    (held / "tcmu.conf").write_text("nonsense = 1\n")
+    (found,) = conf_side.configuration(replace(system, config=held / "tcmu.conf"))
+    assert shlex.split(found.cure.partition("then: ")[2]) == [
+        "tcmu-runner", "--check-config", "--config", str(held / "tcmu.conf")
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -308,6 +308,14 @@ def test_cuts_are_tried_from_the_flush_that_is_named(tmp_path: Path, crash: Call
     flushes = [epoch.number for epoch in epochs(Recording(path)) if epoch.durable and epoch.durable[0].number >= 8]
     assert crash(path, "--limit", 6, "--all")[0] == 1
     assert crash(path, "--limit", 6, "--from", flushes[0] + 1)[0] == 0
+    assert crash(path, "--from", 1000) == (4, "")  # nothing was checked, which is not that all is well
+
+
+def test_an_image_that_can_not_be_kept_hides_no_failure(tmp_path: Path, crash: Callable[..., tuple[int, str]]) -> None:
+    recorded(tmp_path / "file", careful=False)
+    status, said = crash(tmp_path / "file", "--keep", tmp_path / "nowhere" / "bad", "--limit", 8)
+    assert status == 1
+    assert "entry 0 of 1 is not whole" in said
 
 
 def test_what_was_on_the_disk_before_is_a_file_or_a_block_device(tmp_path: Path) -> None:

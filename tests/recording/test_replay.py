@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.servers import tgt
+from tcmu_core.cli.tcmu import main
 from tcmu_core.errors import ConfigError
 from tcmu_core.filters.fault import Fault
 from tcmu_core.filters.record import Record as Recorder
@@ -104,6 +105,12 @@ def test_it_is_done_over_iscsi_too(recording: Recording, tcmu_disk: Callable[...
     counts = disk.stats
     assert counts["write"]["count"] == 40
     assert counts["discard"]["count"] + counts["write_zeroes"]["count"] + counts["flush"]["count"] >= 40
+
+
+def test_a_disk_that_can_not_be_reached_is_named(recording: Recording, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = "iscsi://127.0.0.1:1/iqn.2026-01.org.example:a/0"
+    assert main(["replay", str(recording.path), uri]) == 1
+    assert capsys.readouterr().err == f"tcmu: {uri} can't be reached: Connection refused\n"
 
 
 def test_differences_are_found_over_iscsi_too(recording: Recording, tcmu_disk: Callable[..., ServedDisk]) -> None:
