@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from pathlib import Path
 
 from tcmu_core.cfgstring import Default
 from tcmu_core.config.configuration import Config, LunConfig
 from tcmu_core.disk.spec import DiskSpec
-from tcmu_core.errors import ConfigError, HandlerError, TcmuError, text_of
+from tcmu_core.errors import HandlerError, TcmuError, text_of
 from tcmu_core.filters.registry import check_texts
 from tcmu_core.handlers.registry import Handler, Registry
 
@@ -57,11 +56,6 @@ def unknown(config: Config, registry: Registry) -> list[str]:
 def _check(lun: LunConfig, handler: Handler, defaults: Mapping[str, str]) -> None:
     spec = DiskSpec(lun.handler, filters=lun.filters).configured(lun.cfgstring)
     check_texts(spec.filters)
-    if handler.absolute(lun.cfgstring, Path("/a")) != handler.absolute(lun.cfgstring, Path("/b")):
-        raise ConfigError(
-            f"{lun.cfgstring!r} has a relative path: it would be another file wherever the daemon is started; write "
-            "the whole path"
-        )
     try:
         handler.check_config(spec.cfgstring)
         if handler.options is not None:
