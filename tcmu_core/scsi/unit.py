@@ -57,6 +57,7 @@ class Unit:
         self.access = Access()
         self.copies = CopyResults()
         self.workspace = Workspace()
+        self.copying = Workspace()  # of copies: they may wait for another disk
         self.around = Surroundings({0: self})
         self.lun = 0
         self.started = True

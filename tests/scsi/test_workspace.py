@@ -62,6 +62,21 @@ def test_who_works_with_little_does_not_wait_for_those_that_work_with_much() -> 
     assert [one.status for one in ended] == [0]
 
 
+def test_copies_which_may_wait_for_another_disk_keep_no_other_command_waiting() -> None:
+    rig = make_rig(Memory(), size=4 * CHUNK)
+    rig.memory.hold = True
+    for n in range(PIECES + 1):
+        rig.start(*LONG["extended copy"](rig, n))
+    rig.turn()
+    assert len(rig.memory.held) == PIECES
+    rig.start(*LONG["verify"](rig, 0))
+    rig.turn()
+    assert len(rig.memory.held) == PIECES + 1
+    while rig.memory.held:
+        rig.memory.release()
+        rig.turn()
+
+
 @pytest.mark.parametrize("granted", [False, True], ids=["while it waits", "as its turn comes"])
 def test_who_is_aborted_takes_no_piece_with_it(granted: bool) -> None:
     rig = make_rig(Memory(), size=4 * CHUNK)

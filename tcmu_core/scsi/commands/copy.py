@@ -274,14 +274,14 @@ def _copy(unit: Unit, segment: Segment, nexus: Nexus, visits: list[Visit]) -> St
     if source is destination and segment.source_offset < segment.destination_offset:
         starts.reverse()
     for first in starts:
-        part = yield from unit.workspace.take(min(CHUNK, segment.length - first))
+        part = yield from unit.copying.take(min(CHUNK, segment.length - first))
         try:
             _still_may(segment, nexus, visits)
             yield source.operations.read(segment.source_offset + first, [part])
             _still_may(segment, nexus, visits)
             yield put_blocks(destination, (segment.destination_offset + first) // destination.block_size, [part])
         finally:
-            unit.workspace.give(part)
+            unit.copying.give(part)
             del part  # while others run it is not kept
         yield PAUSE
     if not destination.write_cache:
