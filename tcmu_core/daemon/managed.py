@@ -37,8 +37,9 @@ from tcmu_core.loop import Loop, Timer
 
 log = logging.getLogger("tcmu.runner")
 
-ADOPT_SECONDS = 5.0  # for a host that an earlier supervisor left to say what it does, before it is replaced
+ADOPT_SECONDS = 15.0  # for a host that an earlier supervisor left to say what it does, before it is replaced
 OPEN_SECONDS = 60.0  # for a handler's open; a kernel's request fails with ETIMEDOUT then
+SLOW_SECONDS = 10.0  # of an open, after which that is said
 CHANGE_SECONDS = 60.0  # for its reconfigure
 CLOSE_SECONDS = 20.0  # for its close, before the process is killed
 HOPELESS_SECONDS = 2.0  # for a killed process to be gone, before we go on without it
@@ -172,7 +173,7 @@ class ManagedProcess:
                 self._set_timer(ADOPT_SECONDS, self._adoption_is_late)
                 return
         self._spawn(job)
-        self._set_timer(OPEN_SECONDS + delay, self._open_is_late)
+        self._set_timer(SLOW_SECONDS + delay, self._open_is_slow)
 
     def _now(self) -> Job:
         return dataclasses.replace(self.source.job(self), rendezvous=str(self.parent.rendezvous(self.key)))
@@ -197,6 +198,12 @@ class ManagedProcess:
         log.error("the worker of %s that an earlier supervisor left does not answer: it is replaced", self.title,
                   extra=self.extra)  # fmt: skip
         self._kill()
+
+    def _open_is_slow(self) -> None:
+        left = OPEN_SECONDS - SLOW_SECONDS
+        log.warning("%s is still being opened after %g s: its handler's open is ended in %g s", self.title,
+                    SLOW_SECONDS, left, extra=self.extra)  # fmt: skip
+        self._set_timer(left, self._open_is_late)
 
     def _open_is_late(self) -> None:
         self._failure = Failed(errno.ETIMEDOUT, f"the handler's open did not return within {OPEN_SECONDS:g} s")

@@ -100,9 +100,14 @@ def test_what_could_be_opened_once_is_tried_again_when_it_can_not(case: Case) ->
     assert case.managed.reason == "no file"
 
 
-def test_an_open_that_takes_too_long_is_killed(case: Case) -> None:
+def test_an_open_that_takes_long_is_told_and_one_that_takes_too_long_is_killed(
+    case: Case, caplog: pytest.LogCaptureFixture
+) -> None:
     case.begin()
-    case.parent.loop.advance(managed.OPEN_SECONDS)
+    case.parent.loop.advance(managed.SLOW_SECONDS)
+    assert f"{case.managed.title} is still being opened after 10 s: its handler's open is ended in 50 s" in caplog.text
+    assert not case.host.killed
+    case.parent.loop.advance(managed.OPEN_SECONDS - managed.SLOW_SECONDS)
     assert case.host.killed
 
 
