@@ -95,6 +95,7 @@ DEVICES = (  # of our own, over those of this machine
     " mount -t overlay -o lowerdir=/dev,upperdir=/mnt/upper,workdir=/mnt/work overlay /dev"
 )
 NO_RUNNER = "rm -f /etc/dbus-1/system.d/tcmu-runner.conf /etc/logrotate.d/tcmu-runner"  # that of a package in C
+WRITTEN = "-c 'write -P 0 40M 64k' -c flush "  # a flush of nothing never leaves QEMU
 LOGGED_IN = "until tcmu sessions | grep -q debian:01:a; do sleep 0.1; done"
 
 
@@ -160,8 +161,7 @@ SCRIPTS = {
             "tcmu crash /tmp/disk.rec": (
                 "mke2fs -q -t ext4 soundly.img 64M",
                 "qemu-img convert -n -O raw soundly.img iscsi://127.0.0.1/iqn.2025-01.local.tcmu:disk/0",
-                "qemu-io -f raw -c flush -c flush -c flush -c 'write -P 0 40M 64k' -c flush"
-                " iscsi://127.0.0.1/iqn.2025-01.local.tcmu:disk/0",
+                f"qemu-io -f raw {4 * WRITTEN}iscsi://127.0.0.1/iqn.2025-01.local.tcmu:disk/0",
                 "^C",
             ),
             "tcmu crash ledger.rec": (
