@@ -82,29 +82,39 @@ advertised = converter(parse_advertised)
 name = converter(disk_name)
 
 
+def digits(text: str) -> int:
+    """Return the number that is written in decimal digits alone; -1 for anything else: int() takes `1_0`, too."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else -1
+
+
+def _decimal(text: str) -> float:
+    """Return the number that float() reads; -1 for anything else."""
+    try:
+        return float(text)
+    except ValueError:
+        return -1.0
+
+
 @converter
 def count(text: str) -> int:
     """Return a number of things, of which there is one at least."""
-    if not (text.isascii() and text.isdigit()) or not 0 < len(text) <= MOST_DIGITS or not int(text):
+    if digits(text) < 1:
         raise ConfigError(f"{text!r}: write a whole number, 1 or more")
-    return int(text)
+    return digits(text)
 
 
 @converter
 def ordinal(text: str) -> int:
     """Return a number from 0 on, such as that of one thing among others."""
-    if not (text.isascii() and text.isdigit()) or len(text) > MOST_DIGITS:
+    if digits(text) < 0:
         raise ConfigError(f"{text!r}: write a whole number, 0 or more")
-    return int(text)
+    return digits(text)
 
 
 @converter
 def seconds(text: str) -> float:
     """Return a time in seconds, some of them and no more than a year."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
+    number = _decimal(text)
     if not 0 < number <= YEAR:  # nor is it no number
         raise ConfigError(f"{text!r}: write seconds, more than 0")
     return number
@@ -113,10 +123,7 @@ def seconds(text: str) -> float:
 @converter
 def milliseconds(text: str) -> float:
     """Return a time in milliseconds, of which there may be none, and no more than a year."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
+    number = _decimal(text)
     if not 0 <= number <= YEAR * 1000:
         raise ConfigError(f"{text!r}: write milliseconds, 0 or more")
     return number
@@ -127,9 +134,9 @@ def whole(least: int, most: int, what: str) -> Callable[[str], int]:
 
     @converter
     def convert(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or len(text) > MOST_DIGITS or not least <= int(text) <= most:
+        if not least <= digits(text) <= most:
             raise ConfigError(f"{text!r}: write {what}, from {least} to {most}")
-        return int(text)
+        return digits(text)
 
     return convert
 

@@ -82,7 +82,7 @@ def gathered(sight: Sight) -> dict[Family, list[Value | Buckets]]:
                 for family, sample in _of_disk(labels, disk, seen.counters[disk.lun]):
                     found[family].append(sample)
         for missing in seen.status.missing:
-            labels = (seen.status.title, str(missing.lun), missing.title.partition("/")[2])
+            labels = (seen.status.title, str(missing.lun), missing.name)
             if labels not in told:
                 told.add(labels)
                 found[UP].append(Value(labels, 0))

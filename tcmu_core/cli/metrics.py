@@ -8,7 +8,7 @@ import importlib
 import signal
 import threading
 
-from tcmu_core.cli.arguments import state_dir
+from tcmu_core.cli.arguments import digits, state_dir
 from tcmu_core.cli.output import Exit, Output
 from tcmu_core.errors import TcmuError
 from tcmu_core.host.observer import Observer
@@ -42,14 +42,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def _address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else -1
     try:
         bare.encode("idna")  # as it is looked up: what is no name is no answer of the resolver's
     except UnicodeError:
         bare = ""
-    if not colon or not bare or "[" in bare or "]" in bare or not 0 <= number <= 0xFFFF:
+    if not colon or not bare or "[" in bare or "]" in bare or not 0 <= digits(port) <= 0xFFFF:
         raise argparse.ArgumentTypeError(f"{text!r} is no HOST:PORT, such as {LISTEN}")
-    return bare, number
+    return bare, digits(port)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tcmu_core
@@ -112,7 +112,7 @@ class Daemon:
         self._apply(self.watcher.config)
         for warning in self.watcher.config.warnings:
             log.warning("%s", warning)
-        with stdout.taken(), held(self.places.lock) as self._lock:
+        with stdout.taken(), contextlib.closing(Lock(self.places.lock)) as self._lock:
             return self._run()
 
     def _run(self) -> int:
@@ -332,7 +332,7 @@ def release(options: argparse.Namespace) -> int:
 
     with Log(Level.INFO, stderr=True):
         if is_meant():
-            with held(Places.of(options.state_dir).lock):
+            with contextlib.closing(Lock(Places.of(options.state_dir).lock)):
                 log.info("%d devices answer with an error until tcmu-runner is started again", release_all())
     return 0
 
@@ -402,17 +402,6 @@ class Lock:
     def close(self) -> None:
         """Let it go."""
         os.close(self._fd)
-
-
-@contextlib.contextmanager
-def held(path: Path) -> Iterator[Lock]:
-    """Hold the lock that says who is the daemon.
-
-    Raises:
-        TcmuError: there is one.
-    """
-    with contextlib.closing(Lock(path)) as lock:
-        yield lock
 
 
 def _raise_file_limit(wanted: int | None) -> None:

@@ -85,7 +85,7 @@ def _only(status: Status, name: str | None) -> Status:
     if name is None:
         return status
     disks = tuple(disk for disk in status.disks if disk.name == name)
-    missing = tuple(one for one in status.missing if one.title.partition("/")[2] == name)
+    missing = tuple(one for one in status.missing if one.name == name)
     return dataclasses.replace(status, disks=disks, missing=missing)
 
 

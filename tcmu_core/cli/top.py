@@ -128,8 +128,7 @@ def _looks(args: argparse.Namespace, pause: Callable[[float], object]) -> Iterat
 
 def _has(status: Status, name: str) -> bool:
     """Whether the disk of this name is there, or comes perhaps."""
-    missing = (one.title.partition("/")[2] for one in status.missing)
-    return name in {*missing, *(disk.name for disk in status.disks)}
+    return name in {*(disk.name for disk in status.disks), *(one.name for one in status.missing)}
 
 
 def _live(args: argparse.Namespace, console: Console) -> None:

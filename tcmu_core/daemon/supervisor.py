@@ -129,22 +129,16 @@ class Supervisor:
         self._look()
 
     def _dismiss(self, path: Path) -> None:
-        ended = False
+        process = self._spawner.adopt(path, _ignore, lambda _reason: late.cancel())
+        if process is None:
+            return
+        log.info("process %d serves what nobody asks for any more: it ends", process.pid)
+        process.send(Drain())
+        late = self.loop.call_later(CLOSE_SECONDS, self._does_not_end, process)
 
-        def died(_reason: str) -> None:
-            nonlocal ended
-            ended = True
-
-        def late(process: Process) -> None:
-            if not ended:
-                log.error("process %d, which nobody asks for any more, does not end: killed", process.pid)
-                process.kill()
-
-        process = self._spawner.adopt(path, _ignore, died)
-        if process is not None:
-            log.info("process %d serves what nobody asks for any more: it ends", process.pid)
-            process.send(Drain())
-            self.loop.call_later(CLOSE_SECONDS, late, process)
+    def _does_not_end(self, process: Process) -> None:
+        log.error("process %d, which nobody asks for any more, does not end: killed", process.pid)
+        process.kill()
 
     def stop(self, then: Callable[[], object]) -> None:
         """Have every host let go, in bounded time, then call `then()`."""

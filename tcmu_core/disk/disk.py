@@ -351,6 +351,18 @@ class Disk:
         known = ", ".join(layer.name for layer in self.filters)
         raise ConfigError(f"the disk {self.spec.name!r} has no filter {name!r}: it has {known or 'none'}")
 
+    @property
+    def filter_texts(self) -> tuple[str, ...]:
+        """Return the filters, the lowest first, with their options as far as the disk was opened with them."""
+        given = list(self.spec.filters)
+        found = []
+        for layer in self.filters:
+            text = next((text for text in given if text.partition(";")[0].strip() == layer.name), layer.name)
+            if text in given:
+                given.remove(text)
+            found.append(text)
+        return tuple(found)
+
     def tell(self, name: str, message: Mapping[str, Any]) -> dict[str, Any]:
         """Have the uppermost filter of that name answer a message; what it does to commands may change by it."""
         answer = ask(self.filter(name), message)

@@ -234,7 +234,7 @@ def the_one(name: str, found: list[tuple[Path, DiskStatus]]) -> tuple[Path, Disk
 def refuse_missing(name: str, missing: list[Missing]) -> None:
     """Raise `NoSuchDisk` with the reason where the disk of this name should be there."""
     for one in missing:
-        if one.title.partition("/")[2] == name:
+        if one.name == name:
             raise NoSuchDisk(f"the disk {name!r} is not served: {one.reason}")
 
 

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -473,7 +473,7 @@ class Host:
             read_only=engine.disk.read_only,
             write_cache=engine.unit.write_cache,
             removable=device.removable,
-            filters=tuple(_filters(engine.disk)),
+            filters=engine.disk.filter_texts,
             initiators=tuple(nexus.initiator.name for nexus in engine.unit.nexuses),
             in_flight=len(engine.unit.tasks.active),
             progress=device.doing,
@@ -576,16 +576,6 @@ def reason_of(error: BaseException) -> str:
 
 def _nothing() -> None:
     pass
-
-
-def _filters(disk: Disk) -> Iterator[str]:
-    """Yield the filters that are on a disk, the lowest first, with their options as far as it was opened with them."""
-    texts = list(disk.spec.filters)
-    for layer in disk.filters:
-        text = next((text for text in texts if text.partition(";")[0].strip() == layer.name), layer.name)
-        if text in texts:
-            texts.remove(text)
-        yield text
 
 
 def errno_of(error: BaseException) -> int:

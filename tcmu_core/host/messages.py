@@ -260,7 +260,7 @@ class Counters(Message):
 OPENING = "it is being opened"  # the reason of one that is on its way
 
 
-MISSING_PORTAL = -1
+MISSING_PORTAL = -1  # stands for the LUN of a portal that can't listen
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +271,11 @@ class Missing(Message):
     title: str
     reason: str
     progress: Progress | None = None  # in bytes
+
+    @property
+    def name(self) -> str:
+        """Return what people call it: its title is `handler/name`."""
+        return self.title.partition("/")[2]
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,13 +73,12 @@ def enter(members: Iterable[M], host: str, limits: Limits) -> M | None:
     return None
 
 
-def check_left_behind(count: int, host: str, limits: Limits) -> None:
-    """Raise `Full` for a host of which so many sessions have gone and left commands behind that have not ended.
+def leaves_too_much(count: int, limits: Limits) -> bool:
+    """Return whether a host has left too many sessions, `count`, whose commands have not ended.
 
     The storage has to answer first: whoever comes and goes meanwhile would leave more and more of them.
     """
-    if count >= max(limits.share, LEFT_BEHIND):
-        raise Full(f"{host} has left {count} sessions whose commands have not ended yet")
+    return count >= max(limits.share, LEFT_BEHIND)
 
 
 def log_in(members: Iterable[M], newcomer: Standing, limits: Limits) -> M | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from tcmu_core.iscsi.admission import Full, Rank, Standing, check_left_behind, enter, log_in
+from tcmu_core.iscsi.admission import Full, Rank, Standing, enter, leaves_too_much, log_in
 from tcmu_core.iscsi.budget import Budget
 from tcmu_core.iscsi.connection import Connection
 from tcmu_core.iscsi.constants import LoginStatus
@@ -398,11 +398,10 @@ class Portal:
         """
         own = self._by_connection[connection]
         others = [peer for peer in self.peers if peer is not own]
-        if claim.target is not None:
-            try:
-                check_left_behind(self._left[own.host], own.host, self.settings.limits)
-            except Full as error:
-                raise LoginError(LoginStatus.OUT_OF_RESOURCES, str(error)) from None
+        left = self._left[own.host]
+        if claim.target is not None and leaves_too_much(left, self.settings.limits):
+            text = f"{own.host} has left {left} sessions whose commands have not ended yet"
+            raise LoginError(LoginStatus.OUT_OF_RESOURCES, text)
         for peer in others:
             session = peer.connection.session
             if claim.target is not None and session is not None and session.outcome.claim.same_port(claim):

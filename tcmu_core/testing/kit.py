@@ -80,9 +80,7 @@ CLAIMS = {
 }
 SHARE = 5  # of the random sequences, one in so many goes through each way in
 LIMIT = 20  # times as long as one call may take, all the calls of one promise may
-SILENCE = (
-    1.2  # times as long as one call may take, it may last until the next one begins: the first to notice is nearer
-)
+SILENCE = 1.2  # times as long as one call may take, it may last until the next begins: the call itself notices first
 
 
 @dataclass(frozen=True, slots=True)

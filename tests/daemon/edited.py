@@ -175,8 +175,8 @@ class World:
             Client(self.uri(target), name=PROBE).close()
         except InitiatorError:
             return True
-        except ConnectionResetError:  # it was at its login when the settings came: the next one tells
-            return False
+        except ConnectionResetError:
+            pass  # it was at its login when the settings came: the next one tells
         return False
 
     def works(self, target: str, login: str) -> bool:

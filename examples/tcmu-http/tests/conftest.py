@@ -96,7 +96,7 @@ class Web:
         if context is not None:
             self.scheme = "https"
             self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
-            self.server.handle_error = lambda request, client_address: None  # type: ignore[method-assign]
+            self.server.handle_error = lambda request, client_address: None  # type: ignore[method-assign]  # no tracebacks of who hangs up
         self.port = int(self.server.server_address[1])
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
         self.thread.start()

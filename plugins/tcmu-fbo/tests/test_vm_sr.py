@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +42,7 @@ def wait(vm: Machine, condition: str) -> Result:
     return vm.run(script, timeout=PATIENCE, check=True)
 
 
-class Drive:
+class Drive(ABC):
     """A drive that is served in the guest: its node there, and ways to change its disc from outside."""
 
     node: str
@@ -58,9 +59,9 @@ class Drive:
             done.check()
         return done.stdout + done.stderr
 
+    @abstractmethod
     def connect(self) -> None:
         """Make it appear in the guest."""
-        raise NotImplementedError
 
     def insert(self, cfgstring: str) -> Result:
         """Change the disc from outside; an empty cfgstring takes it out."""
@@ -69,12 +70,13 @@ class Drive:
             self.cfgstring = cfgstring
         return done
 
+    @abstractmethod
     def change(self, cfgstring: str) -> Result:
         """Ask whoever serves the drive for another disc."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
-        raise NotImplementedError
+        """End what serves it."""
 
 
 class Portal(Drive):

@@ -224,11 +224,11 @@ class Link:
             if self._sock is None:
                 return
             if encrypted:
-                if not sock.pending():  # type: ignore[attr-defined]
+                if not sock.pending():  # type: ignore[attr-defined]  # it is of ssl
                     return
             elif count < len(room):
                 return
-        if encrypted and sock.pending():  # type: ignore[attr-defined]
+        if encrypted and sock.pending():  # type: ignore[attr-defined]  # likewise
             self._watch(READ | WRITE)  # what TLS holds wakes nobody: a writable socket does
 
     def _write(self) -> None:

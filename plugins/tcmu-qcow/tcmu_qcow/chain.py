@@ -34,7 +34,7 @@ class Node(ABC):
 
     def read_compressed(self, descriptor: int) -> bytes:
         """The cluster that a COMPRESSED run stands for."""
-        raise NotImplementedError(type(self).__name__)
+        raise NotImplementedError(type(self).__name__)  # that of a raw file has no such runs
 
     def cached_compressed(self, descriptor: int) -> bytes | None:
         """The same if it takes no I/O, else None."""

@@ -70,7 +70,7 @@ def qemu() -> Qemu:
 
 @contextmanager
 def opened(path: Path | str, **options: object) -> Iterator[Image]:
-    image = open_image(str(path), OpenOptions(**options))  # type: ignore[arg-type]
+    image = open_image(str(path), OpenOptions(**options))  # type: ignore[arg-type]  # a test knows what it gives
     try:
         yield image
     finally:

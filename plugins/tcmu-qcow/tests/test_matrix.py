@@ -34,7 +34,7 @@ class Kind:
 
 
 def kind(name: str, cluster: int, *options: str, **more: object) -> Kind:
-    return Kind(name, (f"cluster_size={cluster}", *options), cluster, **more)  # type: ignore[arg-type]
+    return Kind(name, (f"cluster_size={cluster}", *options), cluster, **more)  # type: ignore[arg-type]  # see Kind
 
 
 V2, V3, EXT, LAZY = "compat=0.10", "compat=1.1", "extended_l2=on", "lazy_refcounts=on"

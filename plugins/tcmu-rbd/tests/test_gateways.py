@@ -119,7 +119,7 @@ def test_who_has_taken_the_lock_meanwhile_is_not_fenced_in_the_place_of_another(
         assert other.fence_unaware(set()) == ""
         assert holder.locked()
         assert ceph.blocklist() == before
-        del other._holders  # type: ignore[method-assign]
+        del other._holders  # type: ignore[method-assign]  # the class has its own again
         assert other.fence_unaware(set()) == holder.address
         assert len(ceph.blocklist()) > len(before)
     finally:
