@@ -522,7 +522,7 @@ def test_a_signal_ends_the_command_too(command: Start, number: signal.Signals) -
     process.send_signal(number)
     assert process.wait() == 128 + number
     assert gone(shell)
-    assert gone(sleep)
+    wait_for(lambda: gone(sleep))  # which is nobody's child here, and ends when it has the processor
 
 
 def test_a_command_that_will_not_end_is_killed(command: Start) -> None:
@@ -538,7 +538,7 @@ def test_what_the_command_left_in_the_background_ends_with_it(command: Start) ->
     process = command("serve", "ram", "--size", "1M", "--run", "sleep 1000 >/dev/null 2>&1 & echo $!")
     out, _err = process.communicate()
     assert process.returncode == 0
-    assert gone(int(out))
+    wait_for(lambda: gone(int(out)))
 
 
 def test_run_leaves_no_state_behind(command: Start, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tcmu_core.disk.spec import DiskSpec
 from tcmu_core.errors import ConfigError, HandlerError
 from tcmu_core.filters.base import EVERY_HOOK, Filter, after
 from tcmu_core.filters.control import command
+from tcmu_core.handlers import Registry
 from tcmu_core.scsi.command import Command
 from tests.filters.conftest import SIZE, rig_upon, upon
 from tests.scsi.harness import Memory, cdb10
@@ -228,6 +229,18 @@ def test_a_filter_can_be_put_on_and_taken_off_while_the_disk_is_in_use() -> None
         with pytest.raises(ConfigError, match="has no filter 'late': it has none"):
             disk.disk.filter("late")
     assert said == ["open late", "close late"]
+
+
+def test_what_is_told_of_filters_has_the_options_of_those_that_the_disk_was_opened_with() -> None:
+    disk = Registry().get("ram").disk(DiskSpec("ram", size=SIZE, filters=("stats", "delay;read=1ms")))
+    disk.open()
+    try:
+        command(disk, {"do": "push", "text": "delay;read=2ms"})
+        assert disk.filter_texts == ("stats", "delay;read=1ms", "delay")
+        command(disk, {"do": "pop", "name": "stats"})
+        assert disk.filter_texts == ("delay;read=1ms", "delay")
+    finally:
+        disk.close()
 
 
 def test_a_filter_that_changes_what_is_read_is_not_put_on_a_disk_in_use() -> None:
