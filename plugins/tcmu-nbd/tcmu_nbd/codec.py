@@ -16,6 +16,7 @@ EXPORT_NAME_REPLY = struct.Struct(">QH")  # size, transmission flags
 REQUEST = struct.Struct(">IHHQQI")  # magic, command flags, type, cookie, offset, length ("Request message")
 SIMPLE = struct.Struct(">IIQ")  # magic, error, cookie ("Simple reply message")
 STRUCTURED = struct.Struct(">IHHQI")  # magic, flags, type, cookie, length ("Structured reply chunk message")
+DATA = struct.Struct(">IHHQIQ")  # the same, and the offset of NBD_REPLY_TYPE_OFFSET_DATA; length counts that too
 _INFO_EXPORT = struct.Struct(">HQH")
 _INFO_BLOCK_SIZE = struct.Struct(">HIII")
 _ERROR = struct.Struct(">IH")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -23,25 +24,11 @@ class Request:
     `companions` are flushes that end with this one.
     """
 
-    __slots__ = (
-        "acknowledged",
-        "buffers",
-        "changes",
-        "command",
-        "companions",
-        "data",
-        "deadline",
-        "flags",
-        "future",
-        "length",
-        "link",
-        "lost_at",
-        "memory",
-        "number",
-        "offset",
-        "runs",
-        "volatile",
-    )
+    deadline = lost_at = 0.0
+    acknowledged = False
+    number = link = 0
+    companions: Sequence[Request] = ()
+    runs: Sequence[tuple[int, int]] = ()
 
     def __init__(
         self,
@@ -65,13 +52,6 @@ class Request:
         self.data = data
         self.buffers = buffers
         self.future: Future[Any] = Future() if future is None else future
-        self.deadline = 0.0
-        self.acknowledged = False
-        self.number = 0
-        self.companions: list[Request] = []
-        self.link = 0
-        self.lost_at = 0.0
-        self.runs: list[tuple[int, int]] = []
 
     def __repr__(self) -> str:
         return f"{self.command.name}({self.offset}, {self.length})"
@@ -82,10 +62,12 @@ class Request:
 
     def finish(self, result: object = None) -> None:
         """End it well; does nothing when it has ended."""
-        if not self.future.done():
-            self.future.set_result(result)
-        for companion in self.companions:
-            companion.finish(result)
+        future = self.future
+        if not future.done():
+            future.set_result(result)
+        if self.companions:
+            for companion in self.companions:
+                companion.finish(result)
 
     def fail(self, error: Exception) -> None:
         """End it with an error and give its buffers back; does nothing when it has ended."""

@@ -22,6 +22,8 @@ MAX_STATUS = 16 << 20  # bytes of one block status
 MAX_MESSAGE = 64 << 10  # bytes of an error chunk
 MAX_PIECES = 1 << 16  # of a read, with gaps in between; those that adjoin are one
 
+_READ, _BLOCK_STATUS, _OFFSET_DATA = Cmd.READ, Cmd.BLOCK_STATUS, int(Chunk.OFFSET_DATA)  # looked up once
+
 Done = list[tuple[Request, OSError | None]]
 
 
@@ -87,10 +89,11 @@ class Transmission:
 
     def send(self, request: Request) -> bytes:
         """Return a request's header; its `data` follows. It is waited for from now on."""
-        self._cookie += 1
-        request.runs = []  # of an answer that broke off
-        self._waiting[self._cookie] = request
-        return codec.request(request.command, self._cookie, request.offset, request.length, request.flags)
+        self._cookie = cookie = self._cookie + 1
+        if request.runs:  # of an answer that broke off
+            request.runs = ()
+        self._waiting[cookie] = request
+        return codec.request(request.command, cookie, request.offset, request.length, request.flags)
 
     def room(self) -> memoryview:
         """Return where to receive the next bytes."""
@@ -119,8 +122,9 @@ class Transmission:
                 self._payload_ended(done)
             return done
         self._end += count
+        self._take_whole(done)
         while self._understand(done):
-            pass
+            self._take_whole(done)
         if self._start == self._end:
             self._start = self._end = 0
         elif self._start:
@@ -128,6 +132,45 @@ class Transmission:
             self._memory[: len(rest)] = rest
             self._start, self._end = 0, len(rest)
         return done
+
+    def _take_whole(self, done: Done) -> None:
+        """Take what most answers to reads are: all of it in one piece that has come whole, for one buffer.
+
+        What is anything else is left to `_understand`, which knows the rest.
+        """
+        if self._incoming is not None or not self._export.structured:
+            return
+        memory, start, end, waiting, unpack = (
+            self._memory,
+            self._start,
+            self._end,
+            self._waiting,
+            codec.DATA.unpack_from,
+        )
+        while end - start >= codec.DATA.size:
+            magic, flags, kind, cookie, length, at = unpack(memory, start)
+            if magic != nbd.STRUCTURED_REPLY_MAGIC or kind != _OFFSET_DATA or not flags & nbd.CHUNK_DONE:
+                break
+            request = waiting.get(cookie)
+            if request is None or cookie in self._replies:
+                break
+            buffers = request.buffers
+            data = start + codec.DATA.size
+            length -= codec.DATA.size - codec.STRUCTURED.size
+            if (
+                buffers is None
+                or len(buffers) != 1
+                or not length == request.length == len(buffers[0])
+                or at != request.offset
+                or request.command is not _READ
+                or end - data < length
+            ):
+                break
+            start = data + length
+            buffers[0][:] = memory[data:start]
+            del waiting[cookie]
+            done.append((request, None))
+        self._start = start
 
     def _understand(self, done: Done) -> bool:
         """Take one piece of what has come; False when more has to come first."""
@@ -158,14 +201,14 @@ class Transmission:
         if code:
             del self._waiting[cookie]
             done.append((request, from_reply(code)))
-        elif request.command is Cmd.READ:
+        elif request.command is _READ:
             if self._export.structured:
                 raise ProtocolError("a simple reply to a read after structured replies were agreed on")
             self._incoming = Incoming(request, 0, request.length)
             self._ends = cookie
             self._replies[cookie] = reply = Reply()
             reply.pieces.append((0, request.length))
-        elif request.command is Cmd.BLOCK_STATUS:
+        elif request.command is _BLOCK_STATUS:
             raise ProtocolError("a block status without any")
         else:
             del self._waiting[cookie]
@@ -174,15 +217,11 @@ class Transmission:
     def _chunk(self, here: int, done: Done) -> bool:
         _, flags, kind, cookie, length = codec.STRUCTURED.unpack_from(self._memory, self._start)
         request = self._request(cookie)
-        if kind == Chunk.OFFSET_DATA:
+        if kind == _OFFSET_DATA:
             if here < codec.STRUCTURED.size + 8:
                 return False
             at = int.from_bytes(self._memory[self._start + 20 : self._start + 28], "big")
             self._start += codec.STRUCTURED.size + 8
-            if flags & nbd.CHUNK_DONE and cookie not in self._replies and self._at_once(request, at, length - 8):
-                del self._waiting[cookie]
-                done.append((request, None))
-                return True
             self._piece(request, cookie, at, length - 8)
             self._incoming = Incoming(request, at - request.offset, length - 8)
             self._ends = cookie if flags & nbd.CHUNK_DONE else 0
@@ -199,23 +238,6 @@ class Transmission:
         self._small(request, cookie, kind, payload)
         if flags & nbd.CHUNK_DONE:
             self._end_reply(cookie, done)
-        return True
-
-    def _at_once(self, request: Request, at: int, length: int) -> bool:
-        """Take the whole answer to a read into one buffer, if it is that, and all of it has come."""
-        buffers = request.buffers
-        if (
-            buffers is None
-            or len(buffers) != 1
-            or self._end - self._start < length
-            or length != request.length
-            or at != request.offset
-            or request.command is not Cmd.READ
-            or len(buffers[0]) != length
-        ):
-            return False
-        buffers[0][:] = self._memory[self._start : self._start + length]
-        self._start += length
         return True
 
     def _small(self, request: Request, cookie: int, kind: int, payload: bytes) -> None:
