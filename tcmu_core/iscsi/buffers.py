@@ -160,7 +160,8 @@ class Outbox:
 
     def push(self, part: memoryview) -> None:
         """Queue a view behind all that was written."""
-        self.close_run()
+        if self.cursor != self.run:
+            self.close_run()
         self._joins = False
         self.queue.append(part)
         self.queued += len(part)
@@ -177,7 +178,8 @@ class Outbox:
 
     def skip(self, end: int) -> None:
         """Leave the bytes from the cursor to `end` to a pending command."""
-        self.close_run()
+        if self.cursor != self.run:
+            self.close_run()
         self._joins = False
         self.run = self.cursor = end
 

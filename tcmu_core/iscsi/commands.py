@@ -21,6 +21,8 @@ from tcmu_core.scsi.opcodes import Direction
 MOST_SEGMENTS = 2048  # of one command: enough for 16 MiB in the segments that nobody has to ask for (RFC 7143 13.12)
 NOWHERE = 131328  # bytes: what a LUN that there is not answers at most, REPORT LUNS of every one
 
+_PUMPING, _LEAVING, _CLOSED = State.PUMPING, State.LEAVING, State.CLOSED  # looking a member up takes longer
+
 
 class Commands:
     """The commands of one session."""
@@ -189,25 +191,29 @@ class Commands:
         session = self._session
         if session.sampler.pending:
             session.sampler.done(command)
-        if session.state is State.PUMPING or session.state is State.LEAVING:
+        if session.state is _PUMPING or session.state is _LEAVING:
             session.finished.append(command.context)
             return
         self.complete(command.context)
-        session.outbox.close_run()
-        session.stamp()
+        outbox = session.outbox
+        if outbox.cursor != outbox.run:
+            outbox.close_run()
+        if session.sampler.ended:
+            session.stamp()
         session.notify()
 
     def complete(self, task: Task) -> None:
         """Forget a command that has ended, and answer for it unless it was aborted."""
-        session = self._session
+        session, command = self._session, task.command
         if session.tasks.get(task.itt) is task:
             del session.tasks[task.itt]
         session.blocked = False
-        if not session.closed:
-            if task.command.silent:
+        if session.state is not _CLOSED:
+            if command.aborted and command.silent:
                 session.widen(1)
             else:
                 finish(session, task, pending=True)
         task.unpin()
-        task.command.context = None  # no circle keeps its buffers from being free at once
-        self.writes.ask_again()
+        command.context = None  # no circle keeps its buffers from being free at once
+        if self.writes.waiting:
+            self.writes.ask_again()

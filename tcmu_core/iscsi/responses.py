@@ -18,11 +18,23 @@ from tcmu_core.iscsi.pending import Task
 from tcmu_core.iscsi.session import Session
 from tcmu_core.scsi.command import Status
 
+_DATA_IN = int(Opcode.DATA_IN)  # looking a member up takes a tenth of a microsecond, for each response
+
 
 def finish(session: Session, task: Task, *, pending: bool = False) -> None:
     """Write the response of a command that has ended, with its data if it read any (11.4, 11.7)."""
     command = task.command
     expected = task.expected_length
+    if (
+        pending
+        and not command.status
+        and len(task.segments) == 1
+        and command.transferred == expected == command.wanted
+        and not session.framing.header_digest
+        and not session.framing.data_digest
+    ):
+        _whole(session, task, expected)
+        return
     moved = command.transferred if command.status == Status.GOOD else 0
     flags = FINAL
     residual = 0
@@ -38,6 +50,28 @@ def finish(session: Session, task: Task, *, pending: bool = False) -> None:
     if task.bidi:
         flags |= BIDI_UNDERFLOW
     _response(session, task, flags, residual & SERIAL)
+
+
+def _whole(session: Session, task: Task, count: int) -> None:
+    """Put the header before the data of a read that is one Data-In, and all that was asked for.
+
+    Most of those that did not end at once are that, and `_data_in` takes twice as long for it.
+    """
+    at = task.segments[0][0]
+    memory = task.memory
+    assert memory is not None
+    view, stat_sn = memory.view, session.stat_sn
+    p.DATA_IN.pack_into(
+        view, at, _DATA_IN, FINAL | DATA_STATUS, 0, count, task.lun, task.itt, RESERVED_TAG, stat_sn,
+        session.exp_cmd_sn, session.max_cmd_sn(), 0, 0, 0,
+    )  # fmt: skip
+    session.stat_sn = (stat_sn + 1) & SERIAL
+    end = at + BHS + count
+    if count & 3:
+        padded = (end + 3) & ~3
+        view[end:padded] = bytes(padded - end)
+        end = padded
+    session.outbox.push(view[at:end])
 
 
 def _response(session: Session, task: Task, flags: int, residual: int) -> None:

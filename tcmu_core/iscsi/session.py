@@ -201,7 +201,8 @@ class Session:
 
     def max_cmd_sn(self) -> int:
         """Return MaxCmdSN: what is in flight narrows the window, so that it never moves back (4.2.2.1)."""
-        return (self.exp_cmd_sn + self.limits.queue_depth - 1 - self.busy) & SERIAL
+        busy = len(self.tasks) + len(self.transfers)  # `busy`, for each response
+        return (self.exp_cmd_sn + self.limits.queue_depth - 1 - busy) & SERIAL
 
     def widen(self, count: int) -> None:
         """Commands have ended without an answer: if the window was closed, tell that it is open again (11.19)."""

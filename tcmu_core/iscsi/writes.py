@@ -44,7 +44,7 @@ class Writes:
         self._run = run
         self._dropped: deque[int] = deque(maxlen=1024)  # tags of aborted transfers, whose data may still come
         self._admitted = 0  # transfers that may ask for data
-        self._waiting: deque[Transfer] = deque()  # those that may not yet
+        self.waiting: deque[Transfer] = deque()  # those that may not yet
 
     def begin(self, transfer: Transfer, pdu: p.ScsiCommand) -> None:
         """Take a write command with the data that came along."""
@@ -130,10 +130,10 @@ class Writes:
 
     def ask_again(self) -> None:
         """Ask for the data of transfers that wait, as far as there is memory now."""
-        for _ in range(len(self._waiting)):
-            if not self._ask(self._waiting[0]):
+        for _ in range(len(self.waiting)):
+            if not self._ask(self.waiting[0]):
                 return
-            self._waiting.popleft()
+            self.waiting.popleft()
 
     def _fail(self, transfer: Transfer, error: CommandError) -> None:
         transfer.failed = transfer.failed or error
@@ -150,7 +150,7 @@ class Writes:
             return
         self._session.transfers[transfer.itt] = transfer
         if not complete and not self._ask(transfer):
-            self._waiting.append(transfer)
+            self.waiting.append(transfer)
 
     def _forget(self, transfer: Transfer) -> None:
         if self._session.transfers.pop(transfer.itt, None) is not None and transfer.admitted:

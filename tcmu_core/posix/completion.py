@@ -11,6 +11,7 @@ from typing import Any
 log = logging.getLogger("tcmu.posix")
 
 _RUNNING, _FINISHED = "RUNNING", "FINISHED"  # the states of concurrent.futures
+_MADE_LATE: dict[str, Callable[[], Any]] = {"_condition": threading.Condition, "_waiters": list}
 _making = threading.Lock()
 
 
@@ -19,22 +20,30 @@ class Completion(Future[None]):
 
     A Future makes a lock for itself and takes it at every step. Here the condition is made when somebody waits for it,
     and each step is one that the interpreter does whole: what could happen in between is looked for afterwards.
+    What it has from the beginning, and most of them keep until the end, stands in the class.
     """
+
+    ended = False
+    error: BaseException | None = None  # what it failed with; both are to be read, not written
+    _state = _RUNNING
+    _result: None = None
+    _awaited = False  # whether somebody may wait for it on a thread
 
     def __init__(self, drive: Callable[[Completion], object] | None = None) -> None:
         """`drive(self)` brings on the end, for one who waits for it on the very thread that would bring it."""
         self._drive = drive
-        self._state = _RUNNING
-        self._result: None = None
-        self._exception: BaseException | None = None
-        self._waiters: list[Any] = []
         self._done_callbacks: list[Callable[[Any], object]] = []
 
     def __getattr__(self, name: str) -> Any:
-        if name != "_condition":
+        if name not in _MADE_LATE:
             raise AttributeError(name)
+        self._awaited = True  # before who asks looks whether it has ended, as its end comes before it looks here
         with _making:
-            return self.__dict__.setdefault("_condition", threading.Condition())
+            return self.__dict__.setdefault(name, _MADE_LATE[name]())
+
+    @property
+    def _exception(self) -> BaseException | None:  # type: ignore[override]  # where a Future keeps it
+        return self.error
 
     def cancel(self) -> bool:
         """Return False: it is under way."""
@@ -46,32 +55,37 @@ class Completion(Future[None]):
 
     def running(self) -> bool:
         """Return whether it has not ended."""
-        return self._state is _RUNNING
+        return not self.ended
 
     def done(self) -> bool:
         """Return whether it has ended."""
-        return self._state is _FINISHED
+        return self.ended
 
     def add_done_callback(self, fn: Callable[[Future[None]], object]) -> None:
         """Call `fn(self)` when it has ended: on the thread that ends it, or now."""
         self._done_callbacks.append(fn)
-        if self._state is _FINISHED:
+        if self.ended:
             self._call_back()
 
     def set_result(self, result: None) -> None:
         """It has ended well."""
-        self._end()
+        self._state = _FINISHED
+        self.ended = True
+        if self._awaited:
+            self._wake_up()
+        if self._done_callbacks:
+            self._call_back()
 
     def set_exception(self, exception: BaseException | None) -> None:
         """It has failed."""
-        self._exception = exception
-        self._end()
+        self.error = exception
+        self.set_result(None)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what it failed with; wait for its end before."""
-        if self._state is not _FINISHED and self._drive is not None:
+        if not self.ended and self._drive is not None:
             self._drive(self)
-        return self._exception if self._state is _FINISHED else super().exception(timeout)
+        return self.error if self.ended else super().exception(timeout)
 
     def result(self, timeout: float | None = None) -> None:
         """Return when it has ended; raise what it failed with."""
@@ -79,15 +93,12 @@ class Completion(Future[None]):
         if error is not None:
             raise error
 
-    def _end(self) -> None:
-        self._state = _FINISHED
-        condition = self.__dict__.get("_condition")
-        if condition is not None:
-            with condition:
-                for waiter in self._waiters:
-                    waiter.add_result(self) if self._exception is None else waiter.add_exception(self)
-                condition.notify_all()
-        self._call_back()
+    def _wake_up(self) -> None:
+        """Tell those who wait on threads."""
+        with self._condition:
+            for waiter in self._waiters:
+                waiter.add_result(self) if self.error is None else waiter.add_exception(self)
+            self._condition.notify_all()
 
     def _call_back(self) -> None:
         """Each callback is taken by one thread alone, whoever comes here."""

@@ -21,8 +21,15 @@ class InvalidMessage(IllegalRequest):
     asc = 0x49
 
 
+def decode(table: Table, command: Command) -> Opcode | None:
+    """Note which row of the table the CDB is, and the blocks that it names."""
+    row = command.row = find(table, command.cdb)
+    command.lba, command.count = row.blocks(command.cdb) if row is not None and row.blocks is not None else (0, 0)
+    return row
+
+
 def spans_of(command: Command) -> tuple[Span, ...]:
-    """Return what a command touches."""
+    """Return what a command that is decoded touches."""
     row = command.row
     if row is None or (row.run is None and row.touches is Touches.NOTHING):
         return (MEDIUM,)  # the handler alone knows
@@ -43,7 +50,10 @@ def may_still_write(unit: Unit, command: Command) -> tuple[Span, ...] | None:
     row = find(unit.table, command.cdb)
     if row is not None and row.touches is Touches.OWN_WAY:
         return None
-    return spans_of(command) if row is None or row.access is not Access.READ else ()
+    if row is not None and row.access is Access.READ:
+        return ()
+    decode(unit.table, command)
+    return spans_of(command)
 
 
 def turn_of(unit: Unit, command: Command, row: Opcode | None) -> Future[None] | None:

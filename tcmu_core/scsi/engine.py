@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -12,8 +13,9 @@ from tcmu_core.disk.device import StateStore
 from tcmu_core.disk.disk import Disk
 from tcmu_core.errors import InvalidFieldInCdb, InvalidOpcode, NotHandled, TcmuError, UnitAttention, text_of
 from tcmu_core.log import DEBUG_SCSI_CMD
+from tcmu_core.posix import Completion
 from tcmu_core.scsi import hot
-from tcmu_core.scsi.admission import admit, permit, spans_of, turn_of
+from tcmu_core.scsi.admission import admit, decode, permit, spans_of, turn_of
 from tcmu_core.scsi.changes import Changes
 from tcmu_core.scsi.command import Command, TaskAttribute
 from tcmu_core.scsi.failures import Failures
@@ -22,9 +24,10 @@ from tcmu_core.scsi.management import Post
 from tcmu_core.scsi.opcodes import Direction, Opcode, Table, describe, find
 from tcmu_core.scsi.steps import Ask, Steps, status_of
 from tcmu_core.scsi.table import every_row, table_for
-from tcmu_core.scsi.taskset import countdown
+from tcmu_core.scsi.taskset import Span, countdown
 from tcmu_core.scsi.unit import Unit
 
+LANDINGS = 64  # commands that end in one turn of the loop, when their hooks have returned
 _ORDERED = int(TaskAttribute.ORDERED)  # looking a member up costs a tenth of a microsecond, for each command
 
 
@@ -50,6 +53,8 @@ class Engine(Changes):
         self._version = -1  # of the unit, when table and fast paths were made
         self._trace = False
         self._follower: Follower | None = None
+        self._air: deque[tuple[Command, Future[Any]]] = deque()  # what has returned to `_land`
+        self._landing = False  # whether that is posted
         self._unwatch = store.watch(self._stored_elsewhere) if store is not None else _nothing
         self.device.changed = self._notified
         self.device.prevented = lambda: bool(self.unit.prevented)
@@ -168,29 +173,49 @@ class Engine(Changes):
 
     def _pending(self, command: Command, result: Any) -> bool:
         """Wait for what the hook of a fast path returned: its end is the command's."""
-        self._decode(command)
         try:
-            waits = isinstance(result, Future) and not result.done()
+            waits = isinstance(result, Future) and not (result.ended if type(result) is Completion else result.done())
             if waits:
-                self.unit.tasks.enter(command, spans_of(command))
-                result.add_done_callback(partial(self.post, self._landed, command))
+                self.unit.tasks.enter(command, self._spans)
+                result.add_done_callback(partial(self._returned, command))
         except BaseException as error:  # a Future that is none inside
+            self._decode(command)
             self.fail(command, error)
             return self._ended_at_once(command)
-        return not waits and self._first(command, _waiting(result))
+        if waits:
+            return False
+        self._decode(command)
+        return self._first(command, _waiting(result))
 
-    def _landed(self, command: Command, hook: Future[Any]) -> None:
-        """The hook of a fast path has returned for which its command waited."""
-        if command not in self.unit.tasks.active:
-            return  # it was aborted while it waited
-        try:
-            well = not hook.cancelled() and hook.exception() is None and hook.result() is None
-        except BaseException:  # the general path says so
-            well = False
-        if well or command.aborted:
-            self._end(command, harmless=True)
-        else:
-            self._resume(command, _waiting(hook), None)
+    def _spans(self, command: Command) -> tuple[Span, ...]:
+        self._decode(command)
+        return spans_of(command)
+
+    def _returned(self, command: Command, hook: Future[Any]) -> None:
+        """The hook of a fast path has returned; on any thread. Those that do so together land together."""
+        self._air.append((command, hook))
+        if not self._landing:
+            self._landing = True
+            self.post(self._land)
+
+    def _land(self) -> None:
+        """End the commands whose hooks have returned, as many as may be before others have their turn."""
+        self._landing = False  # before the first is taken: one that comes from now on posts for itself
+        air, active = self._air, self.unit.tasks.active
+        for _ in range(LANDINGS):
+            if not air:
+                return
+            command, hook = air.popleft()
+            if command not in active:
+                continue  # it was aborted while it waited
+            if command.aborted or (hook.error is None if type(hook) is Completion else _is_well(hook)):
+                self._end(command, harmless=True)
+            else:
+                self._decode(command)
+                self._resume(command, _waiting(hook), None)
+        if air and not self._landing:
+            self._landing = True
+            self.post(self._land)
 
     def _general(self, command: Command) -> bool:
         """Run a command by the general path."""
@@ -228,10 +253,7 @@ class Engine(Changes):
         return True
 
     def _decode(self, command: Command) -> Opcode | None:
-        """Note which row of the table the CDB is, and the blocks that it names."""
-        row = command.row = find(self.table, command.cdb)
-        command.lba, command.count = row.blocks(command.cdb) if row is not None and row.blocks is not None else (0, 0)
-        return row
+        return decode(self.table, command)
 
     def _after(self, turn: Future[None], command: Command) -> Steps:
         yield turn
@@ -321,6 +343,14 @@ class Engine(Changes):
             self.device.log.error("closing failed: %s", text_of(error))
             done = False
         return done
+
+
+def _is_well(hook: Future[Any]) -> bool:
+    """Return whether a hook's Future has ended as it should; what is wrong with another one the general path says."""
+    try:
+        return not hook.cancelled() and hook.exception() is None and hook.result() is None
+    except BaseException:
+        return False
 
 
 def _waiting(result: Any) -> Steps:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -69,7 +69,7 @@ class TaskManager(ABC):
             tasks.fence(command, may_still_write(self.unit, command))
         self.gate()
 
-    def _ended(self, command: Command, watchers: list[Callable[[], object]]) -> None:
+    def _ended(self, command: Command, watchers: Sequence[Callable[[], object]]) -> None:
         command.nexus.tally.count(command)
         command.done(command)
         for call in watchers:

@@ -156,11 +156,13 @@ class Stepper(TaskManager):
         command.nexus.tally.count(command)
         changed = not harmless or tasks.contended
         watchers = tasks.end(command)
-        self._started.pop(command, None)
+        if self._started:
+            self._started.pop(command, None)
         if changed:
             self.gate()
         command.done(command)
-        self._call(watchers)
+        if watchers:
+            self._call(watchers)
 
     def _call(self, callbacks: Iterable[Callable[[], object]]) -> None:
         for callback in callbacks:

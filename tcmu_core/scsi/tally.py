@@ -25,6 +25,7 @@ class Ended(Protocol):
     status: int
     sense: bytes
     transferred: int
+    aborted: bool
 
     @property
     def silent(self) -> bool:
@@ -83,7 +84,7 @@ class Tally:
         opcode = command.cdb[0]
         self.commands[opcode] += 1
         self.moved[opcode] += command.transferred
-        if command.status or command.silent:
+        if command.status or command.aborted:
             self._failed(opcode, command)
 
     def _failed(self, opcode: int, command: Ended) -> None:

@@ -14,12 +14,13 @@ A command that runs to its end inside `execute` never comes here, unless it must
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 
 from tcmu_core.scsi.command import Command
 
 Span = tuple[int, int]  # first LBA, and the LBA after the last
+Spans = tuple[Span, ...] | Callable[[Command], tuple[Span, ...]]
 EVERYTHING: Span = (-2, 1 << 64)
 MEDIUM: Span = (0, 1 << 64)
 REGISTRATIONS: Span = (-1, 0)  # of no block: the persistent reservations, which one command at a time changes
@@ -52,18 +53,31 @@ def touch(some: Iterable[Span], others: tuple[Span, ...]) -> bool:
 
 
 class Task:
-    """One command in the set: the spans that it touches, whether it must be alone there, and what it waits for."""
+    """One command in the set: the spans that it touches, whether it must be alone there, and what it waits for.
 
-    __slots__ = ("alone", "command", "parked", "shielded", "spans", "turn", "watchers")
+    The spans may be told by a function: most commands end before anybody asks for them.
+    """
 
-    def __init__(self, command: Command, spans: tuple[Span, ...], alone: bool) -> None:
+    turn: Future[None] | None = None  # set while it waits for its turn
+    parked = False  # all that it does from now on is wait: an abort may end it at once
+    shielded = False  # what it does now must not be broken off
+    watchers: Sequence[Callable[[], object]] = ()
+
+    def __init__(self, command: Command, spans: Spans, alone: bool = False) -> None:
         self.command = command
-        self.spans = spans
         self.alone = alone
-        self.turn: Future[None] | None = None  # set while it waits for its turn
-        self.parked = False  # all that it does from now on is wait: an abort may end it at once
-        self.shielded = False  # what it does now must not be broken off
-        self.watchers: list[Callable[[], object]] = []
+        self._spans = spans
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """What it touches."""
+        if not isinstance(self._spans, tuple):
+            self._spans = self._spans(self.command)
+        return self._spans
+
+    @spans.setter
+    def spans(self, spans: tuple[Span, ...]) -> None:
+        self._spans = spans
 
     def meets(self, other: Task) -> bool:
         """Return whether the two can't go on at the same time."""
@@ -76,8 +90,7 @@ class TaskSet:
     """The tasks of one unit."""
 
     def __init__(self) -> None:
-        self.active: dict[Command, Task] = {}
-        self._running: dict[Command, Task] = {}
+        self.active: dict[Command, Task] = {}  # those that run, and those that wait
         self._waiting: list[Task] = []  # in the order of their arrival
         self._alone = 0  # how many that run must be alone, or are fenced
 
@@ -86,19 +99,19 @@ class TaskSet:
         """Return whether a new command may have to wait."""
         return bool(self._alone or self._waiting)
 
-    def enter(self, command: Command, spans: tuple[Span, ...]) -> None:
+    def enter(self, command: Command, spans: Spans) -> None:
         """Note that `command`, which nothing stands against, is in flight."""
         if command not in self.active:
-            self.active[command] = self._running[command] = Task(command, spans, False)
+            self.active[command] = Task(command, spans)
 
     def admit(
         self, command: Command, spans: tuple[Span, ...], *, alone: bool, ahead: bool = False
     ) -> Future[None] | None:
         """Take `command` in: None when it may run now, or a future of when it may. `ahead`: HEAD OF QUEUE."""
         task = Task(command, spans, alone)
+        stands_against = self._stands_against(task, () if ahead else self._waiting)
         self.active[command] = task
-        if not self._stands_against(task, () if ahead else self._waiting):
-            self._running[command] = task
+        if not stands_against:
             self._alone += alone
             return None
         task.turn = Future()
@@ -128,8 +141,8 @@ class TaskSet:
 
         None: off all that it has asked for.
         """
-        task = self._running.get(command)
-        if task is None:
+        task = self.active.get(command)
+        if task is None or task.turn is not None:
             return
         spans = task.spans if spans is None else spans
         freed, task.spans = task.spans, spans
@@ -141,20 +154,19 @@ class TaskSet:
         """Call `then()` when `command` has ended; at once when it is not in flight."""
         task = self.active.get(command)
         if task is not None:
-            task.watchers.append(then)
+            task.watchers = (*task.watchers, then)
         else:
             then()
 
-    def end(self, command: Command) -> list[Callable[[], object]]:
+    def end(self, command: Command) -> Sequence[Callable[[], object]]:
         """Forget `command`, let go on who waited for it, and return what those who watched it want to have called."""
         task = self.active.pop(command, None)
         if task is None:
-            return []
+            return ()
         if task.turn is not None:
             self._waiting.remove(task)
             task.turn.cancel()
         else:
-            del self._running[command]
             self._alone -= task.alone
         if self._waiting:
             self._grant(task.spans)
@@ -167,8 +179,8 @@ class TaskSet:
 
     def _stands_against(self, task: Task, before: Iterable[Task]) -> bool:
         if task.alone or self._alone:
-            for other in self._running.values():
-                if task.meets(other):
+            for other in self.active.values():
+                if other.turn is None and task.meets(other):
                     return True
         return any(task.meets(other) for other in before)
 
@@ -183,7 +195,6 @@ class TaskSet:
             assert task.turn is not None
             turns.append(task.turn)
             task.turn = None
-            self._running[task.command] = task
             self._alone += task.alone
         self._waiting = still
         for turn in turns:
