@@ -107,6 +107,8 @@ class Device:
     solid_state: bool = True
     thin: bool = False  # whether space is allocated as it is written (provisioning type 2 in VPD page B2)
 
+    buffer_alignment: int = 1  # where it likes the buffers of reads to begin: a power of two
+
     device_type: int = 0x00  # SPC-4 6.4.2: 00h direct access block device, 05h CD/DVD
     removable: bool = False
     vendor: str = "LIO-ORG"

@@ -32,6 +32,7 @@ _NUMBERS = (
     "max_discard_length",
     "discard_granularity",
     "discard_alignment",
+    "buffer_alignment",
     "device_type",
 )
 _LIMITS = ("max_transfer_length", "max_discard_length")
@@ -228,6 +229,11 @@ class Disk:
         if physical & (physical - 1) or physical > LARGEST_PHYSICAL * block:
             raise HandlerError(
                 f"{who}: physical_block_size {physical} is no power of two from {block} to {LARGEST_PHYSICAL * block}"
+            )
+        alignment = device.buffer_alignment
+        if not 1 <= alignment <= LARGEST_BLOCK or alignment & (alignment - 1):
+            raise HandlerError(
+                f"{who}: buffer_alignment is {alignment}: it must be a power of two, {LARGEST_BLOCK} bytes at most"
             )
         for name in _LIMITS:
             limit = getattr(device, name)

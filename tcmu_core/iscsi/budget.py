@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections import deque
 
+from tcmu_core.posix import address
+
+ALIGNMENT = 512  # bytes: a block begins at a multiple
 OVERHEAD = 512  # bytes: what the interpreter adds to a block, or to a PDU that is kept
 
 
@@ -78,9 +81,14 @@ class Account:
         self.budget._used -= size
 
     def block(self, size: int) -> memoryview:
-        """Return `size` bytes of memory, which count until the last view of them has gone."""
-        self.charge(size + OVERHEAD)
-        return memoryview(_Block(self, size))
+        """Return `size` bytes of memory, which count until the last view of them has gone.
+
+        It begins where direct I/O can begin, on nearly every disk.
+        """
+        self.charge(size + ALIGNMENT + OVERHEAD)
+        block = memoryview(_Block(self, size + ALIGNMENT))
+        skew = -(address(block) or 0) % ALIGNMENT
+        return block[skew : skew + size]
 
 
 class _Block(bytearray):

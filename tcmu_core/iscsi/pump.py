@@ -16,6 +16,7 @@ from enum import Enum, auto
 from functools import partial
 
 from tcmu_core.iscsi import pdu as p
+from tcmu_core.iscsi.budget import ALIGNMENT
 from tcmu_core.iscsi.commands import Commands
 from tcmu_core.iscsi.constants import ATTRIBUTE, BHS, RESERVED_TAG, SERIAL, Opcode, RejectReason
 from tcmu_core.iscsi.direction import directions
@@ -38,6 +39,11 @@ IMMEDIATE_COMMANDS = 16  # beyond the window
 ROOM = 512  # bytes that any answer without data fits in, and the sense data of a command
 HEAVY = 1 << 20  # bytes: a command of more is the last of its batch
 SEGMENTS = 256  # ... and so is one of more segments
+
+Known = tuple[Callable[[Command], bool], Nexus, bytes, int]
+"""A logical unit: `execute`, the nexus, for each operation code which way its data goes, and the bits of an offset of
+data that are to be zero.
+"""
 
 
 class Next(Enum):
@@ -74,8 +80,8 @@ class Pump:
         }
         self._sampler = session.sampler
         self._until = 0.0  # seconds by the session's clock, when the batch has taken long enough
-        self._luns: dict[bytes, tuple[Callable[[Command], bool], Nexus, bytes]] = {}
-        self._timed: dict[bytes, tuple[Callable[[Command], bool], Nexus, bytes]] = {}  # the same, with a clock
+        self._luns: dict[bytes, Known] = {}
+        self._timed: dict[bytes, Known] = {}  # the same, with a clock
         if session.attachment is not None:
             for lun in session.attachment.it.luns:
                 self._know(lun)
@@ -83,13 +89,15 @@ class Pump:
         self.run: Callable[[], None] = self._digests if digests else self._plain
 
     def _know(self, lun: int) -> None:
-        """Have a logical unit at hand: `execute`, the nexus, and for each operation code which way its data goes."""
+        """Have what is needed of a logical unit at hand."""
         attachment = self._session.attachment
         assert attachment is not None
         execute, nexus = attachment.it.luns[lun]
-        ways = directions(attachment.target.luns[lun].table)
-        self._luns[format_lun(lun)] = execute, nexus, ways
-        self._timed[format_lun(lun)] = self._sampler.timed(execute), nexus, ways
+        engine = attachment.target.luns[lun]
+        ways = directions(engine.table)
+        skew = min(engine.device.buffer_alignment, ALIGNMENT) - 1
+        self._luns[format_lun(lun)] = execute, nexus, ways, skew
+        self._timed[format_lun(lun)] = self._sampler.timed(execute), nexus, ways, skew
         nexus.on_clear = partial(self._cleared, lun)
         nexus.outgoing = self._sampler.follow
 
@@ -194,15 +202,21 @@ class Pump:
                 and itt not in tasks
                 and itt not in transfers
             ):
-                execute, nexus, ways = luns[lun]
+                execute, nexus, ways, skew = luns[lun]
                 if flags & 0xE0 == 0xC0 and not lengths and expected <= single and ways[cdb[0]] == IN:
-                    if cursor + expected + 52 > room:
+                    gap = -(cursor + BHS) & skew
+                    if cursor + gap + expected + 52 > room:
                         outbox.cursor = cursor
-                        if not outbox.make_room(expected + 52):
+                        if not outbox.make_room(expected + 52 + skew):
                             in_order = False  # `_next` knows whether it waits
                             continue
                         arena, cursor = outbox.memory, outbox.cursor
                         out, room = arena.view, arena.size
+                        gap = -(cursor + BHS) & skew
+                    if gap:  # it is not sent
+                        outbox.cursor = cursor
+                        cursor += gap
+                        outbox.skip(cursor)
                     exp_cmd_sn = (exp_cmd_sn + 1) & SERIAL
                     pos += BHS
                     data = cursor + BHS

@@ -98,13 +98,11 @@ class Ring:
         self._tail = self._words[self._sq_tail]
         self.unsubmitted = 0
 
-    @property
-    def full(self) -> bool:
-        """Whether the submission queue has no room until `submit`."""
-        return bool(self.unsubmitted >= self.entries)
-
     def push(self, op: int, fd: int, offset: int, address: int, length: int, flags: int, user_data: int) -> None:
-        """Put an operation into the submission queue, which is not full; `submit` sends it."""
+        """Put an operation into the submission queue; `submit` sends it.
+
+        There must be room: fewer `unsubmitted` than there are `entries`.
+        """
         _SQE.pack_into(
             self._sqes, (self._tail & self._sq_mask) * 64, op, 0, 0, fd, offset, address, length, flags, user_data
         )

@@ -27,7 +27,7 @@ from tcmu_core.scsi.table import every_row, table_for
 from tcmu_core.scsi.taskset import Span, countdown
 from tcmu_core.scsi.unit import Unit
 
-LANDINGS = 64  # commands that end in one turn of the loop, when their hooks have returned
+LANDINGS = 16  # commands that end in one turn of the loop, when their hooks have returned
 _ORDERED = int(TaskAttribute.ORDERED)  # looking a member up costs a tenth of a microsecond, for each command
 
 

@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
+from tcmu_core import hookimpl
+from tcmu_core.disk.device import Device
 from tcmu_core.errors import ReadError
 from tcmu_core.iscsi import commands
 from tcmu_core.iscsi import pdu as p
 from tcmu_core.iscsi.constants import RESERVED_TAG, AsyncEvent, LogoutResponse, RejectReason
 from tcmu_core.iscsi.settings import Limits, PortalSettings
+from tcmu_core.posix import address
 from tcmu_core.scsi.command import Command, Status
 from tests.iscsi.initiator import Initiator, cdb_10, text_of
 from tests.iscsi.wire import Answering, FakeHost, Scripted, Wire, logged_in
@@ -45,6 +48,30 @@ def test_a_batch_of_reads_is_answered_in_order(wire: Wire) -> None:
     assert [answer.data for answer in answers] == [wire.unit.disk[n * 512 :][:512] for n in range(100)]
     assert [answer.itt for answer in answers] == list(range(1, 101))  # type: ignore[attr-defined]
     assert [answer.stat_sn for answer in answers] == list(range(1, 101))  # type: ignore[attr-defined]
+
+
+class Direct(Scripted):
+    """A disk that wants its buffers where direct I/O can fill them."""
+
+    @hookimpl
+    def open(self, device: Device) -> None:
+        super().open(device)
+        device.buffer_alignment = 4096
+
+
+@pytest.mark.parametrize("hold", [False, True], ids=["at once", "later"])
+def test_reads_of_a_disk_that_wants_it_are_aligned_and_nothing_else_is_sent_for_that(hold: bool) -> None:
+    unit = Direct()
+    wire = logged_in(units=[unit])
+    unit.disk[:] = pattern(1 << 20)
+    unit.hold = hold
+    lengths = [4096, 512, 65536, 512, 512, 262144, 4096]
+    answers = wire.send(*[wire.initiator.read_10(n, length // 512) for n, length in enumerate(lengths)])
+    while unit.held:
+        unit.finish()
+        answers += wire.collect()
+    assert [answer.data for answer in answers] == [unit.disk[n * 512 :][:length] for n, length in enumerate(lengths)]
+    assert [address(command.buffers[0]) % 512 for command in unit.commands] == [0] * len(lengths)  # type: ignore[operator]
 
 
 def test_the_answers_do_not_depend_on_how_the_bytes_come() -> None:

@@ -64,6 +64,7 @@ class FileHandler:
             device.physical_block_size = max(device.block_size, opened.granularity)
         device.discard_granularity = max(device.block_size, opened.granularity)
         device.thin = opened.punches
+        device.buffer_alignment = opened.alignment.memory
 
         # How to transfer. Direct I/O always waits for the disk, so it is never done on the loop's thread; neither is
         # anything on a file system that does not know RWF_NOWAIT, unless it is memory.
