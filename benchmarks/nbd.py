@@ -22,6 +22,7 @@ from pathlib import Path
 
 from benchmarks.comparison import Comparison, options
 from benchmarks.qcow import Case, client, run, seconds
+from benchmarks.results import python
 from tcmu_core import __version__
 
 OURS = "tcmu-nbd"
@@ -31,9 +32,9 @@ STRIDE = 4096 * 10007  # prime in blocks: visits the disk in no order that read-
 
 CASES = [
     Case("4 KiB random read, depth 1", 4096, 1, STRIDE, 8000),
-    Case("4 KiB random read, depth 32", 4096, 32, STRIDE, 40000),
+    Case("4 KiB random read, depth 32", 4096, 32, STRIDE, 150000),
     Case("4 KiB random write, depth 1", 4096, 1, STRIDE, 8000, write=True),
-    Case("4 KiB random write, depth 32", 4096, 32, STRIDE, 40000, write=True),
+    Case("4 KiB random write, depth 32", 4096, 32, STRIDE, 150000, write=True),
     Case("256 KiB sequential read, depth 4", 256 << 10, 4, 256 << 10, SIZE // (256 << 10)),
     Case("256 KiB sequential write, depth 4", 256 << 10, 4, 256 << 10, SIZE // (256 << 10), write=True),
 ]
@@ -103,6 +104,7 @@ def main() -> int:
     comparison = Comparison.begin(OURS, args.rounds)
     comparison.versions = {
         "tcmu-core": __version__,
+        "Python": python(),
         "QEMU": run(["qemu-img", "--version"]).split()[2],
         "nbdkit": run(["nbdkit", "--version"]).split()[1],
     }

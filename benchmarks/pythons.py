@@ -9,7 +9,6 @@ memory, without a kernel, and the processes take turns many times a second.
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -19,27 +18,25 @@ from pathlib import Path
 from benchmarks import comparison
 from benchmarks.comparison import Comparison
 from benchmarks.hotpath import HERE, RING_JOBS, SIZE, ring_rates
+from benchmarks.results import python
 from tcmu_core import __version__
 
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 
 
 def installed() -> dict[str, str]:
-    """Return the interpreters that can be found and run, by their version."""
+    """Return the interpreters that can be found and run, by what they are."""
     found: dict[str, str] = {}
     for version in VERSIONS:
-        candidates = [name for name in (shutil.which(f"python{version}"),) if name]
+        candidates = [name for name in (shutil.which(f"python{version}"), f"/usr/bin/python{version}") if name]
         candidates += [str(path) for path in sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))]
-        for python in candidates:
-            told = subprocess.run(
-                [python, "-c", "import platform; print(platform.python_version())"],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+        for candidate in candidates:
+            if not Path(candidate).exists():
+                continue
+            tell = "import ensurepip; from benchmarks.results import python; print(python())"
+            told = subprocess.run([candidate, "-c", tell], cwd=HERE, capture_output=True, text=True, check=False)
             if not told.returncode:
-                found[told.stdout.strip()] = python
-                break
+                found.setdefault(f"Python {told.stdout.strip()}", candidate)
     return found
 
 
@@ -58,22 +55,22 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="how long each run takes (1)")
     args = parser.parse_args()
     found = installed()
-    ours = f"Python {platform.python_version()}"
+    ours = f"Python {python()}"
     result = Comparison.begin(ours, args.rounds)
     result.versions = {"tcmu-core": __version__}
     with tempfile.TemporaryDirectory(prefix="tcmu-bench-", dir="/dev/shm") as directory:
         image = Path(directory, "disk.img")
         image.write_bytes(os.urandom(1 << 20) * (SIZE >> 20))
         pythons = {ours: sys.executable}
-        for version, python in found.items():
-            if f"Python {version}" not in pythons:
-                pythons[f"Python {version}"] = environment(python, Path(directory, version))
+        for number, (name, interpreter) in enumerate(found.items()):
+            if name not in pythons:
+                pythons[name] = environment(interpreter, Path(directory, str(number)))
         for number in range(args.rounds):
             order = list(pythons.items())[:: -1 if number % 2 else 1]
             for job, kind in RING_JOBS.items():
                 if args.jobs in job:
                     trees = [(HERE, image)] * len(order)
-                    rates = ring_rates(trees, kind, args.seconds, [python for _, python in order])
+                    rates = ring_rates(trees, kind, args.seconds, [interpreter for _, interpreter in order])
                     for (name, _), rate in zip(order, rates, strict=True):
                         result.add(job, 4096, name, rate)
     for row in result.rows:

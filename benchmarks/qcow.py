@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.comparison import Comparison, options
+from benchmarks.results import python
 from tcmu_core import __version__
 
 OURS = "tcmu-qcow"
@@ -150,7 +151,11 @@ def main() -> int:
         if shutil.which(tool) is None:
             raise SystemExit(f"{tool} is missing: apt-get install qemu-utils qemu-system-common")
     comparison = Comparison.begin(OURS, args.rounds)
-    comparison.versions = {"tcmu-core": __version__, "QEMU": run(["qemu-img", "--version"]).split()[2]}
+    comparison.versions = {
+        "tcmu-core": __version__,
+        "Python": python(),
+        "QEMU": run(["qemu-img", "--version"]).split()[2],
+    }
     with tempfile.TemporaryDirectory(prefix="tcmu-bench-", dir=args.dir) as directory:
         measure(Path(directory), [case for case in CASES if args.jobs in case.name], comparison)
     print(comparison.section())

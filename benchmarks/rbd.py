@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.comparison import Comparison, options
+from benchmarks.results import python
 from tcmu_core import __version__
 from tests.clusters.ceph import POOL, Ceph
 
@@ -129,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     comparison = Comparison.begin(OURS, args.rounds)
     comparison.versions = {
         "tcmu-core": __version__,
+        "Python": python(),
         "Ceph": run(["ceph", "--version"]).split()[2],
         "QEMU": run(["qemu-img", "--version"]).split()[2],
         "fio": run(["fio", "--version"]).strip().removeprefix("fio-"),

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import statistics
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,11 @@ class Run:
             for each in raw["results"]
         ]
         return cls(**raw)
+
+
+def python() -> str:
+    """Return which Python this is: a build of one's own is often slower than the distribution's."""
+    return platform.python_version() + (" (the distribution's)" if sys.base_prefix == "/usr" else "")
 
 
 def machine() -> dict[str, str]:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.results import python
+
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 PATIENCE = 20.0  # seconds for a server to come up or go down
 
@@ -133,7 +135,7 @@ def versions() -> dict[str, str]:
     """Return the versions of all that takes part."""
     return {
         "tcmu-core": version("tcmu-core"),
-        "Python": ".".join(map(str, sys.version_info[:3])),
+        "Python": python(),
         "tgt": _version("tgtd", "-V"),
         "qemu-img": _version("qemu-img", "--version"),
         "libiscsi (iscsi-perf)": _package("libiscsi-bin"),

@@ -19,6 +19,7 @@ from pathlib import Path
 from benchmarks import clients, comparison, servers
 from benchmarks.clients import Job
 from benchmarks.comparison import Comparison
+from benchmarks.results import python
 
 BESIDE, ALONE = "beside a slow LUN", "alone"
 JOBS = [Job("iscsi-perf", "read", 4 << 10, depth, random=True, target=0.9) for depth in (1, 8, 32)]
@@ -66,7 +67,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="how long each run takes (2)")
     args = parser.parse_args()
     result = Comparison.begin(BESIDE, args.rounds)
-    result.versions = {"tcmu-core": servers.versions()["tcmu-core"]}
+    result.versions = {"tcmu-core": servers.versions()["tcmu-core"], "Python": python()}
     with tempfile.TemporaryDirectory(prefix="tcmu-bench-") as directory, contextlib.ExitStack() as stack:
         addresses = {kind: stack.enter_context(serving(kind, Path(directory))) for kind in SLOW}
         for number in range(args.rounds):

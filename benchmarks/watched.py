@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tcmu_core
-from benchmarks import comparison, report
+from benchmarks import comparison, report, results
 from benchmarks.comparison import HERE, README, Comparison
 from benchmarks.servers import PATIENCE, TICK, stop
 from tcmu_core.host import control
@@ -300,7 +300,7 @@ def main(argv: list[str] | None = None) -> int:
     pairs = options.rounds or max(1, round(options.minutes * 60 / (2 * (options.slice + SETTLE))))
     run = Comparison.begin("watched", pairs)
     run.versions["tcmu-core"] = tcmu_core.__version__
-    run.versions["Python"] = ".".join(map(str, sys.version_info[:3]))
+    run.versions["Python"] = results.python()
     found = measure(pairs, options.slice, options.targets, options.sessions, options.depth)
     job = f"4 KiB random read, {options.targets} targets, {options.sessions} sessions"
     for watched, alone in zip(found.watched, found.alone, strict=True):
