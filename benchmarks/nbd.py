@@ -4,7 +4,8 @@
 
 The client is `qemu-img bench`: over iSCSI on loopback to us, who go on to the server on a Unix socket, and straight to
 that socket with QEMU's own NBD client. Two servers take part, qemu-nbd on a raw file and nbdkit on memory; both stand
-for the whole run, and each case takes each way in turn, round by round.
+for the whole run, and each case takes each way in turn, round by round. With nbdkit
+one case is told of TCP too.
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.comparison import Comparison, options
 from benchmarks.qcow import Case, client, run, seconds
 from benchmarks.results import python
+from benchmarks.servers import answers, free_port
 from tcmu_core import __version__
 
 OURS = "tcmu-nbd"
 DIRECT = "straight"
+OVER_TCP = " over TCP"
 SIZE = 1 << 30
 STRIDE = 4096 * 10007  # prime in blocks: visits the disk in no order that read-ahead knows
 
@@ -40,56 +44,74 @@ CASES = [
 ]
 
 
-def ours(address: Path, case: Case) -> float:
+TCP = [Case("4 KiB random read, depth 32", 4096, 32, STRIDE, 100000)]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A server that runs: what `tcmu serve nbd` is told of it, and what QEMU's client is."""
+
+    cfgstring: str
+    uri: str
+
+
+def ours(server: Served, case: Case) -> float:
     template = shlex.join(client(case, "@")).replace("@", "$uri")
     tcmu = Path(sys.executable).with_name("tcmu")
-    return seconds(run([str(tcmu), "serve", "nbd", str(address), "--run", template]))
+    return seconds(run([str(tcmu), "serve", "nbd", server.cfgstring, "--run", template]))
 
 
-def straight(address: Path, case: Case) -> float:
-    return seconds(run(client(case, f"nbd+unix:///?socket={address}")))
+def straight(server: Served, case: Case) -> float:
+    return seconds(run(client(case, server.uri)))
 
 
 WAYS = {OURS: ours, DIRECT: straight}
 
 
 @contextmanager
-def server(command: list[str], address: Path) -> Iterator[Path]:
-    """A server that listens on a Unix socket; stopped by its own process id."""
+def server(command: list[str], address: Path | int) -> Iterator[Served]:
+    """A server that listens on a Unix socket, or on a port of loopback; stopped by its own process id."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             for _ in range(400):
-                if address.exists():
+                if answers(address) if isinstance(address, int) else address.exists():
                     break
                 time.sleep(0.05)
-            yield address
+            if isinstance(address, int):
+                yield Served(f"nbd://127.0.0.1:{address}", f"nbd://127.0.0.1:{address}")
+            else:
+                yield Served(str(address), f"nbd+unix:///?socket={address}")
         finally:
             process.terminate()
             process.wait(30)
 
 
-def commands(directory: Path) -> dict[str, tuple[list[str], Path]]:
-    """Return each server's command line and address."""
+def commands(directory: Path) -> dict[str, tuple[list[str], Path | int]]:
+    """Return each server's command line and address, a socket's path or a port."""
     image = directory / "disk.img"
     with image.open("wb") as file:
         for _ in range(SIZE >> 20):
             file.write(b"\x11" * (1 << 20))
     qemu, kit = directory / "qemu.sock", directory / "nbdkit.sock"
     words = ["qemu-nbd", "-t", "-e", "8", "-k", str(qemu), "-f", "raw", "--cache=writeback", str(image)]
+    port = free_port()
     return {
         "qemu-nbd": (words, qemu),
         "nbdkit": (["nbdkit", "-f", "-U", str(kit), "memory", str(SIZE)], kit),
+        f"nbdkit{OVER_TCP}": (["nbdkit", "-f", "-i", "127.0.0.1", "-p", str(port), "memory", str(SIZE)], port),
     }
 
 
-def measure(directory: Path, cases: Sequence[Case], comparison: Comparison) -> None:
+def measure(directory: Path, only: str, comparison: Comparison) -> None:
     with contextlib.ExitStack() as stack:
         servers = {name: stack.enter_context(server(*words)) for name, words in commands(directory).items()}
         for number in range(comparison.rounds):
-            for case in cases:
-                for name, address in servers.items():
+            for name, served in servers.items():
+                for case in TCP if name.endswith(OVER_TCP) else CASES:
+                    if only not in case.name:
+                        continue
                     for way in list(WAYS)[:: -1 if number % 2 else 1]:
-                        rate = case.count / WAYS[way](address, case)
+                        rate = case.count / WAYS[way](served, case)
                         comparison.add(f"{name}: {case.name}", case.block, way, rate)
             print(f"round {number + 1} is over", file=sys.stderr, flush=True)
 
@@ -109,7 +131,7 @@ def main() -> int:
         "nbdkit": run(["nbdkit", "--version"]).split()[1],
     }
     with tempfile.TemporaryDirectory(prefix="tcmu-bench-", dir=args.dir) as directory:
-        measure(Path(directory), [case for case in CASES if args.jobs in case.name], comparison)
+        measure(Path(directory), args.jobs, comparison)
     print(comparison.section())
     if args.write:
         comparison.publish("nbd")

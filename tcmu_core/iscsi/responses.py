@@ -18,7 +18,8 @@ from tcmu_core.iscsi.pending import Task
 from tcmu_core.iscsi.session import Session
 from tcmu_core.scsi.command import Status
 
-_DATA_IN = int(Opcode.DATA_IN)  # looking a member up takes a tenth of a microsecond, for each response
+# Looking a member up takes a tenth of a microsecond, for each response.
+_DATA_IN, _SCSI_RESPONSE = int(Opcode.DATA_IN), int(Opcode.SCSI_RESPONSE)
 
 
 def finish(session: Session, task: Task, *, pending: bool = False) -> None:
@@ -92,7 +93,7 @@ def _response(session: Session, task: Task, flags: int, residual: int) -> None:
         return
     # Each write that does not end at once has one: without an object for it, which takes ten times as long.
     header = p.SCSI_RESPONSE.pack(
-        Opcode.SCSI_RESPONSE, flags, 0, command.status, 0, task.itt, 0, session.stat_sn, session.exp_cmd_sn,
+        _SCSI_RESPONSE, flags, 0, command.status, 0, task.itt, 0, session.stat_sn, session.exp_cmd_sn,
         session.max_cmd_sn(), task.exp_data_sn, task.bidi or 0, residual,
     )  # fmt: skip
     session.write(header + p.digest(header) if session.framing.header_digest else header)

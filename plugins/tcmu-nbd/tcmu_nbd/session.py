@@ -182,7 +182,7 @@ class Session:
         """Take a request. Its Future is done when it has been answered, or when its time is over."""
         state = self.state
         if state is _UP and not (request.changes or self._queue or self._doubtful or request.command is _FLUSH):
-            self._send(request, now)  # what the rest comes to
+            self._send(request, now)  # a read, which nothing stands in the way of
             return
         if state is State.CLOSED:
             request.fail(NotReady("the NBD disk is closed"))
@@ -204,9 +204,11 @@ class Session:
         """Take the server's answer to a request."""
         if request.link < len(self._heard):
             self._heard[request.link] = now
-        if error is None and not request.changes and request in self._flight and request is not self._flushing:
-            del self._flight[request]  # what the rest comes to
+        if error is None and request in self._flight and request is not self._flushing and not request.acknowledged:
+            del self._flight[request]
             self._attempts = 0
+            if request.changes:
+                self._journal.acknowledge(request)
             request.finish(request.runs or None)
             if self._queue or self._journal.memory or self.state is not _UP:
                 self._proceed(now)
@@ -229,17 +231,13 @@ class Session:
         self._proceed(now)
 
     def _end(self, request: Request, error: OSError | None) -> None:
+        """End one that has failed, or was acknowledged before it was written again; a flush ends elsewhere."""
         if request.acknowledged:
             if error is not None:
                 self._lose(f"{request!r} was acknowledged, and can't be written again ({error.strerror})")
-        elif request is self._flushing:
-            return
-        elif error is not None:
+        elif error is not None and request is not self._flushing:
             self._journal.forget(request)
             request.fail(error)
-        else:
-            self._journal.acknowledge(request)
-            request.finish(request.runs or None)
 
     def _proceed(self, now: float) -> None:
         if self.state is _UP:
