@@ -204,18 +204,16 @@ class Pump:
             ):
                 execute, nexus, ways, skew = luns[lun]
                 if flags & 0xE0 == 0xC0 and not lengths and expected <= single and ways[cdb[0]] == IN:
-                    gap = -(cursor + BHS) & skew
-                    if cursor + gap + expected + 52 > room:
+                    if cursor + expected + 52 + skew > room:
                         outbox.cursor = cursor
                         if not outbox.make_room(expected + 52 + skew):
                             in_order = False  # `_next` knows whether it waits
                             continue
                         arena, cursor = outbox.memory, outbox.cursor
                         out, room = arena.view, arena.size
-                        gap = -(cursor + BHS) & skew
-                    if gap:  # it is not sent
+                    if skew:  # what lies before an answer that begins later is not sent
                         outbox.cursor = cursor
-                        cursor += gap
+                        cursor += -(cursor + BHS) & skew
                         outbox.skip(cursor)
                     exp_cmd_sn = (exp_cmd_sn + 1) & SERIAL
                     pos += BHS
