@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import pytest
 
@@ -48,6 +49,26 @@ def test_a_batch_of_reads_is_answered_in_order(wire: Wire) -> None:
     assert [answer.data for answer in answers] == [wire.unit.disk[n * 512 :][:512] for n in range(100)]
     assert [answer.itt for answer in answers] == list(range(1, 101))  # type: ignore[attr-defined]
     assert [answer.stat_sn for answer in answers] == list(range(1, 101))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "agreed", [{}, {"HeaderDigest": "CRC32C"}, {"DataDigest": "CRC32C"}], ids=["plain", "header digest", "data digest"]
+)
+@pytest.mark.parametrize("length", [512, 509, 7])
+def test_what_ends_later_is_answered_as_what_ends_at_once(agreed: dict[str, str], length: int) -> None:
+    later: list[Future[Status]] = []
+
+    def answer(command: Command) -> Future[Status]:
+        command.put(pattern(length))
+        later.append(Future())
+        return later[-1]
+
+    wire = logged_in(agreed, units=[Answering(answer)])  # type: ignore[arg-type]
+    assert not wire.send(*[wire.initiator.command(b"\xc1", read=length) for _ in range(3)])
+    for future in later:
+        future.set_result(Status.GOOD)
+    answers = wire.collect()
+    assert [(answer.data, answer.flags, answer.residual) for answer in answers] == 3 * [(pattern(length), 0x81, 0)]  # type: ignore[attr-defined]
 
 
 class Direct(Scripted):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tcmu_core import hookimpl
-from tcmu_core.scsi.command import Status
+from tcmu_core.scsi.command import Command, Status
 from tests.scsi.harness import BLOCK, Memory, Rig, cdb10, make_rig
 
 INTERNAL = (4, 0x44, 0)
@@ -155,6 +155,28 @@ def test_a_future_is_awaited_wherever_it_comes_from(path: str, threads: int) -> 
         pending.pop().set_result(None)
     rig.turn()
     assert ended == [command]
+
+
+@pytest.mark.parametrize("error", [None, OSError(5, "broken")])
+def test_a_future_that_ends_with_another_is_awaited_by_a_fast_path_too(error: OSError | None) -> None:
+    rig = make_rig(Told())
+    nexus = rig.nexus().luns[0][1]
+    nexus.attentions.clear()
+    first, second = Future[Any](), Future[Any]()
+    rig.memory.answer = lambda: first
+    ended: list[Command] = []
+    command = Command(cdb10(0x28, 0, 1), [memoryview(bytearray(BLOCK))], BLOCK, nexus, ended.append)
+    assert 0x28 in rig.engine.fast
+    assert not rig.engine.execute(command)
+    first.set_result(second)
+    rig.turn()
+    assert not ended
+    second.set_exception(error) if error is not None else second.set_result(None)
+    rig.turn()
+    assert ended == [command]
+    assert command.status == (Status.GOOD if error is None else Status.CHECK_CONDITION)
+    assert command.sense[12:13] == (b"" if error is None else b"\x11")  # UNRECOVERED READ ERROR
+    assert rig.engine.idle
 
 
 @pytest.mark.parametrize(

@@ -380,6 +380,32 @@ def test_what_touches_a_write_that_may_still_come_waits_for_it() -> None:
     assert play.sent() == [held]
 
 
+def test_and_so_does_a_read() -> None:
+    play = Play(timeout=30)
+    slow = play.write(0)
+    play.wait(29)
+    play.answer(play.ask(Cmd.READ, 1))
+    play.wait(2)
+    assert slow.future.done()
+    play.sent()
+    held, free = play.ask(Cmd.READ, 0), play.ask(Cmd.READ, 1)
+    assert play.sent() == [free]
+    play.answer(slow)
+    assert play.sent() == [held]
+
+
+def test_what_is_written_again_counts_once() -> None:
+    play = Play()
+    first = play.written(0)
+    play.lose()
+    play.connect()
+    play.answer(first)
+    assert play.session.unflushed == 1
+    flush = play.ask(Cmd.FLUSH)
+    play.answer(flush)
+    assert play.session.unflushed == 0
+
+
 def test_what_was_held_back_goes_on_when_the_connection_is_lost() -> None:
     play = Play(timeout=30)
     play.write(0)

@@ -97,6 +97,7 @@ SENSELESS = {
     "no data": data(OFFSET, b""),
     "a chunk too short for its offset": chunk(Chunk.OFFSET_DATA, bytes(4)) + bytes(8),
     "data twice": data(OFFSET, CONTENT[:HALF], done=False) + data(OFFSET, CONTENT[:HALF]),
+    "a half, and then all of it": data(OFFSET, CONTENT[:HALF], done=False) + data(OFFSET, CONTENT),
     "data that overlaps": data(OFFSET, CONTENT[:HALF], done=False) + data(OFFSET + HALF - 1, CONTENT[:HALF]),
     "something missing": data(OFFSET, CONTENT[:HALF]),
     "nothing at all": chunk(Chunk.NONE),
