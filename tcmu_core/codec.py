@@ -150,7 +150,7 @@ def _tuple(kind: Any, read: Callable[[Any], Any], value: Any) -> tuple[Any, ...]
 
 def _plain(hint: Any) -> Callable[[Any], Any]:
     if issubclass(hint, Enum):
-        return hint  # type: ignore[no-any-return]
+        return hint  # type: ignore[no-any-return]  # an Enum reads its own values
     if hint is bytes:
         return _bytes
     if hint is str:

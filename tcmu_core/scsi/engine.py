@@ -202,20 +202,20 @@ class Engine(Changes):
         """End the commands whose hooks have returned, as many as may be before others have their turn."""
         self._landing = False  # before the first is taken: one that comes from now on posts for itself
         air, active = self._air, self.unit.tasks.active
-        for _ in range(LANDINGS):
-            if not air:
-                return
-            command, hook = air.popleft()
-            if command not in active:
-                continue  # it was aborted while it waited
-            if command.aborted or (hook.error is None if type(hook) is Completion else _is_well(hook)):
-                self._end(command, harmless=True)
-            else:
-                self._decode(command)
-                self._resume(command, _waiting(hook), None)
-        if air and not self._landing:
-            self._landing = True
-            self.post(self._land)
+        try:
+            for _ in range(min(len(air), LANDINGS)):
+                command, hook = air.popleft()
+                if command not in active:
+                    continue  # it was aborted while it waited
+                if command.aborted or (hook.error is None if type(hook) is Completion else _is_well(hook)):
+                    self._end(command, harmless=True)
+                else:
+                    self._decode(command)
+                    self._resume(command, _waiting(hook), None)
+        finally:  # a transport that fails at one of them leaves the others as they are
+            if air and not self._landing:
+                self._landing = True
+                self.post(self._land)
 
     def _general(self, command: Command) -> bool:
         """Run a command by the general path."""

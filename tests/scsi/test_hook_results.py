@@ -179,6 +179,33 @@ def test_a_future_that_ends_with_another_is_awaited_by_a_fast_path_too(error: OS
     assert rig.engine.idle
 
 
+def test_a_transport_that_fails_at_one_command_does_not_keep_the_others_from_their_end() -> None:
+    rig = make_rig(Told())
+    nexus = rig.nexus().luns[0][1]
+    nexus.attentions.clear()
+    pending: list[Future[Any]] = []
+
+    def later() -> Future[Any]:
+        pending.append(Future())
+        return pending[-1]
+
+    rig.memory.answer = later
+    ended: list[Command] = []
+
+    def fails(command: Command) -> None:
+        raise ZeroDivisionError
+
+    for done in (fails, ended.append):
+        assert not rig.engine.execute(Command(cdb10(0x28, 0, 1), [memoryview(bytearray(BLOCK))], BLOCK, nexus, done))
+    for future in pending:
+        future.set_result(None)
+    with pytest.raises(ZeroDivisionError):
+        rig.turn()
+    rig.turn()
+    assert len(ended) == 1
+    assert rig.engine.idle
+
+
 @pytest.mark.parametrize(
     ("answer", "status"), [(0, 0), (Status.BUSY, 8), (True, 2), (False, 2), ("GOOD", 2), (b"", 2), (77, 2)]
 )

@@ -366,7 +366,8 @@ def test_a_connection_that_is_silent_is_given_up() -> None:
     assert play.sent() == [late]
 
 
-def test_what_touches_a_write_that_may_still_come_waits_for_it() -> None:
+@pytest.mark.parametrize("command", [Cmd.WRITE, Cmd.READ])
+def test_what_touches_a_write_that_may_still_come_waits_for_it(command: Cmd) -> None:
     play = Play(timeout=30)
     slow = play.write(0)
     play.wait(29)
@@ -374,21 +375,7 @@ def test_what_touches_a_write_that_may_still_come_waits_for_it() -> None:
     play.wait(2)
     assert slow.future.done()
     play.sent()
-    held, free = play.write(0), play.write(1)
-    assert play.sent() == [free]
-    play.answer(slow)
-    assert play.sent() == [held]
-
-
-def test_and_so_does_a_read() -> None:
-    play = Play(timeout=30)
-    slow = play.write(0)
-    play.wait(29)
-    play.answer(play.ask(Cmd.READ, 1))
-    play.wait(2)
-    assert slow.future.done()
-    play.sent()
-    held, free = play.ask(Cmd.READ, 0), play.ask(Cmd.READ, 1)
+    held, free = play.ask(command, 0), play.ask(command, 1)
     assert play.sent() == [free]
     play.answer(slow)
     assert play.sent() == [held]
